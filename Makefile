@@ -1,0 +1,58 @@
+# make demo: sets everything up, then trains SimCLR on digits with two workers, evaluates and draws (≈ 5 minutes on 2 cores)
+# make test: sets everything up, then ruff, pyright and the tests
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+SYSTEM_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++
+export KILOBATCH_CACHE ?= $(CURDIR)/.cache
+
+.PHONY: demo test test-all lint types bench setup system clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(BIN)/kilobatch train demo --workers 2
+
+test: setup lint types
+	$(BIN)/python -m pytest -q
+
+test-all: setup lint types
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+bench: setup
+	$(BIN)/python -m pip install -q -c constraints.txt "lightly==1.6.0"
+	$(BIN)/python -m benchmarks.nt_xent
+	$(BIN)/python -m benchmarks.loader
+
+setup: $(VENV)/installed
+
+# deepspeed and ffcv build from source against the torch and numpy that are already there: hence the order, and no isolation.
+$(VENV)/installed: pyproject.toml constraints.txt | system
+	@test -n "$(PYTHON)" || { echo "kilobatch needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -U pip setuptools wheel
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision numba
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# Headers that ffcv's build needs. Installed when that is allowed, else the way out is printed.
+system:
+	@if pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
+	else \
+	  echo "kilobatch: ffcv needs the headers of OpenCV and libjpeg-turbo to build. Install them, then run make again:" >&2; \
+	  echo "  Debian, Ubuntu:     sudo apt-get install $(SYSTEM_PACKAGES)" >&2; \
+	  echo "  without root:       conda install -c conda-forge opencv libjpeg-turbo pkg-config compilers" >&2; \
+	  exit 2; \
+	fi
+
+clean:
+	rm -rf $(VENV) build *.egg-info .cache

@@ -1,0 +1,1 @@
+"""Images to batches: sources, .beton writing, FFCV loading, order, views."""

@@ -1,0 +1,26 @@
+"""What a loader yields and a method reads."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's part of one global batch.
+
+    views: (N, V, 3, H, W) float32, normalised; index: (N,) int64, which samples of the dataset these are;
+    label: (N,) int64.
+    """
+
+    views: Tensor
+    index: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def chunks(self, n: int) -> list["Batch"]:
+        """n equal parts, in order. The recipe's validation has made sure that n divides len(self)."""
+        parts = zip(self.views.chunk(n), self.index.chunk(n), self.label.chunk(n), strict=True)
+        return [Batch(*part) for part in parts]

@@ -1,0 +1,1 @@
+"""Machines: command line, recipes read and validated, processes, run folders."""

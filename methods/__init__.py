@@ -1,0 +1,1 @@
+"""The papers: one file each, and the few pieces they share."""

@@ -1,0 +1,1 @@
+"""Turns batches into a trained encoder: step, loop, engine, optimizers, checkpoints, evaluators, monitor."""
