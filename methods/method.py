@@ -17,6 +17,7 @@ class Method(nn.Module):
     """
 
     encoder: nn.Module  # what is kept when training ends
+    own_buffers: frozenset[str] = frozenset()  # names of the buffers that differ by rank: checkpoints keep every rank's
 
     def forward(self, views: Tensor) -> Tensors:
         return self.embed(views)

@@ -1,0 +1,199 @@
+"""The .beton file: FFCV's layout (version 2) and the checks that one is whole.
+
+    header | two field descriptors | one row per sample | samples, none across a page's edge | allocation table
+
+FFCV reads some damaged files without an error and then shows constant images. So every .beton of ours has a note
+beside it, `FILE.json`, written after the file was synced; without a note that agrees, a file is refused.
+The layout is written down here once more so that checking a file imports neither FFCV nor numba.
+"""
+
+import hashlib
+import json
+from io import BufferedRandom, BufferedReader
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.refusal import Refusal, did_you_mean
+
+NOTE_FORMAT = 1
+VERSION = 2
+FIELDS = ((2, b"image"), (1, b"label"))  # (FFCV's type id, name): RGBImageField, IntField
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", (16,)), ("arguments", "<u1", (1024,))])
+SAMPLE = np.dtype(
+    {
+        "names": ["mode", "width", "height", "data_ptr", "label"],
+        "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+
+class Info(BaseModel):
+    """What the note beside a .beton says: its size in bytes and checksum, and what the samples are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = NOTE_FORMAT
+    samples: int
+    classes: list[str]
+    bytes: int
+    sha256: str
+    alloc_table_ptr: int
+    max_side: int | None
+    quality: int
+    skipped: list[str]
+
+
+def note_of(beton: Path) -> Path:
+    return beton.with_name(beton.name + ".json")
+
+
+def fields() -> np.ndarray:
+    """The two field descriptors, as FFCV writes them: (2,) of FIELD."""
+    described = np.zeros(len(FIELDS), FIELD)
+    for row, (type_id, name) in zip(described, FIELDS, strict=True):
+        row["type_id"] = type_id
+        row["name"][: len(name)] = np.frombuffer(name, "<u1")
+    return described
+
+
+def checksum(file: BufferedReader | BufferedRandom) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, full: bool = False) -> Info:
+    """Says what is in a .beton, having made sure that it is whole.
+
+    The quick check compares name, size, header, fields and count with the note beside the file, and takes well under a
+    millisecond; `full` also reads the file and compares its SHA-256. Raises Refusal, saying what is wrong with it.
+    """
+    header = _header(path)
+    info = _note(path)
+    size = path.stat().st_size
+    again = f"convert it again, or copy it again together with {note_of(path).name}"
+    if size != info.bytes:
+        what = "is cut short" if size < info.bytes else "is not the file that was converted"
+        raise Refusal(f"{path} {what}: it has {size:,} bytes, {note_of(path).name} says {info.bytes:,}; {again}")
+    if header["num_samples"] != info.samples:
+        raise Refusal(
+            f"{path}: its header counts {header['num_samples']:,} samples, "
+            f"{note_of(path).name} says {info.samples:,}; {again}"
+        )
+    if header["alloc_table_ptr"] != info.alloc_table_ptr:
+        raise Refusal(f"{path} is damaged: its header does not point to its allocation table; {again}")
+    if full:
+        with path.open("rb") as file:
+            found = checksum(file)
+        if found != info.sha256:
+            raise Refusal(f"{path} is damaged: its SHA-256 is {found[:16]}…, should be {info.sha256[:16]}…; {again}")
+    return info
+
+
+def _header(path: Path) -> np.void:
+    if path.is_dir():
+        raise Refusal(f"{path} is a folder, not a .beton; a folder of images is given as folder:{path}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(HEADER.itemsize + len(FIELDS) * FIELD.itemsize)
+    except FileNotFoundError:
+        betons = [p.name for p in path.parent.glob("*.beton")]
+        near = did_you_mean(path.name, betons) if betons else f"; make it with: kilobatch convert SOURCE {path}"
+        raise Refusal(f"{path} does not exist{near}") from None
+    except OSError as error:
+        raise Refusal(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
+    make = f"make one with: kilobatch convert SOURCE {path.stem}.beton"
+    if not start:
+        raise Refusal(f"{path} is empty, not a .beton; {make}")
+    if len(start) < HEADER.itemsize:
+        raise Refusal(f"{path} is not a .beton: it has {len(start)} bytes, fewer than a header; {make}")
+    header = np.frombuffer(start, HEADER, 1)[0]
+    if start.count(0) == len(start):
+        raise Refusal(f"{path} was never finished: its header is blank; {make}")
+    page_size = int(header["page_size"])
+    if page_size < 1 << 21 or page_size & (page_size - 1):
+        raise Refusal(f"{path} is not a .beton: it does not begin with FFCV's header; {make}")
+    if header["version"] != VERSION:
+        raise Refusal(f"{path} is a .beton of FFCV version {header['version']}, this reads version {VERSION}; {make}")
+    if header["num_fields"] != len(FIELDS) or start[HEADER.itemsize :] != fields().tobytes():
+        raise Refusal(f"{path} is a .beton with other fields than (image: RGBImageField, label: IntField); {make}")
+    return header
+
+
+def _note(path: Path) -> Info:
+    note = note_of(path)
+    make = "convert it with: kilobatch convert"
+    try:
+        said = json.loads(note.read_text())
+    except FileNotFoundError:
+        raise Refusal(
+            f"{path} has no {note.name} beside it: its conversion was cut off, it was copied alone, or another "
+            f"program wrote it; {make}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise Refusal(f"{note} is damaged: it is not JSON; {make} again") from None
+    except OSError as error:
+        raise Refusal(f"{note} cannot be read: {error.strerror}; check its permissions and its disk") from error
+    version = said.get("format") if isinstance(said, dict) else None
+    if version != NOTE_FORMAT:
+        raise Refusal(f"{note} has format {version!r}, this reads format {NOTE_FORMAT}; {make} again")
+    try:
+        return Info.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Refusal(f"{note} is damaged: {where}: {first['msg'].lower()}; {make} again") from None
+
+
+class Writer:
+    """Writes samples in order into a file that is open at its start; `finish` makes it a .beton.
+
+    The header comes last: until then the file begins with zeros. `capacity`: the most samples that may come.
+    """
+
+    PAGE = 1 << 23  # FFCV's default; no sample lies across a page's edge, so it is the most that one may take
+
+    def __init__(self, file: BinaryIO, capacity: int):
+        self.file = file
+        self.samples = 0
+        self.rows = np.zeros(capacity, SAMPLE)
+        self.table = np.zeros(capacity, ALLOCATION)
+        before = HEADER.itemsize + len(FIELDS) * FIELD.itemsize + self.rows.nbytes
+        self.at = -(-before // self.PAGE) * self.PAGE
+        file.seek(self.at)
+
+    def append(self, mode: int, width: int, height: int, data: bytes, label: int) -> None:
+        """mode 0: `data` is a JPEG file; mode 1: RGB pixels, (height, width, 3) uint8."""
+        assert 0 < len(data) <= self.PAGE
+        if self.at % self.PAGE + len(data) > self.PAGE:
+            self.at = -(-self.at // self.PAGE) * self.PAGE
+            self.file.seek(self.at)
+        self.file.write(data)
+        self.rows[self.samples] = (mode, width, height, self.at, label)
+        self.table[self.samples] = (self.samples, self.at, len(data))
+        self.samples += 1
+        self.at += len(data)
+
+    def finish(self) -> int:
+        """Writes table, rows, fields and header; returns where the allocation table begins."""
+        self.file.write(self.table[: self.samples].tobytes())
+        header = np.array([(VERSION, len(FIELDS), self.PAGE, self.samples, self.at)], HEADER)
+        self.file.seek(0)
+        self.file.write(header.tobytes() + fields().tobytes() + self.rows[: self.samples].tobytes())
+        self.file.flush()
+        return self.at

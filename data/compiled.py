@@ -1,0 +1,46 @@
+"""How this package compiles its inner loops: ahead-free numba, no interpreter lock, machine code kept on disk."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numba.core import config
+from numpy.typing import NDArray
+
+Whole = int | np.integer[Any]
+Real = float | np.floating[Any]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def cache_folder() -> Path:
+    """Where compiled loops are kept: one folder per state of this package's source.
+
+    numba throws away kept code when the function's own file changes, but not when a file does whose functions were
+    inlined into it; so the folder's name is a digest of all of them.
+    """
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.name.encode() + path.read_bytes())
+    root = os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch"
+    return Path(root) / "numba" / sources.hexdigest()[:16]
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    config.CACHE_DIR = str(cache_folder())
+
+
+def exact(function: Function) -> Function:
+    """Compiled with IEEE arithmetic: for draws, whose bits the batched twin repeats."""
+    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+
+
+def fast(function: Function) -> Function:
+    """Compiled with reassociation and fused multiply-add: for pixels. No NaN or infinity may occur in it."""
+    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=True)(function))

@@ -1,0 +1,254 @@
+"""What each worker runs: `python -m launch.worker RUN [--evaluate knn,linear]`. Builds the parts and wires them."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+
+from data.beton import verify
+from data.convert import prepare
+from data.loader import Loader, PlainLoader
+from data.refusal import Refusal
+from launch import method_options, recipe
+from launch.here import INTERRUPTED
+from launch.recipe import Recipe
+from launch.world import World, world
+from methods import encoders
+from methods.method import Method
+from trainer import optimizers
+from trainer.checkpoint import Checkpoints, Saved, newest, open_saved
+from trainer.engine import Engine
+from trainer.evaluate import linear, moved, picture
+from trainer.evaluate.options import Evaluator
+from trainer.evaluate.scene import Scene
+from trainer.loop import Loop
+from trainer.monitor import Monitor
+from trainer.schedules import lr_at
+from trainer.step import NonFinite
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.worker")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
+    arguments = parser.parse_args()
+    asked = _listen()  # before anything slow: a signal during the start-up counts as well
+    chosen, _ = recipe.load(arguments.run / "recipe.yaml")
+    here = world(chosen.run.device)
+    here.connect()
+    try:
+        finished = _work(arguments.run, chosen, here, asked, arguments.evaluate)
+    except (Refusal, NonFinite) as reason:
+        _leave(f"kilobatch: {reason}")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        _leave("")
+    dist.destroy_process_group()
+    sys.exit(0 if finished else INTERRUPTED)
+
+
+def _leave(message: str) -> None:
+    """Ends at once. The others wait in a collective for this rank, so no orderly end may wait for them."""
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _listen() -> Callable[[], bool]:
+    """Signals are only noted: ranks agree on them once a step."""
+    noted: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda received, frame: noted.append(received))
+    return lambda: bool(noted)
+
+
+def _work(run: Path, chosen: Recipe, here: World, asked: Callable[[], bool], evaluators: list[str]) -> bool:
+    method = _method(chosen).to(here.device)
+    torch.manual_seed(chosen.run.seed + 1 + here.rank)  # weights are the same on all ranks; dropout is not
+    if evaluators:
+        _evaluate(run, chosen, here, method, cast(list[Evaluator], evaluators))
+        return True
+    with Checkpoints(run / "checkpoints", chosen.checkpoint, here.rank, here.size) as checkpoints:
+        return _train(run, chosen, here, method, checkpoints, asked)
+
+
+def _train(
+    run: Path, chosen: Recipe, here: World, method: Method, checkpoints: Checkpoints, asked: Callable[[], bool]
+) -> bool:
+    batch = chosen.data.batch
+    optimizer = optimizers.build(chosen.optimizer, method, batch)
+    engine = Engine(method, optimizer, chosen.engine, here.device, batch // here.size)
+    base = optimizers.scaled_lr(chosen.optimizer, batch)
+    scene = _scene(run, chosen, here, method)
+    with _loader(chosen, here) as loader:
+        loop = Loop(
+            engine=engine,
+            loader=loader,
+            views=chosen.data.views,
+            checkpoints=checkpoints,
+            epochs=chosen.schedule.epochs,
+            learning_rate=lambda step: lr_at(chosen.schedule, base, step, loader.steps_per_epoch),
+            evaluate=partial(_after_epoch, chosen, scene),
+            asked_to_stop=asked,
+            monitor=None,
+            log_every=chosen.run.log_every,
+        )
+        saved = _newest(run, here)
+        step = loop.restore(saved) if saved else 0
+        if here.rank == 0:
+            loop.monitor = Monitor(run, loop.steps, step)
+            if saved:
+                loop.monitor.say(f"going on from step {step} of {loop.steps} ({saved.folder.name})")
+        try:
+            finished = loop.run(step)
+            if finished and scene:
+                _final(chosen, scene, loop)
+        finally:
+            if loop.monitor:
+                loop.monitor.close()
+    return finished
+
+
+def _method(chosen: Recipe) -> Method:
+    """As the run's seed initialises it: the same on every rank."""
+    torch.manual_seed(chosen.run.seed)
+    return method_options.build(chosen.method, encoders.build(chosen.encoder))
+
+
+def _loader(chosen: Recipe, here: World) -> Loader:
+    return Loader(
+        prepare(chosen.data.train, "train"),
+        chosen.data.views,
+        batch=chosen.data.batch,
+        rank=here.rank,
+        world=here.size,
+        seed=chosen.run.seed,
+        threads=_threads(chosen, here),
+        device=here.device,
+    )
+
+
+def _threads(chosen: Recipe, here: World) -> int:
+    return chosen.data.threads or max(1, len(os.sched_getaffinity(0)) // here.local_size)
+
+
+def _scene(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | None:
+    """What evaluators look at; None where the recipe has no test set."""
+    if chosen.data.test is None:
+        return None
+    train, test = prepare(chosen.data.train, "train"), prepare(chosen.data.test, "test")
+    views, options = chosen.data.views, chosen.evaluate
+
+    def clean(beton: Path) -> PlainLoader:
+        return PlainLoader(
+            beton,
+            views.size,
+            views.mean,
+            views.std,
+            batch=256,
+            rank=here.rank,
+            world=here.size,
+            threads=_threads(chosen, here),
+            device=here.device,
+        )
+
+    def probe() -> Loader:
+        return Loader(
+            train,
+            linear.probe_views(views),
+            batch=options.linear.batch,
+            rank=here.rank,
+            world=here.size,
+            seed=chosen.run.seed,
+            threads=_threads(chosen, here),
+            device=here.device,
+        )
+
+    return Scene(
+        method=method,
+        untrained=lambda: _method(chosen).to(here.device),
+        train=clean(train),
+        test=clean(test),
+        probe=probe,
+        views=views,
+        classes=verify(train).classes,
+        options=options,
+        folder=run,
+    )
+
+
+def _newest(run: Path, here: World) -> Saved | None:
+    """The newest whole checkpoint, as rank 0 finds it: each file is read once, and all ranks take the same."""
+
+    def report(damage: str) -> None:
+        print(f"kilobatch: warning: {damage}", file=sys.stderr, flush=True)
+
+    found: list[Path | None] = [newest(run / "checkpoints", report) if here.rank == 0 else None]
+    if here.size > 1:
+        dist.broadcast_object_list(found, src=0)
+    return open_saved(found[0], verify=False) if found[0] else None
+
+
+def _after_epoch(chosen: Recipe, scene: Scene | None, epoch: int) -> dict[str, float]:
+    every = chosen.evaluate.every_epochs
+    return dict(scene.evaluate("knn")) if scene and every and epoch % every == 0 else {}
+
+
+def _final(chosen: Recipe, scene: Scene, loop: Loop) -> None:
+    """What the recipe asks for when training has ended."""
+    values: dict[str, float] = {}
+    for name in chosen.evaluate.final:
+        values |= dict(scene.evaluate(name))
+    seen = scene.gallery(scene.test, picture.ASKED)
+    if loop.monitor:
+        loop.monitor.log(loop.steps, {f"final/{name}": value for name, value in values.items()})
+        loop.monitor.embedding(loop.steps, seen, scene.classes)
+        _tell(values, chosen, scene)
+
+
+def _evaluate(run: Path, chosen: Recipe, here: World, method: Method, evaluators: list[Evaluator]) -> None:
+    """The newest checkpoint's answers, on the terminal and in evaluation.jsonl."""
+    saved, scene = _newest(run, here), _scene(run, chosen, here, method)
+    if saved is None or scene is None:
+        raise Refusal(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
+    with torch.no_grad():
+        for name, tensor in method.state_dict().items():
+            if name not in method.own_buffers:
+                tensor.copy_(saved.whole(f"method.{name}"))
+    values = {key: value for name in evaluators for key, value in scene.evaluate(name)}
+    if here.rank == 0:
+        print(f"{run}, {saved.folder.name}:")
+        _tell(values, chosen, scene)
+
+
+def _tell(values: dict[str, float], chosen: Recipe, scene: Scene) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if any(name.startswith("moved/") for name in values):
+        console.print(moved.table(values))
+    for name, value in values.items():
+        if not name.startswith("moved/"):
+            console.print(f"{LABELS[name].format(knn=chosen.evaluate.knn)}: {value:.2%}")
+    if "picture" in chosen.evaluate.final:
+        console.print(f"picture: {scene.folder / 'pictures' / 'neighbours.png'}", soft_wrap=True)
+
+
+LABELS = {
+    "knn/top1": "k-NN top-1 (k {knn.k}, temperature {knn.temperature:g})",
+    "linear/top1": "linear top-1 (the papers' protocol: SGD on frozen features, augmented)",
+    "linear/top5": "linear top-5 (the papers' protocol)",
+    "fast_linear/top1": "fast linear top-1 (L-BFGS on cached features; not the papers' protocol)",
+    "fast_linear/top5": "fast linear top-5 (L-BFGS on cached features)",
+}
+
+if __name__ == "__main__":
+    main()

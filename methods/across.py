@@ -1,0 +1,81 @@
+"""Everything that crosses ranks, with its gradient. Alone (no process group, or one process) each is the identity.
+
+One convention everywhere: a loss is the mean over this rank's own samples, and the engine averages gradients over
+ranks. So a backward here sums over ranks what every rank's loss asks of the value, and the average of the parameters'
+gradients is then the gradient of the global mean.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from data.refusal import Refusal
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        every = x.new_empty(size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(every, x.contiguous())
+        return every
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (every,) = grads
+        own = every.new_empty(len(every) // size(), *every.shape[1:])
+        dist.reduce_scatter_tensor(own, every.contiguous())
+        return own
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Sum.forward(ctx, grads[0])
+
+
+def gather(x: Tensor) -> Tensor:
+    """x (N, ...), the same N on every rank -> (W * N, ...), rank by rank."""
+    return _Gather.apply(x) if size() > 1 else x
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum of x over ranks."""
+    return _Sum.apply(x) if size() > 1 else x
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of x over ranks."""
+    return all_sum(x) / size()
+
+
+def own(n: int, device: torch.device | None = None) -> Tensor:
+    """(n,) int64: where this rank's n rows stand in gather()."""
+    return torch.arange(n, device=device) + n * rank()
+
+
+def refuse_unequal(n: int, what: str, device: torch.device) -> None:
+    """Raises Refusal on every rank unless n is the same on all: with other sizes gather() would hang or mix rows."""
+    if size() == 1:
+        return
+    counts: list[int] = gather(torch.tensor([n], device=device)).tolist()
+    if len(set(counts)) > 1:
+        raise Refusal(
+            f"{what} differ over ranks: {counts}; every rank must bring as many, so drop the incomplete batch"
+        )

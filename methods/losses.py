@@ -1,0 +1,35 @@
+"""Equations that papers share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.refusal import Refusal
+from methods import across
+from methods.nt_xent import NTXent
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
+    """SimCLR's loss (Chen et al. 2020, eq. 1) over the batch of all ranks.
+
+    z1, z2: (n, D), two views of this rank's n images, the same n on every rank; normalised here. Any floating type:
+    halves are computed in fp32. temperature: a number > 0, or a scalar tensor, which gets its gradient if learnt.
+    Returns the mean over this rank's 2n anchors, each against its positive and the other images' views of all ranks.
+    The average over ranks of the parameters' gradients is the gradient of the mean over all anchors.
+
+    Memory is O(n * D * ranks) and one tile; sent are the embeddings and one number per row, in the forward alone.
+    Raises Refusal for shapes that do not pair, fewer than two images, unequal n, a temperature that is not positive.
+    """
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise Refusal(f"nt_xent takes two views of one shape (n, D); got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if not isinstance(temperature, Tensor) and not (temperature > 0 and math.isfinite(temperature)):
+        raise Refusal(f"temperature {temperature} is not a positive number; SimCLR's is 0.1 on ImageNet")
+    across.refuse_unequal(len(z1), "pairs of views", z1.device)
+    if len(z1) * across.size() < 2:
+        raise Refusal(f"nt_xent needs two images to have a negative; got {len(z1)} on {across.size()} ranks")
+    with torch.autocast(z1.device.type, enabled=False):
+        z = torch.cat([z1, z2])
+        z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+        return NTXent.apply(z, temperature)

@@ -1,0 +1,33 @@
+"""The command line, called in this process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def kilobatch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Said]:
+    """Runs a command in an empty folder, with an empty cache. What is not a refusal is raised here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
+
+    def run(*argv: str) -> Said:
+        with pytest.raises(SystemExit) as left:
+            main(list(argv))
+        captured = capsys.readouterr()
+        return Said(int(left.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -1,0 +1,120 @@
+"""The launcher with real processes and real process groups: start, failure, stop and its own death."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import here
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launch import here
+print("finished" if here.run(Path(sys.argv[1]), int(sys.argv[2]), "drill", [sys.argv[3], sys.argv[1]]) else "stopped")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "logs").mkdir()
+    return tmp_path
+
+
+def launcher(folder: Path, workers: int, what: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LAUNCHER, str(folder), str(workers), what]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(folder: Path, workers: int) -> list[int]:
+    """Ranks that have started and still run."""
+    pids = {rank: folder / f"pid-{rank}" for rank in range(workers)}
+    return [rank for rank, pid in pids.items() if pid.exists() and pid.read_text() and _runs(int(pid.read_text()))]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureFixture[str]):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert here.run(folder, 2, "drill", ["finishes", str(folder)]) is True
+    assert (folder / "logs" / "rank-0.log").read_text() == "rank 0 of 2, 1 threads\n"
+    assert (folder / "logs" / "rank-1.log").read_text() == "rank 1 of 2, 1 threads\n"
+    assert capfd.readouterr().out == "rank 0 of 2, 1 threads\n"
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: Path):
+    with pytest.raises(here.WorkerFailed) as failure:
+        here.run(folder, 2, "drill", ["fails", str(folder)])
+    message = str(failure.value)
+    assert "rank 1 failed first: exit code 1" in message
+    assert message.endswith("RuntimeError: the disk of rank 1 is on fire")
+    assert len(message.splitlines()) == 1 + here.LAST_LINES
+    assert alive(folder, 2) == []
+
+
+def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder: Path):
+    start = time.monotonic()
+    with pytest.raises(here.WorkerFailed, match="rank 1 failed first: ended by SIGKILL"):
+        here.run(folder, 2, "drill", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
+    assert alive(folder, 2) == []
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_the_workers_save_and_leave(folder: Path, number: signal.Signals):
+    process = launcher(folder, 2, "waits")
+    until(lambda: alive(folder, 2) == [0, 1])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1] == "stopped"
+    assert alive(folder, 2) == []
+
+
+def test_asked_twice_kills(folder: Path):
+    process = launcher(folder, 1, "stays")
+    until(lambda: alive(folder, 1) == [0])
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert alive(folder, 1) == [0]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert out.splitlines()[-1] == "stopped", err
+    assert alive(folder, 1) == []
+
+
+def test_a_killed_launcher_takes_its_workers_along(folder: Path):
+    process = launcher(folder, 2, "stays")
+    until(lambda: alive(folder, 2) == [0, 1])
+    process.kill()
+    process.communicate(timeout=20)
+    until(lambda: alive(folder, 2) == [], seconds=10)
+
+
+def test_a_launcher_that_died_before_the_leash_was_on(folder: Path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "launch.leash", gone.stdout.strip(), "drill", "finishes", str(folder)]
+    late = subprocess.run(command, capture_output=True, text=True)
+    assert late.returncode == 1
+    assert "the launcher is gone" in late.stderr
+    assert os.listdir(folder) == ["logs"]

@@ -1,0 +1,5 @@
+"""Real gloo process groups for tests."""
+
+from trainer.ranks import run_ranks
+
+__all__ = ["run_ranks"]

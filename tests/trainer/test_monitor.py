@@ -1,0 +1,144 @@
+"""What a run leaves behind: logs that go on where a checkpoint left them, pictures, lines on the terminal."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer import progress
+from trainer.evaluate.gallery import Gallery
+from trainer.monitor import TIMINGS, Monitor, forget
+from trainer.pixels import grid, to_bytes
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def train(folder: Path, first: int, last: int, total: int = 12) -> None:
+    """Logs steps first to last as a training would; its numbers depend on the step alone."""
+    monitor = Monitor(folder, total, first - 1, quiet())
+    for step in range(first, last + 1):
+        monitor.progress(step, 64, 0.001)
+        if step % 2 == 0:
+            monitor.log(step, {"train/loss": 1 / (3 * step), "train/lr": 0.1 * step} | monitor.rates())
+        if step % 4 == 0:
+            monitor.log(step, {"knn/top1": step / 7})
+    monitor.close()
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in found]
+
+
+def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+    train(tmp_path, 1, 12)
+    logged = [line for line in lines(tmp_path) if "train/loss" in line]
+    assert [line["train/loss"] for line in logged] == [1 / (3 * step) for step in range(2, 13, 2)]
+    raw = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert set(TIMINGS) <= raw.keys()
+    assert raw["train/data_wait"] > 0
+
+
+def test_resumed_log_equals_the_uninterrupted(tmp_path: Path) -> None:
+    train(tmp_path / "whole", 1, 12)
+    train(tmp_path / "killed", 1, 9)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "train/lo')  # killed while it wrote
+    train(tmp_path / "killed", 5, 12)  # its last checkpoint was of step 4
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 1), (2, 3), (3, 3), (9, 4)])
+def test_forget(tmp_path: Path, start: int, kept: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    forget(path, start)
+    assert not path.exists()
+    rows = [f'{{"step": {step}}}\n' for step in (1, 2, 2, 5)]
+    path.write_text("".join(rows) + '{"step": 6')
+    forget(path, start)
+    assert path.read_text() == "".join(rows[:kept])
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    train(tmp_path, 1, 9)
+    train(tmp_path, 5, 12)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name in ("train/loss", "train/lr", "knn/top1"):
+        expected = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines(tmp_path) if name in line]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+
+
+def test_views_are_drawn_as_they_were(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (20, 2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    views = (images / 255 - mean) / std
+    assert torch.equal(to_bytes(views, MEAN, STD), images)
+    monitor = Monitor(tmp_path, 1, 0, quiet())
+    monitor.images(views, MEAN, STD)
+    monitor.close()
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "views.png"))
+    assert picture.shape == (2 * (2 * 98 + 6) - 4, 8 * 98 + 2, 3)  # 16 samples in two bands, 32 px enlarged thrice
+    assert np.array_equal(picture[3:99:3, 3:99:3], images[0, 0].permute(1, 2, 0))
+    assert np.array_equal(picture[101:197:3, 101:197:3], images[1, 1].permute(1, 2, 0))
+
+
+def test_grid_of_large_views_is_not_enlarged() -> None:
+    assert grid(torch.zeros(3, 2, 3, 128, 128, dtype=torch.uint8)).shape == (3, 2 * 130 + 2, 8 * 130 + 2)
+
+
+def test_projector(tmp_path: Path) -> None:
+    gallery = Gallery(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
+    monitor = Monitor(tmp_path, 10, 0, quiet())
+    monitor.embedding(10, gallery, ["cat", "dog"])
+    monitor.close()
+    (metadata,) = tmp_path.rglob("metadata.tsv")
+    assert metadata.read_text().split() == ["cat", "dog", "cat", "dog", "dog"]
+    assert list(tmp_path.rglob("sprite.png"))
+
+
+def test_a_warning_is_printed_once(tmp_path: Path) -> None:
+    console = quiet()
+    monitor = Monitor(tmp_path, 10, 0, console)
+    monitor.warn_once("the embedding has collapsed")
+    monitor.warn_once("the embedding has collapsed")
+    monitor.close()
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "warning: the embedding has collapsed\n"
+
+
+def test_plain_lines_when_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    console = quiet()
+    shown = progress.Lines(console, 100, 40)
+    shown.show({"train/loss": 1.25, "train/images_per_second": 2345.6, "train/data_wait": 0.031})
+    shown.show({"knn/top1": 0.5})
+    shown.move(41)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text == "step 41/100  loss 1.2500  2,346 images/s  data wait 3%  0:00:00 to go\n"
+
+
+def test_bar_on_a_terminal(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    monitor = Monitor(tmp_path, 10, 4, console)
+    for step in range(5, 11):
+        monitor.progress(step, 64, 0.0)
+        monitor.log(step, {"train/loss": 0.5} | monitor.rates())
+    monitor.say("saved")
+    monitor.close()
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "10/10" in text
+    assert "loss 0.5000" in text
+    assert "saved" in text

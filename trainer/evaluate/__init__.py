@@ -1,0 +1,5 @@
+"""Evaluators: each is one small file that yields (name, value)."""
+
+from trainer.evaluate.options import EvaluateOptions
+
+__all__ = ["EvaluateOptions"]

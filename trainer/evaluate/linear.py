@@ -1,0 +1,95 @@
+"""The papers' linear protocol: a linear classifier on frozen features by SGD, with augmentation.
+
+SimCLR, appendix B.6 (Chen et al. 2020; arXiv:2002.05709): SGD with Nesterov momentum 0.9 for 90 epochs, learning rate
+0.1 · batch / 256 falling to 0 by a cosine, no weight decay, random crop and flip alone.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from data.batch import Batch
+from data.views import Views
+from methods import across
+from trainer.evaluate.features import Images, Represent
+from trainer.evaluate.options import LinearOptions
+
+
+class Epochs(Protocol):
+    """Augmented training images, one view each, every epoch in another order: this rank's part of each batch."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]: ...
+
+
+def probe_views(views: Views) -> Views:
+    """The recipe's own crop and flip, and nothing else: what `Epochs` should be loaded with."""
+    return views.model_copy(
+        update={"count": 1, "jitter": None, "grey": 0.0, "blur": None, "solarize": None, "affine": None}
+    )
+
+
+def evaluate(
+    represent: Represent, train: Epochs, test: Images, classes: int, options: LinearOptions
+) -> Iterator[tuple[str, float]]:
+    """Yields linear/top1 and linear/top5 (0..1)."""
+    head = fit(represent, train, classes, options)
+    logits, labels = [], []
+    for batch in test:
+        logits.append(head(represent(batch.views[:, 0])).detach())
+        labels.append(batch.label)
+    empty = head.bias.new_zeros(0, classes), torch.zeros(0, dtype=torch.int64, device=head.bias.device)
+    for k, share in top(torch.cat([empty[0], *logits]), torch.cat([empty[1], *labels])).items():
+        yield f"linear/top{k}", share
+
+
+def fit(represent: Represent, train: Epochs, classes: int, options: LinearOptions) -> nn.Linear:
+    """The classifier after options.epochs; starts at zero, the problem being convex. The same on every rank."""
+    batches = (batch for epoch in range(options.epochs) for batch in train.epoch(epoch))
+    first = next(batches)
+    x = represent(first.views[:, 0])
+    head = _zero(x.shape[1], classes, x.device)
+    optimizer = torch.optim.SGD(
+        head.parameters(),
+        lr=options.lr * options.batch / 256,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0,
+    )
+    schedule = CosineAnnealingLR(optimizer, options.epochs * train.steps_per_epoch)
+    for batch in chain([first], batches):
+        optimizer.zero_grad()
+        cross_entropy(head(represent(batch.views[:, 0])), batch.label).backward()
+        _average(head)
+        optimizer.step()
+        schedule.step()
+    return head
+
+
+def top(logits: Tensor, label: Tensor) -> dict[int, float]:
+    """{1: share, 5: share} of all ranks' rows whose class is among the k largest logits (k at most the classes)."""
+    ranked = logits.topk(min(5, logits.shape[1])).indices == label[:, None]  # (n, 5)
+    tally = torch.stack([ranked[:, :1].sum(), ranked.sum(), torch.full_like(ranked.sum(), len(label))])
+    first, five, rows = across.all_sum(tally).tolist()
+    return {1: first / rows, 5: five / rows}
+
+
+def _zero(features: int, classes: int, device: torch.device) -> nn.Linear:
+    head = nn.Linear(features, classes, device=device)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+def _average(head: nn.Linear) -> None:
+    """Every rank has as many samples, so the mean of the ranks' gradients is that of the global batch."""
+    gradients = [parameter.grad for parameter in head.parameters() if parameter.grad is not None]
+    flat = across.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -1,0 +1,86 @@
+"""What an embedding looks like while it is trained. z: (N, V, D), N samples seen in V views; any scale."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+ROWS = 1024  # samples that are enough for numbers to look at
+
+
+def measure(z: Tensor) -> dict[str, float]:
+    """All of the below, of the first ROWS samples, normalised to the unit sphere. One transfer to the host.
+
+    Needs two samples and two views at least.
+    """
+    z = normalize(z.detach()[:ROWS].float(), dim=-1)
+    positive, negative = similarities(z)
+    values = {
+        "similarity/positive": positive,
+        "similarity/negative": negative,
+        "embedding/alignment": alignment(z),
+        "embedding/uniformity": uniformity(z),
+        "embedding/std": spread(z),
+        "embedding/effective_rank": effective_rank(z.flatten(0, 1)),
+    }
+    return dict(zip(values, torch.stack([value.double() for value in values.values()]).tolist(), strict=True))
+
+
+def alignment(z: Tensor) -> Tensor:
+    """Mean squared distance of two views of a sample (Wang & Isola 2020, eq. 4 with α = 2). 0: the same; z on the
+    unit sphere."""
+    positive, _ = similarities(z)
+    return 2 - 2 * positive
+
+
+def uniformity(z: Tensor) -> Tensor:
+    """log E exp(−2 |x − y|²) over pairs of different samples within one view, the mean over views (Wang & Isola 2020,
+    eq. 5 with t = 2, and their code's pairs). 0: all in one point; about −4: evenly spread. z on the unit sphere."""
+    samples = len(z)
+    views = z.transpose(0, 1)  # (V, N, D)
+    exponent = 4 * (views @ views.mT) - 4  # −2 |x − y|² = 4 x·y − 4
+    exponent.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    return (exponent.flatten(1).logsumexp(1) - math.log(samples * (samples - 1))).mean()
+
+
+def similarities(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine of two views of one sample, and of views of two samples. z on the unit sphere.
+
+    A mean of dot products is a dot product of sums, so no N × N matrix is made.
+    """
+    samples, views, _ = z.shape
+    z = z.double()
+    whole, own = z.sum((0, 1)).square().sum(), z.sum(1).square().sum()  # all pairs; pairs within samples
+    same = z.square().sum()  # each with itself
+    positive = (own - same) / (samples * views * (views - 1))
+    negative = (whole - own) / (samples * (samples - 1) * views**2)
+    return positive, negative
+
+
+def spread(z: Tensor) -> Tensor:
+    """√D times the mean over dimensions of the standard deviation over samples (SimSiam, figure 2: 1/√D on an even
+    sphere). 1: evenly spread; 0: all in one point. z on the unit sphere."""
+    rows = z.flatten(0, 1)
+    return rows.std(dim=0, correction=0).mean() * math.sqrt(rows.shape[1])
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """(M, D) -> exp(entropy of the singular values as a distribution) (Roy & Vetterli 2007, eq. 3): 1 to min(M, D)."""
+    rows = rows.double()
+    gram = rows.mT @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.mT  # far cheaper than the SVD
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    # Below the rounding of the Gram matrix an eigenvalue is noise, and its root would not be small.
+    singular = torch.where(singular > 1e-6 * singular.max(), singular, 0)
+    share = singular / singular.sum().clamp(min=1e-30)
+    return torch.special.entr(share).sum().exp()
+
+
+def collapse(values: dict[str, float]) -> str | None:
+    """Says what has collapsed, with the number; None for a healthy embedding. values: of measure()."""
+    std, rank = values["embedding/std"], values["embedding/effective_rank"]
+    if std < 0.05:
+        return f"the embedding has collapsed: its spread is {std:.3f} of an even one (all images in one point)"
+    if rank < 2:
+        return f"the embedding has collapsed: its effective rank is {rank:.2f} (all images on one line)"
+    return None

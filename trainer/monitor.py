@@ -1,0 +1,109 @@
+"""What a run shows of itself: metrics.jsonl, TensorBoard, pictures and a line on the terminal. Rank 0 makes one."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from trainer.evaluate.gallery import Gallery
+from trainer.files import write_whole
+from trainer.pixels import Triple, grid, png, to_bytes
+from trainer.progress import Bar, Lines
+
+TIMINGS = ("train/seconds", "train/images_per_second", "train/data_wait")  # differ between equal runs; the rest do not
+SHOWN = 16  # samples in the grid of views
+
+
+class Monitor:
+    """Writes into the run's folder; resumed, it goes on where step start_step left the logs.
+
+    Lines of later steps, which a killed run logged after its last checkpoint, are cut off, so that metrics.jsonl ends
+    up as the uninterrupted run's. TensorBoard hides such steps likewise.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, start_step: int, console: Console | None = None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        console = console or Console(soft_wrap=True)
+        self.folder, self.total_steps = folder, total_steps
+        forget(folder / "metrics.jsonl", start_step)
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None, flush_secs=10
+        )
+        self._progress = (Bar if console.is_terminal else Lines)(console, total_steps, start_step)
+        self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
+        self._warned = False
+
+    def progress(self, step: int, images: int, waited: float) -> None:
+        """After each step: images of all ranks in it, and the seconds it waited for its batch."""
+        self._images += images
+        self._waited += waited
+        self._progress.move(step)
+
+    def rates(self) -> dict[str, float]:
+        """TIMINGS since the last call: seconds, images per second of all ranks, share of the time spent waiting."""
+        now = time.perf_counter()
+        seconds = now - self._since
+        values = (seconds, self._images / seconds, self._waited / seconds)
+        self._since, self._images, self._waited = now, 0, 0.0
+        return dict(zip(TIMINGS, values, strict=True))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, flushed, and as many TensorBoard scalars. Floats are exact (repr)."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._progress.show(values)
+
+    def warn_once(self, warning: str) -> None:
+        """Prints the first warning it is given, and no other."""
+        if not self._warned:
+            self._progress.say(f"warning: {warning}")
+        self._warned = True
+
+    def say(self, text: str) -> None:
+        """A line on the terminal, above the bar."""
+        self._progress.say(text)
+
+    def images(self, views: Tensor, mean: Triple, std: Triple) -> None:
+        """views (N, V, 3, H, W), normalised: the first SHOWN samples, in TensorBoard and in pictures/views.png."""
+        picture = grid(to_bytes(views[:SHOWN].cpu(), mean, std))
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        write_whole(self.folder / "pictures" / "views.png", [png(picture)])
+        self._board.add_image("views", picture, 0)
+
+    def embedding(self, step: int, gallery: Gallery, classes: Sequence[str]) -> None:
+        """TensorBoard's projector, each point drawn as its image."""
+        side = gallery.image.shape[-1]
+        rows = min(len(gallery), (8192 // side) ** 2)  # its sprite is at most 8192 pixels wide
+        self._board.add_embedding(
+            gallery.x[:rows],
+            metadata=[classes[label] for label in gallery.label[:rows].tolist()],
+            label_img=gallery.image[:rows].float() / 255,
+            global_step=step,
+            tag="encoder",
+        )
+
+    def close(self) -> None:
+        self._progress.close()
+        self._lines.close()
+        self._board.close()
+
+
+def forget(metrics: Path, start_step: int) -> None:
+    """Cuts metrics.jsonl off before its first line that is of a later step, or that a kill left half-written."""
+    if not metrics.exists():
+        return
+    kept = 0
+    with metrics.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > start_step:
+                break
+            kept += len(line)
+        file.truncate(kept)

@@ -1,0 +1,82 @@
+"""Optimizers by recipe: LARS is ours; SGD and AdamW are torch's, LAMB is pytorch-optimizer's."""
+
+from math import sqrt
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.optim import Optimizer
+
+from trainer.lars import LARS, Dialect
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerOptions(BaseModel):
+    """Recipe section `optimizer`. An option that the named optimizer does not have is without effect."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["lars", "sgd", "adamw", "lamb"] = "lars"
+    lr: float = Field(4.8, gt=0, allow_inf_nan=False, description="before scaling")
+    scaling: Literal["none", "linear", "sqrt"] = Field("none", description="linear: lr·B/256; sqrt: lr·√B; B global")
+    weight_decay: float = Field(1e-6, ge=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1, description="lars, sgd")
+    nesterov: bool = Field(False, description="lars, sgd")
+    dialect: Dialect = Field("google", description="lars: where the learning rate stands")
+    trust_coefficient: float = Field(0.001, gt=0, allow_inf_nan=False, description="lars")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw, lamb")
+    epsilon: float = Field(1e-8, gt=0, description="adamw, lamb")
+
+
+def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:
+    """The base learning rate of the schedule. SimCLR's 0.3·B/256 and 0.075·√B are equal at B = 4096 (section B.1)."""
+    factors = {"none": 1.0, "linear": global_batch / 256, "sqrt": sqrt(global_batch)}
+    return options.lr * factors[options.scaling]
+
+
+def build(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Optimizer:
+    """An optimizer over the module's trainable parameters, with scaled_lr, in two groups.
+
+    Those with one dimension or none (biases, norms, scales) have no decay and, in LARS and LAMB, no adaptation. Each
+    group's "names" are its parameters' names. Put the module on its device first.
+    """
+    groups = [group for group in parameter_groups(module, options.weight_decay) if group["params"]]
+    lr = scaled_lr(options, global_batch)
+    match options.name:
+        case "lars":
+            return LARS(
+                groups,
+                lr,
+                momentum=options.momentum,
+                trust_coefficient=options.trust_coefficient,
+                nesterov=options.nesterov,
+                dialect=options.dialect,
+            )
+        case "sgd":
+            return torch.optim.SGD(groups, lr, momentum=options.momentum, nesterov=options.nesterov, foreach=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr, betas=options.betas, eps=options.epsilon, foreach=True)
+        case "lamb":
+            from pytorch_optimizer import Lamb  # a second to import
+
+            # You et al., 2020, algorithm 2 as of version 3 (arxiv.org/abs/1904.00962v3): the decay stands in the adapted
+            # update, and no moment is corrected for its start from zero: warm-up sees to that. "adam" turns the
+            # trust ratio off; "adam_debias" turns off a correction by 1/(1 - β1^t) outside of it, ten times lr at first.
+            lamb = [{**group, "adam": not group["adapt"], "adam_debias": True} for group in groups]
+            return Lamb(lamb, lr, betas=options.betas, eps=options.epsilon, weight_decouple=False, foreach=True)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The decayed and adapted parameters, then the excluded ones; either may be empty."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+    def group(members: list[tuple[str, nn.Parameter]], decay: float, adapt: bool) -> dict[str, Any]:
+        names, params = [name for name, _ in members], [p for _, p in members]
+        return {"params": params, "names": names, "weight_decay": decay, "adapt": adapt}
+
+    return [
+        group([(name, p) for name, p in named if p.ndim > 1], weight_decay, True),
+        group([(name, p) for name, p in named if p.ndim <= 1], 0.0, False),
+    ]

@@ -1,0 +1,46 @@
+"""Runs a function on real process groups on this machine: for `kilobatch verify`, and for the tests."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+
+def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
+    """fn(*args) in `world` processes that share one gloo group -> what each rank returned, in rank order.
+
+    fn stands at a module's top level; args and results are pickled. One torch thread per process. The processes meet
+    through a file of their own, so that calls at the same time cannot collide.
+    Raises ProcessRaisedException with the traceback of a rank that raised, ProcessExitedException for one that died,
+    TimeoutError after `timeout` seconds; no process outlives the call.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        context = start_processes(_run, (world, folder, timeout, fn, args), world, join=False, start_method="spawn")
+        assert context is not None
+        deadline = time.monotonic() + timeout
+        try:
+            while not context.join(timeout=1.0):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{fn.__name__} on {world} ranks is not done after {timeout} s")
+        finally:
+            for process in context.processes:
+                assert process is not None
+                process.kill()
+                process.join()
+        return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world)]
+
+
+def _run(rank: int, world: int, folder: str, timeout: float, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+    try:
+        torch.save(fn(*args), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,44 @@
+"""The learning rate as a pure function of the step, so that a resumed run needs no schedule state."""
+
+from math import cos, pi
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ScheduleOptions(BaseModel):
+    """Recipe section `schedule`. Epochs may be fractions in the warm-up."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(100, ge=1, description="how many times the training set is seen")
+    warmup_epochs: float = Field(10, ge=0, description="linear warm-up from 0")
+    name: Literal["cosine", "constant"] = "cosine"
+    final: float = Field(0.0, ge=0, le=1, description="share of the base learning rate that the cosine ends at")
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> "ScheduleOptions":
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs:g}) is more than epochs ({self.epochs}); "
+                f"use at most {self.epochs}, or 0 for no warm-up"
+            )
+        return self
+
+
+def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
+    return options.epochs * steps_per_epoch
+
+
+def lr_at(options: ScheduleOptions, base: float, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step 0, 1, … total - 1: base·step/warm-up at first, then cosine or constant.
+
+    As `model_util.learning_rate_schedule` of google-research/simclr has it, so step 0 of a warm-up has lr 0.
+    """
+    warmup, total = round(options.warmup_epochs * steps_per_epoch), total_steps(options, steps_per_epoch)
+    if step < warmup:
+        return base * step / warmup
+    if options.name == "constant":
+        return base
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return base * (options.final + (1 - options.final) * (1 + cos(pi * progress)) / 2)
