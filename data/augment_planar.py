@@ -79,7 +79,8 @@ def colour(image: Bytes, loading: bool, key: Whole, plan: Floats, planes: Floats
         if loading:
             load(source[3 * start : 3 * stop], r, g, b)
         if jittered:
-            for operation in order[:before]:
+            for place in range(before):
+                operation = int(order[place])
                 if changes(operation, factors[operation]):
                     adjust(operation, factors[operation], 0.0, r, g, b)
             total += grey_sum(r, g, b)
@@ -89,7 +90,8 @@ def colour(image: Bytes, loading: bool, key: Whole, plan: Floats, planes: Floats
             stop = min(start + BAND, pixels)
             r, g, b = planes[0, start:stop], planes[1, start:stop], planes[2, start:stop]
             if jittered:
-                for operation in order[before:]:
+                for place in range(before, 4):
+                    operation = int(order[place])
                     if changes(operation, factors[operation]):
                         adjust(operation, factors[operation], mean, r, g, b)
             if greyed:

@@ -66,6 +66,6 @@ def shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def signed(x: Whole | np.uint64) -> Whole:
+def signed(x: Whole) -> int:
     """The int64 that has the bits of this uint64."""
-    return (int(x) + (1 << 63)) % (1 << 64) - (1 << 63)
+    return (int(x) + 2**63) % 2**64 - 2**63

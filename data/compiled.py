@@ -1,4 +1,4 @@
-"""How this package compiles its inner loops: ahead-free numba, no interpreter lock, machine code kept on disk."""
+"""How this package compiles its inner loops: numba, without the interpreter lock, machine code kept on disk."""
 
 import hashlib
 import os
@@ -33,14 +33,18 @@ def cache_folder() -> Path:
 
 
 if "NUMBA_CACHE_DIR" not in os.environ:
-    config.CACHE_DIR = str(cache_folder())
+    setattr(config, "CACHE_DIR", str(cache_folder()))  # noqa: B010, numba makes this module's attributes as it runs
+
+# A callee inherits each option that it does not set itself from whichever caller compiled it first, and that form is
+# kept for all. So each is set here: the bits of a draw must not depend on who asked first.
+COMMON: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
 
 
 def exact(function: Function) -> Function:
     """Compiled with IEEE arithmetic: for draws, whose bits the batched twin repeats."""
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    return cast(Function, numba.njit(**COMMON, fastmath=False)(function))
 
 
 def fast(function: Function) -> Function:
     """Compiled with reassociation and fused multiply-add: for pixels. No NaN or infinity may occur in it."""
-    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=True)(function))
+    return cast(Function, numba.njit(**COMMON, fastmath=True)(function))

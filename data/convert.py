@@ -43,7 +43,7 @@ def convert(
     to 64 pixels are stored as pixels. Broken images are left out with `skip_broken`; else, all of them found, refused.
     A killed conversion leaves `out`.partial, which the next one to the same place overwrites. Raises Refusal.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
     partial, partial_note = (path.with_name(path.name + ".partial") for path in (out, note_of(out)))
     try:
         _check(out, max_side, quality, threads)

@@ -56,9 +56,7 @@ def _chain(path: Path) -> Iterator[Settings]:
         if not where:
             return
         if not isinstance(parent, str):
-            raise Refusal(
-                f"{where}: extends is {shown(parent)}; give the name of one recipe or the path of a YAML file"
-            )
+            raise Refusal(f"{where}: extends is {shown(parent)}; name one recipe or one YAML file")
         try:
             path = locate(parent, near=path.parent)
         except Refusal as refusal:

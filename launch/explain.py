@@ -43,9 +43,9 @@ def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
 def _where_of_parts(key: Key, said: str, settings: Settings) -> str:
     """Where the keys of a section stand that a message about the whole section names."""
     origins = {
-        part[-1]: origin
-        for part, origin in settings.origins.items()
-        if part[:-1] == key and re.search(rf"\b{re.escape(str(part[-1]))}\b", said)
+        name: origin
+        for (*section, name), origin in ((part, origin) for part, origin in settings.origins.items() if part)
+        if tuple(section) == key and re.search(rf"\b{re.escape(str(name))}\b", said)
     }
     return ", ".join(dict.fromkeys(origins.values()))
 
@@ -66,8 +66,11 @@ def _key(loc: tuple[str | int, ...], values: Any) -> Key:
     """The place in the settings that pydantic means; its own marks of union members are left out."""
     key: list[str | int] = []
     for part in loc:
-        if isinstance(values, dict) and part in values or isinstance(values, list) and isinstance(part, int):
-            values = values[part]
+        parts: dict[Any, Any] = dict(enumerate(values)) if isinstance(values, list) else {}
+        if isinstance(values, dict):
+            parts = values
+        if part in parts:
+            values = parts[part]
             key.append(part)
         elif part == loc[-1] and isinstance(values, dict):
             key.append(part)

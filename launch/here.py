@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from launch.echo import Echo
 
@@ -56,7 +56,7 @@ def run(folder: Path, workers: int, module: str, arguments: list[str]) -> bool:
     Raises WorkerFailed when one ends in any other way; the others get SIGTERM, and after GRACE seconds SIGKILL.
     """
     # The store lives here and has its port already: workers only connect, so that no other process can take the port.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started: list[_Worker] = []
     with _Asked() as asked, Echo.to_this_terminal(folder / "logs" / "rank-0.log") as echo:
         try:

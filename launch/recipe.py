@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union
 
+from data.loader import DataOptions
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from data.loader import DataOptions
 from data.refusal import Refusal
 from launch import catalogue, explain, method_options, overrides
 from launch.method_options import MethodOptions
@@ -71,7 +71,7 @@ def _validated(settings: Settings) -> Recipe:
     sections = {name: {} for name in Recipe.model_fields} | settings.values
     try:
         # JSON's strictness: no text for numbers and no true for 1, but lists for tuples
-        recipe = model.model_validate_json(json.dumps(sections), strict=True)
+        recipe = model.model_validate_json(json.dumps(sections), strict=False)
     except ValidationError as error:
         raise explain.refusal(error, settings, model) from error
     _refuse_not_finite(recipe.model_dump(), (), settings)
@@ -109,21 +109,17 @@ def _refuse_not_finite(value: Any, key: Key, settings: Settings) -> None:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors. Nothing is required: what is left out may come by `extends`."""
-    options = [method_options.options_of(name) for name in method_options.names()]
+    options: Any = Union[tuple(method_options.options_of(name) for name in method_options.names())]  # noqa: UP007
     model = create_model(
         "Recipe",
         __base__=Recipe,
         extends=(str, Field(None, description="another recipe, by name or path, that this one changes")),
-        method=(Union[tuple(options)], ...),  # noqa: UP007  # the members are known at run time only
+        method=(options, ...),
     )
     return _without_required(model.model_json_schema())
 
 
 def _without_required(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_required(v) for name, v in value.items() if not (name == "required" and _names(v))}
+        return {k: _without_required(v) for k, v in value.items() if not (k == "required" and isinstance(v, list))}
     return [_without_required(item) for item in value] if isinstance(value, list) else value
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, list)

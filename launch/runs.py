@@ -33,12 +33,12 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, AfterValidator(_folder_name)] | None = Field(
-        None, description="the run's folder; by default the recipe's name and the time"
+        default=None, description="the run's folder; by default the recipe's name and the time"
     )
-    folder: str = Field("runs", min_length=1, description="where run folders are made")
-    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and views")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    folder: str = Field(default="runs", min_length=1, description="where run folders are made")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order and views")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
 
 
 Status = Literal["new", "running", "finished", "failed", "interrupted"]

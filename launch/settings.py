@@ -6,9 +6,10 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from data.refusal import Refusal
 
@@ -56,19 +57,19 @@ def _another_method(key: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: 1e-6 is a number, `off`, `no`, 010, 1:30 and dates are text. No aliases."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in recipes; write it out", mark)
+            raise ComposerError(None, None, "aliases (*name) are not used in recipes; write it out", mark)
         return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what _Loader would otherwise read as something else than text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

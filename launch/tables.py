@@ -19,18 +19,18 @@ def parity(method: str) -> bool:
     wrong is found out. Raises Refusal for a method without such a table."""
     from trainer.verify import LIMIT, verify
 
-    title = f"{method}: gradients against the formula in one process, fp64"
-    table = Table("", "norm", "ranks × chunks", "precision", "error", "cosine", "norm ratio", "", title=title)
-    rows = []
-    for row in verify(method):
-        rows.append(row)
-        verdict = ("agrees" if row.agrees else "differs") + ("" if row.ok else ", but should not")
+    table = Table(title=f"{method}: gradients against the formula in one process, fp64", title_justify="left")
+    table.add_column("construction", overflow="fold")
+    for column in ("norm", "ranks × chunks", "error", "cosine", "norm ratio", ""):
+        table.add_column(column, no_wrap=" " not in column)
+    rows = list(verify(method))
+    for row in rows:
+        verdict = ("agrees" if row.agrees else "differs") + ("" if row.ok else ": wrong")
         table.add_row(
             row.name,
             row.norm,
             f"{row.ranks} × {row.chunks}",
-            row.precision,
-            f"{row.error:.1e}",
+            f"{row.error:.0e} {row.precision}",
             f"{row.cosine:.3f}",
             f"{row.norm_ratio:.3f}",
             f"[{'green' if row.ok else 'bold red'}]{verdict}[/]",

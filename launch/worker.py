@@ -100,6 +100,7 @@ def _train(
             asked_to_stop=asked,
             monitor=None,
             log_every=chosen.run.log_every,
+            recipe=chosen.model_dump(mode="json"),
         )
         saved = _newest(run, here)
         step = loop.restore(saved) if saved else 0
@@ -146,6 +147,12 @@ def _scene(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | No
         return None
     train, test = prepare(chosen.data.train, "train"), prepare(chosen.data.test, "test")
     views, options = chosen.data.views, chosen.evaluate
+    classes = verify(train).classes
+    if classes != (others := verify(test).classes):
+        raise Refusal(
+            f"data.train has {len(classes)} classes and data.test {len(others)}, or other names, so that labels do not "
+            f"match; first differences: {', '.join(sorted(set(classes) ^ set(others))[:3]) or 'their order'}"
+        )
 
     def clean(beton: Path) -> PlainLoader:
         return PlainLoader(
@@ -179,7 +186,7 @@ def _scene(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | No
         test=clean(test),
         probe=probe,
         views=views,
-        classes=verify(train).classes,
+        classes=classes,
         options=options,
         folder=run,
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from data.refusal import Refusal
 
@@ -34,7 +35,7 @@ class World:
             dist.init_process_group(backend, timeout=timeout, rank=self.rank, world_size=self.size, device_id=device_id)
         else:  # alone: no one to meet, so no port
             dist.init_process_group(
-                backend, store=dist.HashStore(), timeout=timeout, rank=0, world_size=1, device_id=device_id
+                backend, store=HashStore(), timeout=timeout, rank=0, world_size=1, device_id=device_id
             )
 
 

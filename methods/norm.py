@@ -21,7 +21,8 @@ class _Normalise(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, C, ...) -> normalised x, and the global mean and unbiased variance (C,), for the running ones."""
         count = x.numel() // x.shape[1]
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        scratch = torch.zeros_like(weight), torch.zeros_like(weight)  # with them, halves get fp32 statistics
+        mean, var = torch.batch_norm_update_stats(x, *scratch, 0.0)
         part = torch.stack([mean, var * count, torch.full_like(mean, count)])
         means, squares, counts = across.gather(part[None]).unbind(1)  # each (W, C)
         # Chan, Golub, LeVeque 1979: sums of squares about each mean, moved to the common mean.

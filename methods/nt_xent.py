@@ -61,7 +61,7 @@ class NTXent(Function):
         margin = negatives - positive
         ctx.save_for_backward(z, every, lse, margin.sigmoid(), torch.as_tensor(temperature, dtype=z.dtype))
         ctx.plain = plain
-        return F.softplus(margin).mean()
+        return -F.logsigmoid(-margin).mean()  # softplus, but torch's is linear beyond 20
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -24,11 +24,17 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of autocast; parameters are always fp32")
-    zero: Literal[0] = Field(0, description="DeepSpeed's ZeRO stage")
-    chunks: int = Field(1, ge=1, description="parts that a rank's batch is computed in, for memory; same gradients")
-    clip: float = Field(0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's global norm; 0: none")
-    compile: bool = Field(False, description="torch.compile the method's networks")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of autocast; parameters are always fp32"
+    )
+    zero: Literal[0] = Field(default=0, description="DeepSpeed's ZeRO stage")
+    chunks: int = Field(
+        default=1, ge=1, description="parts that a rank's batch is computed in, for memory; same gradients"
+    )
+    clip: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's global norm; 0: none"
+    )
+    compile: bool = Field(default=False, description="torch.compile the method's networks")
 
 
 class Engine:
@@ -170,9 +176,7 @@ def _initialize(
     for name, p in method.named_parameters():
         assert p.dtype == torch.float32, f"{name} is {p.dtype}: low precision is autocast's part"
         assert p.dim() > 0, f"{name} has no dimension, which DeepSpeed cannot broadcast; give it the shape (1,)"
-        assert p.is_contiguous(), (
-            f"{name} is not contiguous, and DeepSpeed views it flat; channels-last is for inputs"
-        )
+        assert p.is_contiguous(), f"{name} is not contiguous, and DeepSpeed views it flat; channels-last is for inputs"
 
     # Else it chooses an accelerator that this run may not use, and warns of it.
     os.environ.setdefault("DS_ACCELERATOR", device.type)

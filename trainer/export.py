@@ -12,7 +12,7 @@ from methods.resnet import torchvision_state_dict
 from trainer.files import in_words, write_whole
 from trainer.saved import DESCRIPTION, Saved, newest, open_saved
 
-PREFIX = "model.encoder."
+PREFIX = "method.encoder."
 
 
 def export(source: Path, out: Path, *, force: bool = False, report: Callable[[str], None]) -> dict[str, str]:
@@ -28,7 +28,9 @@ def export(source: Path, out: Path, *, force: bool = False, report: Callable[[st
     saved = _open(source, report)
     recipe = saved.meta.get("recipe")
     if recipe is None:
-        raise Refusal(f"checkpoint {saved.path} says nothing of its recipe; export one that `kilobatch train` has made")
+        raise Refusal(
+            f"checkpoint {saved.folder} says nothing of its recipe; export one that `kilobatch train` has made"
+        )
     encoder, views = recipe["encoder"], recipe["data"]["views"]
     tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
     loads_into = "methods.encoders.build"
@@ -59,7 +61,7 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 def _open(source: Path, report: Callable[[str], None]) -> Saved:
-    if (source / DESCRIPTION).exists():
+    if (source / DESCRIPTION).exists() or (source.is_dir() and source.name.startswith("step-")):
         return open_saved(source)
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     path = newest(folder, report)

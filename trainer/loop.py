@@ -26,7 +26,8 @@ class Loop:
     """One training. Every rank has one, and all of them do the same steps.
 
     learning_rate: of a step; evaluate: of the epochs that have ended, run on all ranks together, returns what to log;
-    asked_to_stop: whether this process was sent a signal; monitor: rank 0's, None on the others.
+    asked_to_stop: whether this process was sent a signal; monitor: rank 0's, None on the others; recipe: kept in
+    checkpoints, so that an export needs nothing else.
     """
 
     engine: Engine
@@ -39,6 +40,7 @@ class Loop:
     asked_to_stop: Callable[[], bool]
     monitor: Monitor | None
     log_every: int
+    recipe: dict[str, Any]
 
     @property
     def steps(self) -> int:
@@ -111,8 +113,9 @@ class Loop:
             self.monitor.log(step, {"epoch": epoch, **values})
 
     def _save(self, step: int, wait: bool) -> None:
-        position: dict[str, Any] = {"step": step, "steps_per_epoch": self.loader.steps_per_epoch, "steps": self.steps}
-        self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), position, wait)
+        per_epoch = self.loader.steps_per_epoch
+        meta = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch, "recipe": self.recipe}
+        self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
 
     def restore(self, saved: Saved) -> int:
         """Takes up a checkpoint. Returns its step.

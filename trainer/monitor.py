@@ -20,8 +20,8 @@ SHOWN = 16  # samples in the grid of views
 class Monitor:
     """Writes into the run's folder; resumed, it goes on where step start_step left the logs.
 
-    Lines of later steps, which a killed run logged after its last checkpoint, are cut off, so that metrics.jsonl ends
-    up as the uninterrupted run's. TensorBoard hides such steps likewise.
+    What a killed run logged after its last checkpoint is cut off, so that metrics.jsonl ends up as the uninterrupted
+    run's. TensorBoard hides such steps likewise.
     """
 
     def __init__(self, folder: Path, total_steps: int, start_step: int, console: Console | None = None):
@@ -97,13 +97,20 @@ class Monitor:
 
 
 def forget(metrics: Path, start_step: int) -> None:
-    """Cuts metrics.jsonl off before its first line that is of a later step, or that a kill left half-written."""
+    """Cuts metrics.jsonl off before its first line that a run going on after start_step writes again.
+
+    That is any line of a later step, an evaluation of start_step itself (the loop repeats the one that was due), and a
+    line that a kill left half-written.
+    """
     if not metrics.exists():
         return
     kept = 0
     with metrics.open("r+b") as file:
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > start_step:
+            if not line.endswith(b"\n"):
+                break
+            values = json.loads(line)
+            if (values["step"], "train/loss" not in values) > (start_step, False):
                 break
             kept += len(line)
         file.truncate(kept)

@@ -19,15 +19,17 @@ class OptimizerOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["lars", "sgd", "adamw", "lamb"] = "lars"
-    lr: float = Field(4.8, gt=0, allow_inf_nan=False, description="before scaling")
-    scaling: Literal["none", "linear", "sqrt"] = Field("none", description="linear: lr·B/256; sqrt: lr·√B; B global")
-    weight_decay: float = Field(1e-6, ge=0, allow_inf_nan=False)
-    momentum: float = Field(0.9, ge=0, lt=1, description="lars, sgd")
-    nesterov: bool = Field(False, description="lars, sgd")
-    dialect: Dialect = Field("google", description="lars: where the learning rate stands")
-    trust_coefficient: float = Field(0.001, gt=0, allow_inf_nan=False, description="lars")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw, lamb")
-    epsilon: float = Field(1e-8, gt=0, description="adamw, lamb")
+    lr: float = Field(default=4.8, gt=0, allow_inf_nan=False, description="before scaling")
+    scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none", description="linear: lr·B/256; sqrt: lr·√B; B global"
+    )
+    weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="lars, sgd")
+    nesterov: bool = Field(default=False, description="lars, sgd")
+    dialect: Dialect = Field(default="google", description="lars: where the learning rate stands")
+    trust_coefficient: float = Field(default=0.001, gt=0, allow_inf_nan=False, description="lars")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="adamw, lamb")
+    epsilon: float = Field(default=1e-8, gt=0, description="adamw, lamb")
 
 
 def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:
@@ -61,9 +63,9 @@ def build(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Op
         case "lamb":
             from pytorch_optimizer import Lamb  # a second to import
 
-            # You et al., 2020, algorithm 2 as of version 3 (arxiv.org/abs/1904.00962v3): the decay stands in the adapted
-            # update, and no moment is corrected for its start from zero: warm-up sees to that. "adam" turns the
-            # trust ratio off; "adam_debias" turns off a correction by 1/(1 - β1^t) outside of it, ten times lr at first.
+            # You et al., 2020, algorithm 2 of version 3 (arxiv.org/abs/1904.00962v3): the decay stands in the adapted
+            # update, and moments are not corrected for their start from zero: warm-up sees to that. "adam" turns the
+            # trust ratio off, "adam_debias" a correction of the rate by 1/(1 - β1^t): ten times lr in the first step.
             lamb = [{**group, "adam": not group["adapt"], "adam_debias": True} for group in groups]
             return Lamb(lamb, lr, betas=options.betas, eps=options.epsilon, weight_decouple=False, foreach=True)
 

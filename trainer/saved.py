@@ -104,11 +104,11 @@ def _sha256(path: Path, file: str) -> str:
 class Saved:
     """A checkpoint on disk, read lazily: a rank reads only the slices that it asks for.
 
-    step; world: ranks that wrote it; meta: what save() was given. Open it with open_saved.
+    folder: its own; step; world: ranks that wrote it; meta: what save() was given. Open it with open_saved.
     """
 
-    def __init__(self, path: Path, step: int, world: int, meta: dict[str, Any]) -> None:
-        self.path, self.step, self.world, self.meta = path, step, world, meta
+    def __init__(self, folder: Path, step: int, world: int, meta: dict[str, Any]) -> None:
+        self.folder, self.step, self.world, self.meta = folder, step, world, meta
         self._entries: dict[str, list[tuple[Entry, Path]]] = {}  # of tensors that the ranks hold together
         self._own: dict[str, dict[int, tuple[Entry, Path]]] = {}  # of tensors that differ by rank
         self._files: dict[Path, Any] = {}  # open readers; safetensors declares no type for them
@@ -129,12 +129,12 @@ class Saved:
                 if entry.offset != reached:
                     fault = "are missing" if entry.offset > reached else "are stored twice"
                     between = sorted((reached, entry.offset))
-                    raise Damaged(f"checkpoint {self.path}: elements {between[0]} to {between[1]} of {name} {fault}")
+                    raise Damaged(f"checkpoint {self.folder}: elements {between[0]} to {between[1]} of {name} {fault}")
                 reached += entry.numel
             if reached != (numel := math.prod(parts[0][0].shape)):
-                raise Damaged(f"checkpoint {self.path}: elements {reached} to {numel} of {name} are missing")
+                raise Damaged(f"checkpoint {self.folder}: elements {reached} to {numel} of {name} are missing")
             if len({(entry.dtype, entry.shape) for entry, _ in parts}) > 1 or name in self._own:
-                raise Damaged(f"checkpoint {self.path}: the ranks disagree on the type or shape of {name}")
+                raise Damaged(f"checkpoint {self.folder}: the ranks disagree on the type or shape of {name}")
 
     def names(self) -> list[str]:
         """Tensors that the ranks hold together: for read and whole."""
@@ -171,7 +171,7 @@ class Saved:
         by_rank = self._own.get(name, {})
         if rank not in by_rank:
             raise Refusal(
-                f"checkpoint {self.path}, written by {self.world} ranks, has no tensor '{name}' of rank {rank}"
+                f"checkpoint {self.folder}, written by {self.world} ranks, has no tensor '{name}' of rank {rank}"
                 + ("" if by_rank else did_you_mean(name, self._own))
             )
         entry, file = by_rank[rank]
@@ -182,7 +182,7 @@ class Saved:
 
     def _parts(self, name: str) -> list[tuple[Entry, Path]]:
         if name not in self._entries:
-            raise Refusal(f"checkpoint {self.path} has no tensor '{name}'{did_you_mean(name, self._entries)}")
+            raise Refusal(f"checkpoint {self.folder} has no tensor '{name}'{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def _file(self, path: Path) -> Any:

@@ -11,10 +11,10 @@ class ScheduleOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(100, ge=1, description="how many times the training set is seen")
-    warmup_epochs: float = Field(10, ge=0, description="linear warm-up from 0")
+    epochs: int = Field(default=100, ge=1, description="how many times the training set is seen")
+    warmup_epochs: float = Field(default=10, ge=0, description="linear warm-up from 0")
     name: Literal["cosine", "constant"] = "cosine"
-    final: float = Field(0.0, ge=0, le=1, description="share of the base learning rate that the cosine ends at")
+    final: float = Field(default=0.0, ge=0, le=1, description="share of the base learning rate that the cosine ends at")
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> "ScheduleOptions":

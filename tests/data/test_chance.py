@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from data.chance import key, keys, shift, signed, uniform, uniforms
+from data.compiled import exact, fast
 
 
 def test_is_splitmix64():
@@ -60,3 +61,20 @@ def test_the_logical_shift_brings_in_zeros():
     assert shift(torch.tensor(-1), 30).item() == (2**64 - 1) >> 30
     assert signed(2**64 - 1) == -1
     assert signed(2**63 - 1) == 2**63 - 1
+
+
+@exact
+def multiply_add(a: float, b: float, c: float) -> float:
+    return a * b + c
+
+
+@fast
+def in_fast_code(a: float, b: float, c: float) -> float:
+    return multiply_add(a, b, c)
+
+
+def test_exact_functions_stay_exact_where_fast_code_compiled_them_first():
+    """numba hands a caller's options down, and a fused multiply-add gives other bits than Python's two steps."""
+    numbers = np.random.default_rng(0).random((1000, 3)).tolist()
+    from_fast = [in_fast_code(*abc) for abc in numbers]  # compiles both
+    assert [multiply_add(*abc) for abc in numbers] == from_fast == [a * b + c for a, b, c in numbers]

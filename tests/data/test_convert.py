@@ -123,6 +123,8 @@ def test_max_side_and_quality(tmp_path: Path):
         convert(source, tmp_path / "b.beton", max_side=0, progress=False)
     with pytest.raises(Refusal, match="--quality is 101; it must be from 1 to 100"):
         convert(source, tmp_path / "b.beton", quality=101, progress=False)
+    with pytest.raises(Refusal, match="--threads is 0; it must be from 1"):
+        convert(source, tmp_path / "b.beton", threads=0, progress=False)
 
 
 def test_broken_images_are_all_listed_and_refused_or_skipped(tmp_path: Path):
@@ -203,7 +205,7 @@ def test_prepare_converts_once_for_all_processes(tmp_path: Path):
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, env=environment)
 
-    out = Path(start().communicate(timeout=60)[0].split()[1])
+    out = Path(start().communicate(timeout=120)[0].split()[1])
     out.unlink()
     with out.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -211,7 +213,7 @@ def test_prepare_converts_once_for_all_processes(tmp_path: Path):
         assert [process.stdout and process.stdout.readline() for process in both] == ["ready\n", "ready\n"]
         time.sleep(0.5)
         assert not out.exists()  # both wait
-    outputs = [process.communicate(timeout=60) for process in both]
+    outputs = [process.communicate(timeout=120) for process in both]
     assert [text.strip() for text, _ in outputs] == [str(out), str(out)]
     assert sum(errors.count("converting 360 images") for _, errors in outputs) == 1
     assert verify(out, full=True).samples == 360

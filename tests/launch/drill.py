@@ -10,17 +10,19 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
-from launch.here import INTERRUPTED
-from launch.world import world
-
 
 def main() -> None:
     what, argument = sys.argv[1], sys.argv[2]
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    if what == "stays":  # deaf to SIGTERM; needs no group, and so none of torch's seconds
+        (Path(argument) / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+        time.sleep(600)
+
+    import torch.distributed as dist
+
+    from launch.world import world
+
     here = world("cpu")
     here.connect(timedelta(seconds=60))
     try:
@@ -30,6 +32,11 @@ def main() -> None:
 
 
 def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from launch.here import INTERRUPTED
+
     total = torch.ones(1)
     dist.all_reduce(total)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))

@@ -68,7 +68,7 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "run name with a path": (["train", "demo", "run.name=../x"], ["'../x'", "run.folder"]),
     "missing .beton": (
         ["train", "demo", "data.train=my.beton"],
-        ["override 'data.train=my.beton'", "my.beton does not exist"],
+        ["'data.train=my.beton'", "my.beton does not exist"],
     ),
     "missing folder": (["train", "demo", "data.train=folder:photos"], ["folder:photos", "no such folder"]),
     "unknown source": (["train", "demo", "data.test=digit"], ["'digit'", "did you mean 'digits'?"]),

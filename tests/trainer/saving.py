@@ -14,15 +14,15 @@ def values() -> dict[str, Tensor]:
     """Every type that a checkpoint may hold, tensors that are cut over ranks and tensors that are not."""
     draw = torch.Generator().manual_seed(0)
     return {
-        "model.conv": torch.randn(70, 33, 7, 9, generator=draw),  # more than TINY elements, not divisible by 2 or 3
-        "model.half": torch.randn(300, 301, generator=draw).to(torch.bfloat16),
-        "model.fp16": torch.randn(17, generator=draw).half(),
-        "model.fp64": torch.randn(3, generator=draw, dtype=torch.float64),
-        "model.count": torch.tensor(2**62 + 1),
-        "model.bytes": torch.randint(0, 256, (99_999,), generator=draw, dtype=torch.uint8),
-        "model.flags": torch.randint(0, 2, (13,), generator=draw).bool(),
-        "model.none": torch.empty(0, 5),
-        "model.special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "method.conv": torch.randn(70, 33, 7, 9, generator=draw),  # more than TINY elements, not divisible by 2 or 3
+        "method.half": torch.randn(300, 301, generator=draw).to(torch.bfloat16),
+        "method.fp16": torch.randn(17, generator=draw).half(),
+        "method.fp64": torch.randn(3, generator=draw, dtype=torch.float64),
+        "method.count": torch.tensor(2**62 + 1),
+        "method.bytes": torch.randint(0, 256, (99_999,), generator=draw, dtype=torch.uint8),
+        "method.flags": torch.randint(0, 2, (13,), generator=draw).bool(),
+        "method.none": torch.empty(0, 5),
+        "method.special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
     }
 
 
@@ -34,7 +34,7 @@ def pieces(rank: int, world: int) -> dict[str, Piece]:
     held["optimizer.part"] = Piece(flat[start:end], start, (7, 11, 13), sharded=True)
     if rank == world - 1:
         held["optimizer.alone"] = Piece(torch.arange(6), 0, (2, 3), sharded=True)
-    held["model.queue"] = Piece.of(torch.full((rank + 2, 3), rank), own=True)
+    held["method.queue"] = Piece.of(torch.full((rank + 2, 3), rank), own=True)
     return held
 
 

@@ -59,18 +59,18 @@ def test_bit_for_bit_over_world_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_slices_and_own_tensors(tmp_path: Path, world: int) -> None:
     saved = open_saved(save(tmp_path, world, 1))
-    conv = values()["model.conv"].reshape(-1)
+    conv = values()["method.conv"].reshape(-1)
     for offset, numel in ((0, 0), (0, 1), (len(conv) // 3 - 5, 10), (len(conv) // 2 - 5, 10), (0, len(conv))):
-        assert torch.equal(saved.read("model.conv", offset, numel), conv[offset : offset + numel])
+        assert torch.equal(saved.read("method.conv", offset, numel), conv[offset : offset + numel])
     assert torch.equal(saved.read("optimizer.part", 490, 30), torch.arange(490.0, 520.0))
     assert torch.equal(saved.whole("optimizer.alone"), torch.arange(6).reshape(2, 3))
     for rank in range(world):
-        assert torch.equal(saved.own("model.queue", rank), torch.full((rank + 2, 3), rank))
-    assert saved.own_names() == ["model.queue"]
-    with pytest.raises(Refusal, match=f"written by {world} ranks, has no tensor 'model.queue' of rank {world}"):
-        saved.own("model.queue", world)
-    with pytest.raises(Refusal, match="no tensor 'model.cov'; did you mean 'model.conv'"):
-        saved.whole("model.cov")
+        assert torch.equal(saved.own("method.queue", rank), torch.full((rank + 2, 3), rank))
+    assert saved.own_names() == ["method.queue"]
+    with pytest.raises(Refusal, match=f"written by {world} ranks, has no tensor 'method.queue' of rank {world}"):
+        saved.own("method.queue", world)
+    with pytest.raises(Refusal, match="no tensor 'method.cov'; did you mean 'method.conv'"):
+        saved.whole("method.cov")
 
 
 def test_writing_is_shared(tmp_path: Path) -> None:
@@ -81,16 +81,25 @@ def test_writing_is_shared(tmp_path: Path) -> None:
     assert max(three) < 1.05 * one / 3
 
 
+def test_a_rank_may_have_nothing_to_write(tmp_path: Path) -> None:
+    ranks = [Checkpoints(tmp_path, OPTIONS, rank, 2) for rank in range(2)]
+    for rank in ranks:
+        rank.save(1, {"tiny": Piece.of(torch.ones(2))}, {})
+    for rank in ranks:
+        rank.close()
+    assert open_saved(tmp_path / "step-00000001").whole("tiny").tolist() == [1, 1]
+
+
 def test_only_safetensors_and_json(tmp_path: Path) -> None:
     """No file that could run code: each is read whole by the plain safetensors and JSON readers."""
     path = save(tmp_path, 2, 7)
     names = sorted(file.name for file in path.iterdir())
     assert names == ["checkpoint.json", "rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
     assert json.loads((path / "checkpoint.json").read_text())["content"]["step"] == 7
-    halves = [load_file(path / name)["model.conv"] for name in names[1:]]
-    assert torch.equal(torch.cat(halves), values()["model.conv"].reshape(-1))
+    halves = [load_file(path / name)["method.conv"] for name in names[1:]]
+    assert torch.equal(torch.cat(halves), values()["method.conv"].reshape(-1))
     with safe_open(path / names[1], framework="pt") as shard:
-        assert json.loads(shard.metadata()["pieces"])["model.flags"] == [0, [13], False]
+        assert json.loads(shard.metadata()["pieces"])["method.flags"] == [0, [13], False]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000007"]
 
 

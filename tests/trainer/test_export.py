@@ -29,8 +29,10 @@ def trained(folder: Path, options: EncoderOptions, steps: tuple[int, ...] = (40,
         for tensor in encoder.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(0.01 * torch.rand_like(tensor))
-        pieces = {f"model.encoder.{name}": Piece.of(tensor) for name, tensor in encoder.state_dict().items()}
-        pieces["model.head.weight"] = pieces["optimizer.momentum_buffer.encoder.conv1.weight"] = Piece.of(torch.ones(3))
+        pieces = {f"method.encoder.{name}": Piece.of(tensor) for name, tensor in encoder.state_dict().items()}
+        pieces["method.head.weight"] = pieces["optimizer.momentum_buffer.encoder.conv1.weight"] = Piece.of(
+            torch.ones(3)
+        )
         for rank in ranks:
             rank.save(step, pieces, {"recipe": recipe})
         for rank in ranks:
@@ -80,13 +82,14 @@ def test_refusals(tmp_path: Path) -> None:
     trained(run, EncoderOptions.model_validate({"name": "resnet18"}), steps=(1,))
     there = tmp_path / "there.safetensors"
     there.write_text("precious")
+    (tmp_path / "step-00000001").mkdir()
     cases = {
         (run, there): "exists; choose another name, or replace it with --force",
         (run, tmp_path): "is a folder; name a file in it",
         (run, tmp_path / "e.pth"): "ends in '.pth'; only safetensors is written: .*e.safetensors",
         (run, tmp_path / "absent/e.safetensors"): "absent is no folder",
         (tmp_path / "nowhere", tmp_path / "e.safetensors"): "nowhere holds no checkpoint",
-        (tmp_path, tmp_path / "e.safetensors"): "holds no checkpoint",
+        (tmp_path / "step-00000001", tmp_path / "e.safetensors"): "checkpoint.json is missing",
     }
     for (source, out), message in cases.items():
         with pytest.raises(Refusal, match=message):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from data.views import Views
 from tests.ranks.groups import run_ranks
@@ -14,8 +14,8 @@ from trainer.evaluate.options import FastLinearOptions, LinearOptions
 
 CLASSES = 6
 TRAIN, TEST = clusters(300, CLASSES, seed=1, noise=5.0), clusters(120, CLASSES, seed=2, noise=5.0)
-SLOW = LinearOptions(epochs=5, batch=60, lr=0.05)
-FAST = FastLinearOptions(l2=0.01)
+SLOW = LinearOptions(epochs=3, batch=60, lr=0.05)
+FAST = FastLinearOptions(l2=0.05)
 
 
 def slow() -> tuple[Tensor, dict[str, float]]:
@@ -35,10 +35,10 @@ def both() -> tuple[tuple[Tensor, dict[str, float]], tuple[Tensor, dict[str, flo
 
 def test_ranks_equal_one_process() -> None:
     (alone, values), (fast_alone, fast_values) = both()
-    ranks = run_ranks(3, both)
+    ranks = run_ranks(2, both)
     for (weight, got), (fast_weight, fast_got) in ranks:
         torch.testing.assert_close(weight, alone, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(fast_weight, fast_alone, rtol=0, atol=2e-4)
+        torch.testing.assert_close(fast_weight, fast_alone, rtol=0, atol=1e-3)
         assert got == pytest.approx(values)
         assert fast_got == pytest.approx(fast_values, abs=0.01)
         assert torch.equal(weight, ranks[0][0][0])
@@ -50,18 +50,20 @@ def test_ranks_equal_one_process() -> None:
 
 
 def test_fast_probe_finds_scikit_learns_minimum() -> None:
+    from sklearn.linear_model import LogisticRegression  # here, so that the ranks do not load it
+
     x, label = flat(TRAIN[0]), TRAIN[1]
     weight, bias = fast_linear.fit(Features(x, label), CLASSES, FAST)
     theirs = LogisticRegression(C=1 / (FAST.l2 * len(x)), tol=1e-8, max_iter=2000).fit(x.double().numpy(), label)
     their_weight, their_bias = torch.tensor(theirs.coef_), torch.tensor(theirs.intercept_)
-    asked = flat(TEST[0])
     torch.testing.assert_close(weight.double(), their_weight, rtol=0, atol=1e-3)
-    torch.testing.assert_close(  # biases hardly matter to the training loss: compare what they do
-        (asked @ weight.T + bias).softmax(1).double(),
-        (asked.double() @ their_weight.T + their_bias).softmax(1),
-        rtol=0,
-        atol=5e-3,
-    )
+
+    def objective(weight: Tensor, bias: Tensor) -> float:
+        loss = cross_entropy(x.double() @ weight.double().T + bias.double(), label)
+        return float(loss + FAST.l2 / 2 * weight.double().square().sum())
+
+    assert objective(weight, bias) == pytest.approx(objective(their_weight, their_bias), rel=1e-4)
+    assert objective(weight, bias) < 0.99 * objective(weight, bias + torch.linspace(-1, 1, CLASSES))
 
 
 def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:

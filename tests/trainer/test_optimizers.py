@@ -116,7 +116,15 @@ def test_nothing_excluded_leaves_one_group() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"name": "lras"}, {"lr": 0}, {"lr": float("inf")}, {"momentum": 1.0}, {"dialect": "x"}, {"wd": 1}, {"betas": (0.9, 1)}],
+    [
+        {"name": "lras"},
+        {"lr": 0},
+        {"lr": float("inf")},
+        {"momentum": 1.0},
+        {"dialect": "x"},
+        {"wd": 1},
+        {"betas": (0.9, 1)},
+    ],
 )
 def test_refuses(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

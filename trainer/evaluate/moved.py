@@ -2,7 +2,7 @@
 
 k-NN (k 5, cosine) from clean training images to test images that were each turned by up to ±20°, shifted by up to
 ±25 % of half the side, scaled by ±25 % and sheared by 0.2, once and by a fixed seed. Asked of the pixels themselves,
-of the encoder before training and of the trained one; the clean test images are asked beside, to tell what moving costs.
+of the encoder before training and of the trained one; clean test images are asked beside, to tell what moving costs.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,189 @@
+"""Batches of views for training, and of whole images for evaluation: recipe section `data`."""
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from data.batch import Batch
+from data.chance import keys
+from data.order import block, cut, order
+from data.refusal import Refusal
+from data.views import Views
+
+if TYPE_CHECKING:
+    from data.decode import Work
+    from data.stream import Beton, Stream
+
+SMALL = 96  # pixels: below, a clean view shows the whole image; from there on its central part
+CENTRAL = 224 / 256  # of the shorter side: torchvision's Resize(256), CenterCrop(224), without the detour
+
+
+class DataOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = "digits"  # a .beton or a source, as folder:PATH, cifar10:, npz:PATH, digits
+    test: str | None = "digits"
+    batch: Annotated[int, Field(ge=1)] = 512  # the global one, over all ranks
+    views: Views = Views()
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of each worker; without: its share of the processors
+
+
+def spare_threads(sharing: int) -> int:
+    """This worker's share of the processors that it may use, where `sharing` workers use the same ones."""
+    allowed = len(os.sched_getaffinity(0))
+    granted = int(os.environ.get("SLURM_CPUS_PER_TASK", allowed))
+    return max(1, min(allowed, granted) // sharing)
+
+
+class Loader:
+    """This rank's part of each global batch, augmented, on `device`, made ahead of its use.
+
+    Which samples are in a batch depends on (seed, epoch, step) alone, and what a view looks like on (seed, epoch,
+    sample, view) alone: neither on ranks, threads, nor on where a run was interrupted. The last, incomplete batch of an
+    epoch is dropped. Batches may be held.
+
+    batch: the global one. Raises Refusal if it does not divide over the ranks, or if the file has fewer samples.
+    """
+
+    def __init__(
+        self,
+        beton: Path,
+        views: Views,
+        *,
+        batch: int,
+        rank: int,
+        world: int,
+        seed: int,
+        threads: int,
+        device: torch.device,
+    ):
+        if batch % world:
+            near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
+            raise Refusal(f"global batch {batch} does not divide over {world} ranks; use {near}")
+        self.views, self.device, self.seed = views, device, seed
+        self.batch, self.rank, self.world = batch, rank, world
+        self.beton = opened(beton, views, seed, 0, threads, device)
+        self.samples = self.beton.samples
+        if self.samples < batch:
+            raise Refusal(
+                f"{beton} has {self.samples:,} samples, fewer than one global batch of {batch:,}; "
+                f"set data.batch to at most {self.samples // world * world}, or use more images"
+            )
+        self.steps_per_epoch = self.samples // batch
+        self.stream: Stream | None = None
+        self.next: tuple[int, int] | None = None  # epoch and step of the batch that the stream gives next
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on.
+
+        The one after the epoch's last is being made already when that is taken: going on with the next epoch costs no
+        wait, going anywhere else starts anew. One epoch at a time: a call ends the iterator of an earlier one.
+        """
+        stream = self.stream
+        if stream is None or self.next != (epoch, first_step):
+            self.close()
+            stream = self.open(epoch, first_step)
+        return self.steps(stream, epoch, first_step)
+
+    def open(self, epoch: int, first_step: int) -> "Stream":
+        from data.stream import Stream
+
+        self.stream = Stream(self.beton, self.works(epoch, first_step))
+        self.next = (epoch, first_step)
+        return self.stream
+
+    def works(self, epoch: int, first_step: int) -> Iterator["Work"]:
+        """All that is to be made from there on, without an end."""
+        from data.decode import Work
+
+        for e in count(epoch):
+            rows = cut(order(self.seed, e, self.samples), self.batch, self.rank, self.world)
+            for step in range(first_step, len(rows)):
+                yield Work(e, step, rows[step])
+            first_step = 0
+
+    def steps(self, stream: "Stream", epoch: int, first_step: int) -> Iterator[Batch]:
+        for step in range(first_step, self.steps_per_epoch):
+            if stream is not self.stream or self.next != (epoch, step):
+                raise RuntimeError(f"epoch {epoch} of this loader has been left for another")
+            views, label, index, work = next(stream)
+            assert (work.epoch, work.step) == (epoch, step)
+            last = step + 1 == self.steps_per_epoch
+            self.next = (epoch + 1, 0) if last else (epoch, step + 1)
+            yield Batch(finished(views, index, self.views, self.seed, epoch), index, label)
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = self.next = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PlainLoader:
+    """This rank's contiguous block of the data set, in order, nothing dropped: one clean view of each image.
+
+    From 96 pixels on, that is the central square of 224/256 of the shorter side; below, the whole image. Views are
+    (N, 1, 3, size, size), normalised; batch: of this rank, the last one smaller. An epoch may be left early.
+    """
+
+    def __init__(
+        self,
+        beton: Path,
+        size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        *,
+        batch: int,
+        rank: int,
+        world: int,
+        threads: int,
+        device: torch.device,
+    ):
+        self.views = Views(
+            count=1, size=size, crop=None, flip=0, jitter=None, grey=0, blur=None, solarize=None, mean=mean, std=std
+        )
+        self.beton = opened(beton, self.views, 0, CENTRAL if size >= SMALL else 0, threads, device)
+        self.samples = self.beton.samples
+        self.index = block(self.samples, rank, world)
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        from data.decode import Work
+        from data.stream import Stream
+
+        starts = range(0, len(self.index), self.batch)
+        works = (Work(0, step, self.index[start : start + self.batch]) for step, start in enumerate(starts))
+        stream = Stream(self.beton, works)
+        try:
+            for views, label, index, _ in stream:
+                yield Batch(finished(views, index, self.views, 0, 0), index, label)
+        finally:
+            stream.close()
+
+
+def opened(path: Path, views: Views, seed: int, central: float, threads: int, device: torch.device) -> "Beton":
+    """Imports FFCV, which takes seconds, only here, as this file is read for its options too."""
+    from data.decode import CutViews
+    from data.stream import Beton
+
+    return Beton(path, CutViews(path, views, seed, central, threads, device), device)
+
+
+def finished(views: Tensor, index: Tensor, options: Views, seed: int, epoch: int) -> Tensor:
+    """On a CPU views arrive finished; on an accelerator what is left to do is done there."""
+    if views.dtype == torch.float32:
+        return views
+    from data.augment_batched import augment
+
+    return augment(views, keys(seed, epoch, index, options.count), options)

@@ -1,0 +1,86 @@
+"""Run folders and their states."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.refusal import Refusal
+from launch import runs
+from launch.runs import RunOptions
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from launch import runs
+with runs.claimed(Path(sys.argv[1])):
+    runs.set_status(Path(sys.argv[1]), "running", 2)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_each_run_has_its_own_folder():
+    folders = [runs.create(RunOptions(), "demo", "run: {}\n", 2) for _ in range(5)]
+    assert len(set(folders)) == 5
+    for folder in folders:
+        assert folder.name.startswith("demo-")
+        assert folder.parent == Path("runs")
+        assert (folder / "recipe.yaml").read_text() == "run: {}\n"
+        assert runs.find(folder.name) == runs.find(str(folder)) == folder
+        assert runs.status(folder) == "new"
+        assert not list(folder.glob(".*"))
+
+
+def test_a_name_is_taken_once_but_an_empty_folder_may_be_used():
+    Path("runs/mine").mkdir(parents=True)
+    folder = runs.create(RunOptions(name="mine"), "demo", "", 1)
+    assert folder == Path("runs/mine")
+    with pytest.raises(Refusal, match="run.name 'mine': runs/mine is not empty.*kilobatch resume runs/mine"):
+        runs.create(RunOptions(name="mine"), "demo", "", 1)
+
+
+def test_a_folder_that_cannot_be_written():
+    Path("runs").write_text("a file")
+    with pytest.raises(Refusal, match="run.folder 'runs'"):
+        runs.create(RunOptions(), "demo", "", 1)
+
+
+def test_state_keeps_when_it_started():
+    folder = runs.create(RunOptions(), "demo", "", 2)
+    first = runs.state(folder)
+    runs.set_status(folder, "finished", 4)
+    now = runs.state(folder)
+    assert (now.status, now.workers, now.started) == ("finished", 4, first.started)
+    assert now.updated >= first.updated
+    assert runs.status(folder) == "finished"
+
+
+def test_a_run_is_held_by_one_launcher_and_free_once_that_is_killed():
+    folder = runs.create(RunOptions(), "demo", "", 2)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert runs.status(folder) == "running"
+    with pytest.raises(Refusal, match=f"is running \\(process {holder.pid} on "), runs.claimed(folder):
+        pass
+    holder.kill()
+    holder.communicate()
+    assert runs.state(folder).status == "running"
+    assert runs.status(folder) == "interrupted"
+    with runs.claimed(folder):
+        pass
+
+
+def test_a_run_without_a_state_can_be_resumed():
+    folder = runs.create(RunOptions(), "demo", "", 2)
+    (folder / "state.json").unlink()
+    assert runs.status(folder) == "interrupted"
+    with pytest.raises(Refusal, match="state.json is missing"):
+        runs.state(folder)

@@ -1,0 +1,201 @@
+"""The step on real DeepSpeed engines: ranks and chunks change nothing, and what is not finite updates nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from methods import norm
+from tests.ranks.groups import run_ranks
+from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
+from trainer.engine import Engine, EngineOptions
+from trainer.step import NonFinite, check_finite, forward_backward
+
+CPU = torch.device("cpu")
+
+
+def make(method: Toy, **options: Any) -> Engine:
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1.0)
+    return Engine(method, optimizer, EngineOptions(**options), CPU, GLOBAL_BATCH // dist.get_world_size())
+
+
+def averaged(engine: Engine) -> dict[str, Tensor]:
+    """Takes the step; the gradients that the optimizer was given."""
+    seen: dict[str, Tensor] = {}
+    hook = engine.optimizer.register_step_pre_hook(lambda *_: seen.update(gradients(engine.method)))
+    engine.step(0.1)
+    hook.remove()
+    return seen
+
+
+def taken(method: Toy, chunks: int) -> dict[str, Any]:
+    """The loss, the averaged gradients and the running statistics of one step."""
+    engine = make(method, chunks=chunks)
+    outcome = forward_backward(engine, own_batch())
+    counted = [int(m.pending_forwards.item()) for m in norm.norms(method)]
+    norm.commit(method)
+    seen = averaged(engine)
+    running = {name: x for name, x in weights(method).items() if "running" in name or "batches" in name}
+    return {"loss": outcome.loss, "z": outcome.z["z"], "gradients": seen, "running": running, "counted": counted}
+
+
+def dropout() -> dict[str, Any]:
+    """Chunked gradients against one graph over the same chunks and random numbers; what is drawn afterwards."""
+    engine = make(toy(dropout=0.5), chunks=2)
+    reference = toy(dropout=0.5)
+    torch.manual_seed(5 + dist.get_rank())
+    plain_loss(reference, own_batch(), chunks=2).backward()
+    follows = torch.rand(3)
+    expected = gradients(reference)
+    for g in expected.values():
+        dist.all_reduce(g)
+        g /= dist.get_world_size()
+    torch.manual_seed(5 + dist.get_rank())
+    forward_backward(engine, own_batch())
+    same_draws = torch.equal(torch.rand(3), follows)
+    return {"expected": expected, "gradients": averaged(engine), "same_draws": same_draws}
+
+
+def stopped(engine: Engine, outcome: Any) -> dict[str, Any]:
+    before = weights(engine.method)
+    with pytest.raises(NonFinite) as raised:
+        check_finite(engine, outcome, step=7, flags=[True])
+    untouched = all(torch.equal(x, before[name]) for name, x in weights(engine.method).items())
+    error = raised.value
+    return {"text": str(error), "loss": error.loss_ranks, "gradient": error.gradient_ranks, "untouched": untouched}
+
+
+def bad_loss() -> dict[str, Any]:
+    engine, mine = make(toy()), own_batch()
+    if dist.get_rank() == 1:
+        mine.views[0] = float("nan")
+    return stopped(engine, forward_backward(engine, mine))
+
+
+def bad_gradient() -> dict[str, Any]:
+    engine = make(toy())
+    outcome = forward_backward(engine, own_batch())
+    if dist.get_rank() == 1:
+        _poison(engine)
+    return stopped(engine, outcome)
+
+
+def overflow() -> dict[str, Any]:
+    """fp16: an overflow on one rank leaves the step out on all, and once the scale is 1 it stops them."""
+    engine = make(toy(), precision="fp16")
+    before = weights(engine.method)
+    outcome = forward_backward(engine, own_batch())
+    if dist.get_rank() == 1:
+        _poison(engine)
+    flags = check_finite(engine, outcome, 0, [dist.get_rank() == 1, False])
+    engine.step(0.1)
+    skipped = all(torch.equal(x, before[name]) for name, x in weights(engine.method).items())
+    scalars = engine.scalars()
+    while engine.loss_scale > 1:
+        forward_backward(engine, own_batch())
+        _poison(engine)
+        engine.step(0.1)
+    outcome = forward_backward(engine, own_batch())
+    _poison(engine)
+    return {"flags": flags, "skipped": skipped, "scalars": scalars, **stopped(engine, outcome)}
+
+
+def _poison(engine: Engine) -> None:
+    grad = next(engine.method.encoder.parameters()).grad
+    assert grad is not None
+    grad[0] = float("inf")
+
+
+def agreed() -> list[bool]:
+    engine = make(toy())
+    outcome = forward_backward(engine, own_batch())
+    return check_finite(engine, outcome, 0, [dist.get_rank() == 1, False, dist.get_rank() == 0])
+
+
+def scenarios() -> dict[str, Any]:
+    found: dict[str, Any] = {f"chunks {c}": taken(toy(), c) for c in (1, 2, 8)}
+    found["batch norm"] = taken(toy(batch_norm=True), chunks=2)
+    if dist.get_world_size() > 1:
+        for scenario in (dropout, bad_loss, bad_gradient, overflow, agreed):
+            found[scenario.__name__] = scenario()
+    return found
+
+
+@pytest.fixture(scope="module")
+def two() -> list[dict[str, Any]]:
+    return run_ranks(2, scenarios)
+
+
+@pytest.fixture(scope="module")
+def one() -> list[dict[str, Any]]:
+    return run_ranks(1, scenarios)
+
+
+def reference(chunks: int = 1, batch_norm: bool = False) -> Toy:
+    method = toy(batch_norm)
+    plain_loss(method, batch(), chunks).backward()
+    norm.commit(method)
+    return method
+
+
+@pytest.mark.parametrize("world", ["one", "two"])
+@pytest.mark.parametrize("chunks", [1, 2, 8])
+def test_ranks_and_chunks_change_no_gradient(world: str, chunks: int, request: pytest.FixtureRequest) -> None:
+    expected = gradients(reference())
+    assert "temperature" in expected and expected["temperature"].abs() > 0.1
+    assert not any(name.startswith("teacher") for name in expected)
+    ranks = request.getfixturevalue(world)
+    for rank in ranks:
+        torch.testing.assert_close(rank[f"chunks {chunks}"]["gradients"], expected, rtol=1e-4, atol=1e-5)
+    losses = torch.stack([rank[f"chunks {chunks}"]["loss"] for rank in ranks])
+    torch.testing.assert_close(losses.mean(), plain_loss(toy(), batch()).detach())
+    z = torch.cat([rank[f"chunks {chunks}"]["z"] for rank in ranks])
+    torch.testing.assert_close(z, toy().embed(batch().views)["z"].detach())
+
+
+def test_local_batch_norm_is_per_chunk_on_any_ranks(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    """1 rank x 2 chunks, and 2 ranks x 2 chunks, against one graph over 2 and 4 chunks; statistics counted once."""
+    for ranks, chunks in ((one, 2), (two, 4)):
+        method = reference(chunks, batch_norm=True)
+        running = {name: x for name, x in weights(method).items() if "running" in name or "batches" in name}
+        assert running["encoder.1.num_batches_tracked"] == 1
+        for rank in ranks:
+            torch.testing.assert_close(rank["batch norm"]["gradients"], gradients(method), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(rank["batch norm"]["running"], running)
+            assert rank["batch norm"]["counted"] == [2]  # the first pass of each chunk, not the second
+
+
+def test_dropout_draws_the_same_in_both_passes(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        torch.testing.assert_close(rank["dropout"]["gradients"], rank["dropout"]["expected"], rtol=1e-4, atol=1e-5)
+        assert rank["dropout"]["same_draws"]
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks(two: list[dict[str, Any]]) -> None:
+    """The toy's rows meet in the loss: one rank's NaN is in every rank's."""
+    for rank in two:
+        assert rank["bad_loss"]["untouched"]
+        assert rank["bad_loss"]["loss"] == [0, 1]
+        assert "step 7: not finite: the loss on ranks 0, 1" in rank["bad_loss"]["text"]
+
+
+def test_a_gradient_that_is_not_finite_names_its_rank(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        assert rank["bad_gradient"]["untouched"]
+        assert (rank["bad_gradient"]["loss"], rank["bad_gradient"]["gradient"]) == ([], [1])
+        assert "step 7: not finite: the gradient on rank 1. Nothing was updated" in rank["bad_gradient"]["text"]
+
+
+def test_fp16_overflow_lowers_the_scale_then_stops(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        found = rank["overflow"]
+        assert found["flags"] == [True, False]
+        assert found["skipped"]
+        assert found["scalars"] == {"loss_scale": 2.0**15, "skipped_steps": 1}
+        assert found["untouched"] and found["gradient"] == [0, 1]
+
+
+def test_flags_are_agreed_on(two: list[dict[str, Any]]) -> None:
+    assert [rank["agreed"] for rank in two] == [[True, False, True]] * 2

@@ -1,0 +1,31 @@
+import pytest
+
+from data.refusal import Refusal
+from trainer.verify import LAYOUTS, Row, verify
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return list(verify("simclr"))
+
+
+def test_every_layout_has_the_formulas_gradient(rows: list[Row]) -> None:
+    table = [row for row in rows if row.name == "simclr"]
+    assert len(table) == 2 * len(LAYOUTS)
+    bad = [row for row in table if not (row.right and row.agrees)]
+    assert not bad
+
+
+def test_every_wrong_construction_is_found_out(rows: list[Row]) -> None:
+    constructions = [row for row in rows if row.name != "simclr"]
+    assert sum(row.right for row in constructions) == 1 and len(constructions) == 6
+    assert all(row.ok for row in constructions)
+    # By a margin, and as the theory has it: the quarter of the gradient has its direction and not its size.
+    assert all(row.error > 0.1 for row in constructions if not row.right)
+    quarter = next(row for row in constructions if row.name.startswith("whole loss"))
+    assert quarter.cosine == pytest.approx(1) and quarter.norm_ratio == pytest.approx(0.25)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(Refusal, match="simclr"):
+        list(verify("simclrr"))
