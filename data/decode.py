@@ -49,7 +49,9 @@ class CutViews(Operation):
     def __init__(self, beton: Path, views: Views, seed: int, central: float, threads: int, device: torch.device):
         super().__init__()
         self.beton, self.views, self.device = beton, views, device
-        self.shape = Shape(views.plans(), seed, central, int(scratch_length(views)))
+        # one type of each, or the loops would be compiled once more
+        self.shape = Shape(views.plans(), int(seed), float(central), int(scratch_length(views)))
+        self.planar = device.type == "cpu"
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views") if threads > 1 else None
         self.stored: Stored | None = None
@@ -65,14 +67,13 @@ class CutViews(Operation):
         if self.stored is None:
             self.stored = locate(self.beton, rows, *storage)
         size, count = self.views.size, self.views.count
-        planar = self.device.type == "cpu"
-        shape, dtype = ((3, size, size), torch.float32) if planar else ((size, size, 3), torch.uint8)
-        out = torch.empty((len(work), count, *shape), dtype=dtype, pin_memory=not planar)
+        shape, dtype = ((3, size, size), torch.float32) if self.planar else ((size, size, 3), torch.uint8)
+        out = torch.empty((len(work), count, *shape), dtype=dtype, pin_memory=self.device.type == "cuda")
         failed = np.zeros(len(work), np.bool_)
         self.cut(self.stored, work.epoch, work.index, out.numpy(), failed)
         for i in np.flatnonzero(failed):
             self.cut_alone(int(i), work, out.numpy())
-        return out if planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
+        return out if self.planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
 
     def cut(self, stored: Stored, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray) -> None:
         """Fills `out`, in parts over the threads."""

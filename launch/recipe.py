@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union
 
-from data.loader import DataOptions
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
+from data.loader import DataOptions
 from data.refusal import Refusal
 from launch import catalogue, explain, method_options, overrides
 from launch.method_options import MethodOptions
@@ -71,7 +71,7 @@ def _validated(settings: Settings) -> Recipe:
     sections = {name: {} for name in Recipe.model_fields} | settings.values
     try:
         # JSON's strictness: no text for numbers and no true for 1, but lists for tuples
-        recipe = model.model_validate_json(json.dumps(sections), strict=False)
+        recipe = model.model_validate_json(json.dumps(sections), strict=True)
     except ValidationError as error:
         raise explain.refusal(error, settings, model) from error
     _refuse_not_finite(recipe.model_dump(), (), settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import here
 from launch.__main__ import main
 
 
@@ -20,7 +21,12 @@ class Said:
 def kilobatch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Said]:
-    """Runs a command in an empty folder, with an empty cache. What is not a refusal is raised here."""
+    """Runs a command in an empty folder, with an empty cache. It may not get as far as starting workers."""
+
+    def started(*arguments: object) -> bool:
+        raise AssertionError("workers were about to start")
+
+    monkeypatch.setattr(here, "run", started)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
 

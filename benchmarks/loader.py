@@ -1,0 +1,139 @@
+"""Views per second of processor time, one thread: this loader, FFCV's own, torchvision and lightly.
+
+    python -m benchmarks.loader
+
+All of them read the same generated photographs (benchmarks/photos.py) and make two 224-pixel views of each. The
+contestants take turns, and each one's best turn counts; processor time, since it is the same on a machine with other
+work. FFCV's own pipeline and this loader read the .beton through FFCV; torchvision and lightly decode the same JPEG
+bytes with Pillow, once for both views.
+"""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightly.transforms.simclr_transform import SimCLRTransform
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torchvision import transforms
+
+from benchmarks.photos import jpeg, write_beton
+from data.decode import CutViews, Work
+from data.stream import Beton, Stream
+from data.views import Views
+
+PHOTOS = 64
+BATCH = 16
+TURNS = 5
+VIEWS = Views()  # SimCLR's
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    photos = [jpeg(i) for i in range(PHOTOS)]
+    with tempfile.TemporaryDirectory() as folder:
+        beton = Path(folder, "photos.beton")
+        write_beton(beton, photos)
+        contestants = {
+            "kilobatch, all operations": ours(beton, planar=True),
+            "kilobatch, decode and crop": ours(beton, planar=False),
+            "FFCV, decode and crop": ffcv(beton),
+            "lightly, all operations": pillow(photos, SimCLRTransform(input_size=VIEWS.size)),
+            "torchvision, all operations": pillow(photos, twice(torchvision())),
+        }
+        for epoch in contestants.values():
+            epoch()  # compiles, fills caches
+        turns: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(TURNS):
+            for name, epoch in contestants.items():
+                start = time.process_time()
+                epoch()
+                turns[name].append(2 * PHOTOS / (time.process_time() - start))
+    show(turns)
+
+
+def ours(beton: Path, planar: bool) -> Callable[[], None]:
+    """planar: with all operations, as on a CPU; else what an accelerator is sent."""
+    images = CutViews(beton, VIEWS, seed=0, central=0, threads=1, device=CPU)
+    images.planar = planar
+    opened = Beton(beton, images, CPU)
+    batches = np.arange(PHOTOS).reshape(-1, BATCH)
+
+    def epoch() -> None:
+        for _ in Stream(opened, (Work(0, step, index) for step, index in enumerate(batches))):
+            pass
+
+    return epoch
+
+
+def ffcv(beton: Path) -> Callable[[], None]:
+    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.pipeline import PipelineSpec
+    from ffcv.transforms import ToTensor
+
+    def views() -> PipelineSpec:
+        decoder = RandomResizedCropRGBImageDecoder((VIEWS.size, VIEWS.size))
+        return PipelineSpec("image", decoder=decoder, transforms=[ToTensor()])
+
+    loader = Loader(str(beton), BATCH, num_workers=1, pipelines={"image": views(), "second": views()})
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+
+    return epoch
+
+
+def pillow(photos: list[bytes], transform: Callable[[Image.Image], Any]) -> Callable[[], None]:
+    def epoch() -> None:
+        for start in range(0, PHOTOS, BATCH):
+            batch = [transform(Image.open(io.BytesIO(data)).convert("RGB")) for data in photos[start : start + BATCH]]
+            for view in zip(*batch, strict=True):
+                torch.stack(view)
+
+    return epoch
+
+
+def torchvision() -> transforms.Compose:
+    jitter, blur = VIEWS.jitter, VIEWS.blur
+    assert jitter and blur
+    colours = transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(VIEWS.size),
+            transforms.RandomHorizontalFlip(VIEWS.flip),
+            transforms.RandomApply([colours], jitter.probability),
+            transforms.RandomGrayscale(VIEWS.grey),
+            transforms.RandomApply([transforms.GaussianBlur(VIEWS.blur_kernel, blur.sigma)], blur.probability),
+            transforms.ToTensor(),
+            transforms.Normalize(VIEWS.mean, VIEWS.std),
+        ]
+    )
+
+
+def twice(transform: Callable[[Image.Image], Any]) -> Callable[[Image.Image], list[Any]]:
+    return lambda image: [transform(image), transform(image)]
+
+
+def show(turns: dict[str, list[float]]) -> None:
+    best = {name: max(rates) for name, rates in turns.items()}
+    table = Table("", "views/s, best", "median", "ratio of the best to it")
+    for name, rates in turns.items():
+        rival = name.split(",")[0] != "kilobatch"
+        own = best["kilobatch, decode and crop" if "crop" in name else "kilobatch, all operations"]
+        ratio = f"{own / best[name]:.2f}" if rival else ""
+        table.add_row(name, f"{best[name]:,.0f}", f"{statistics.median(rates):,.0f}", ratio)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
