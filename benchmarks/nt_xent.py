@@ -52,11 +52,11 @@ def resident(field: str) -> int:
 
 
 def measure(name: str, pairs: int) -> dict[str, float]:
-    """seconds and bytes of one forward and backward, after a warm-up at 64 pairs; gemm: fp32 operations per second."""
+    """seconds and bytes of one forward and backward, after a warm-up at 512 pairs; gemm: fp32 operations per second."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     loss = loss_of(name)
-    loss(torch.randn(64, DIM, requires_grad=True), torch.randn(64, DIM, requires_grad=True)).backward()
+    loss(torch.randn(512, DIM, requires_grad=True), torch.randn(512, DIM, requires_grad=True)).backward()
     z1, z2 = torch.randn(pairs, DIM, requires_grad=True), torch.randn(pairs, DIM, requires_grad=True)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")

@@ -13,6 +13,7 @@ from data.augment_planar import augment
 from data.chance import key
 from data.compiled import Bytes, Floats, Real, Whole, fast
 from data.crop import crop_box
+from data.mirror import mirror
 from data.native import imdecode, resize
 
 JPEG, RAW = 0, 1  # RGBImageField's modes
@@ -45,18 +46,6 @@ def decode(stored: Stored, sample: Whole, pixels: Bytes) -> bool:
     height, width = np.uint32(stored.height[sample]), np.uint32(stored.width[sample])
     source = stored.storage[start : start + size]
     return imdecode(source.ctypes.data, size, height, width, pixels.ctypes.data, height, width, 0, 0, 1, 1, 0, 0) == 0
-
-
-@fast
-def mirror(image: Bytes) -> None:
-    """(H, W, 3), left to right, in place."""
-    height, width, _ = image.shape
-    for y in range(height):
-        for x in range(width // 2):
-            for channel in range(3):
-                other = image[y, width - 1 - x, channel]
-                image[y, width - 1 - x, channel] = image[y, x, channel]
-                image[y, x, channel] = other
 
 
 @fast

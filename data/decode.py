@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment_planar import scratch_length
+from data.buffers import Buffers
 from data.compiled import Bytes
 from data.cut import JPEG, RAW, Shape, Stored, cut_bytes, cut_planar
 from data.images import BrokenImage, read
@@ -55,6 +56,7 @@ class CutViews(Operation):
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views") if threads > 1 else None
         self.stored: Stored | None = None
+        self.buffers: Buffers | None = None
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         return previous_state, None
@@ -66,14 +68,22 @@ class CutViews(Operation):
         """rows: this field's metadata; storage: the mapped file, where its allocations begin, how long they are."""
         if self.stored is None:
             self.stored = locate(self.beton, rows, *storage)
-        size, count = self.views.size, self.views.count
-        shape, dtype = ((3, size, size), torch.float32) if self.planar else ((size, size, 3), torch.uint8)
-        out = torch.empty((len(work), count, *shape), dtype=dtype, pin_memory=self.device.type == "cuda")
+        out = self.memory(len(work))
         failed = np.zeros(len(work), np.bool_)
         self.cut(self.stored, work.epoch, work.index, out.numpy(), failed)
         for i in np.flatnonzero(failed):
             self.cut_alone(int(i), work, out.numpy())
         return out if self.planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
+
+    def memory(self, images: int) -> Tensor:
+        """(images, V, 3, size, size) float32, or (images, V, size, size, 3) uint8: pinned if it will be copied."""
+        size, count = self.views.size, self.views.count
+        shape = (images, count, 3, size, size) if self.planar else (images, count, size, size, 3)
+        if self.device.type == "cuda":
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        if self.buffers is None or self.buffers.shape != shape:
+            self.buffers = Buffers(shape, np.float32 if self.planar else np.uint8)
+        return self.buffers.lend()
 
     def cut(self, stored: Stored, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray) -> None:
         """Fills `out`, in parts over the threads."""

@@ -21,6 +21,10 @@ class Beton:
 
     def __init__(self, path: Path, images: CutViews, device: torch.device):
         self.images, self.device = images, device
+        pipelines: dict[str, Any] = {
+            "image": PipelineSpec("image", decoder=images),
+            "label": PipelineSpec("label", decoder=Labels(device)),
+        }
         Compiler.set_enabled(False)  # our decoders call loops that are compiled already
         try:
             with torch_threads_kept():
@@ -30,10 +34,7 @@ class Beton:
                     num_workers=1,  # the decoder has threads of its own
                     seed=0,
                     batches_ahead=AHEAD,
-                    pipelines={
-                        "image": PipelineSpec("image", decoder=images),
-                        "label": PipelineSpec("label", decoder=Labels(device)),
-                    },
+                    pipelines=pipelines,
                 )
         finally:
             Compiler.set_enabled(True)

@@ -17,11 +17,13 @@ from data.augment_batched import augment
 from data.batch import Batch
 from data.beton import Writer
 from data.chance import keys
-from data.decode import CutViews
+from data.decode import CutViews, Work
 from data.images import encode
 from data.loader import Loader, PlainLoader, spare_threads
+from data.mirror import mirror
 from data.order import cut, order
 from data.refusal import Refusal
+from data.stream import Beton, Stream
 from data.views import Affine, Crop, Solarize, Views
 
 CPU = torch.device("cpu")
@@ -199,7 +201,8 @@ import torch
 from pathlib import Path
 from data.loader import Loader
 from data.views import Views
-loader = Loader(Path({str(beton)!r}), Views(size=24), batch=8, rank=0, world=1, seed=0, threads=2, device=torch.device("cpu"))
+options = dict(batch=8, rank=0, world=1, seed=0, threads=2, device=torch.device("cpu"))
+loader = Loader(Path({str(beton)!r}), Views(size=24), **options)
 next(loader.epoch(0))
 raise SystemExit(7)
 """
@@ -252,10 +255,7 @@ def complained(path: Path) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError
 
-    images.cut_alone = refuse
-    from data.decode import Work
-    from data.stream import Beton, Stream
-
+    setattr(images, "cut_alone", refuse)  # noqa: B010
     next(Stream(Beton(path, images, CPU), iter([Work(0, 0, np.arange(1))])))
 
 
@@ -302,6 +302,15 @@ def test_views_without_augmentation_are_the_images(beton: Path):
         image = photo(i, 40 + 7 * i % 60, 40 + 11 * i % 60).resize((24, 24), Image.Resampling.BOX)
         expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
         assert (view - expected).abs().mean() < 4 / 255
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 6, 11, 224])
+def test_mirrors(width: int):
+    image = np.random.default_rng(0).integers(0, 256, (4, width, 3), dtype=np.uint8)
+    turned = image.copy()
+    mirror(turned[1:3])
+    assert (turned[1:3] == image[1:3, ::-1]).all()
+    assert (turned[[0, 3]] == image[[0, 3]]).all()
 
 
 def test_flips_turn_every_second_view_left_to_right(beton: Path):
