@@ -1,7 +1,7 @@
 """The FFCV decoders of this package: one decodes each image once and cuts all of its views, one reads the labels.
 
 FFCV compiles decoders anew in every process, 5 to 10 s; these call loops that were compiled once and lie on disk.
-Every result is in memory of its own, so that it may be held while FFCV goes on.
+Every result is in memory that is its own while anybody holds it, unlike FFCV's, which the next batches overwrite.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,7 @@ class CutViews(Operation):
 
 
 class Labels(Operation):
-    """Decoder of an IntField: Work -> (labels (N,), sample indices (N,), epoch, step); int64, on `device`."""
+    """Decoder of an IntField: Work -> labels (N,) and sample indices (N,), int64, on `device`, and the work itself."""
 
     def __init__(self, device: torch.device):
         super().__init__()
