@@ -20,14 +20,16 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def cache_folder() -> Path:
-    """Where compiled loops are kept: one folder per state of this package's source.
+    """Where compiled loops are kept: one folder per state of the files that have any.
 
     numba throws away kept code when the function's own file changes, but not when a file does whose functions were
     inlined into it; so the folder's name is a digest of all of them.
     """
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        sources.update(path.name.encode() + path.read_bytes())
+        text = path.read_bytes()
+        if b"data.compiled" in text or path.samefile(__file__):
+            sources.update(path.name.encode() + text)
     root = os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch"
     return Path(root) / "numba" / sources.hexdigest()[:16]
 

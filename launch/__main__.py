@@ -68,13 +68,14 @@ def evaluate(
     knn: Annotated[bool, typer.Option("--knn", help="Weighted k-NN.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Linear probe by the papers' protocol.")] = False,
     fast_linear: Annotated[bool, typer.Option("--fast-linear", help="Linear probe on cached features.")] = False,
+    test: Annotated[str | None, typer.Option(help="Test images, if not the recipe's.", show_default=False)] = None,
     workers: Workers = None,
 ) -> None:
     """Evaluates the encoder of a run."""
     from launch import training
 
     asked = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
-    raise typer.Exit(training.evaluate(run, [name for name, wanted in asked.items() if wanted], workers))
+    raise typer.Exit(training.evaluate(run, [name for name, wanted in asked.items() if wanted], test, workers))
 
 
 @app.command()

@@ -50,16 +50,9 @@ def check(recipe: Recipe, workers: int, settings: Settings) -> None:
             if samples >= parts
             else "add images",
         )
-    evaluates = bool(recipe.evaluate.every_epochs or recipe.evaluate.final)
-    if evaluates and recipe.data.test is None:
-        raise refuse(
-            "data.test",
-            "data.test is null, but `evaluate` asks for accuracies; name a test set, or evaluate.every_epochs=0 "
-            "evaluate.final=[]",
-        )
     if recipe.data.test is not None:
         _count(recipe, "test", refuse)
-    uses_knn = recipe.evaluate.every_epochs or "knn" in recipe.evaluate.final
+    uses_knn = recipe.data.test and (recipe.evaluate.every_epochs or "knn" in recipe.evaluate.final)
     if uses_knn and recipe.evaluate.knn.k > samples:
         raise refuse(
             "evaluate.knn.k",

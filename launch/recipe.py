@@ -56,6 +56,11 @@ def resolve(name: str, changes: list[str]) -> Recipe:
     return read(name, changes)[0]
 
 
+def with_test(recipe: Recipe, test: str) -> Recipe:
+    """The recipe with other test images."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
+
+
 def load(path: Path) -> tuple[Recipe, Settings]:
     """The resolved recipe of a run folder, from its recipe.yaml."""
     settings = read_file(path)

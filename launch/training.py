@@ -35,10 +35,14 @@ def resume(run: str, workers: int | None) -> int:
     return _run(folder, workers)
 
 
-def evaluate(run: str, evaluators: list[str], workers: int | None) -> int:
-    """Evaluates a run's newest checkpoint. Returns the exit code."""
+def evaluate(run: str, evaluators: list[str], test: str | None, workers: int | None) -> int:
+    """Evaluates a run's newest checkpoint, on `test` rather than on the recipe's test images. Returns the exit code."""
     folder = runs.find(run)
     chosen, settings = recipe.load(folder / "recipe.yaml")
+    if test is not None:
+        chosen = recipe.with_test(chosen, test)
+    if chosen.data.test is None:
+        raise Refusal(f"{folder} was trained without a test set; give --test, a .beton or a source")
     if not evaluators:
         raise Refusal("nothing to evaluate; give --knn, --linear or --fast-linear")
     if workers is None:
@@ -48,7 +52,8 @@ def evaluate(run: str, evaluators: list[str], workers: int | None) -> int:
         raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     _prepare(chosen)
     try:
-        finished = here.run(folder, workers, "launch.worker", [str(folder), "--evaluate", ",".join(evaluators)])
+        asked = ["--evaluate", ",".join(evaluators), *(["--test", test] if test else [])]
+        finished = here.run(folder, workers, "launch.worker", [str(folder), *asked])
     except here.WorkerFailed as failure:
         print(f"kilobatch: {failure}", file=sys.stderr)
         return FAILED

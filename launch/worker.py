@@ -4,21 +4,22 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
 
 from data.beton import verify
 from data.convert import prepare
-from data.loader import Loader, PlainLoader
+from data.loader import Loader, PlainLoader, spare_threads
 from data.refusal import Refusal
 from launch import method_options, recipe
 from launch.here import INTERRUPTED
-from launch.recipe import Recipe
+from launch.recipe import Recipe, with_test
 from launch.world import World, world
 from methods import encoders
 from methods.method import Method
@@ -40,9 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.worker")
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
+    parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
     arguments = parser.parse_args()
     asked = _listen()  # before anything slow: a signal during the start-up counts as well
     chosen, _ = recipe.load(arguments.run / "recipe.yaml")
+    if arguments.test:
+        chosen = with_test(chosen, arguments.test)
     here = world(chosen.run.device)
     here.connect()
     try:
@@ -50,13 +54,12 @@ def main() -> None:
     except (Refusal, NonFinite) as reason:
         _leave(f"kilobatch: {reason}")
     except BaseException:
-        sys.excepthook(*sys.exc_info())
-        _leave("")
+        _leave(traceback.format_exc())
     dist.destroy_process_group()
     sys.exit(0 if finished else INTERRUPTED)
 
 
-def _leave(message: str) -> None:
+def _leave(message: str) -> NoReturn:
     """Ends at once. The others wait in a collective for this rank, so no orderly end may wait for them."""
     print(message, file=sys.stderr, flush=True)
     os._exit(1)
@@ -138,7 +141,7 @@ def _loader(chosen: Recipe, here: World) -> Loader:
 
 
 def _threads(chosen: Recipe, here: World) -> int:
-    return chosen.data.threads or max(1, len(os.sched_getaffinity(0)) // here.local_size)
+    return chosen.data.threads or spare_threads(here.local_size)
 
 
 def _scene(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | None:
@@ -222,7 +225,7 @@ def _final(chosen: Recipe, scene: Scene, loop: Loop) -> None:
 
 
 def _evaluate(run: Path, chosen: Recipe, here: World, method: Method, evaluators: list[Evaluator]) -> None:
-    """The newest checkpoint's answers, on the terminal and in evaluation.jsonl."""
+    """The newest checkpoint's answers, on the terminal."""
     saved, scene = _newest(run, here), _scene(run, chosen, here, method)
     if saved is None or scene is None:
         raise Refusal(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, twenty times, one worker or all, also during a save: the run ends up the same, to the bit."""
+"""SIGKILL twenty times, at random moments and during saves, one worker or all: the run ends up the same, to the bit."""
 
 import json
 import os

@@ -55,7 +55,6 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
         ["evaluate.knn.k 5000", "1437 images"],
     ),
     "unknown evaluator": (["train", "demo", "evaluate.final=[knnn]"], ["knnn", "did you mean 'knn'?"]),
-    "no test set to evaluate on": (["train", "demo", "data.test=null"], ["data.test is null", "evaluate.final=[]"]),
     "section emptied": (["train", "demo", "method=null"], ["section 'method' is empty"]),
     "section replaced": (["train", "demo", "optimizer=adamw"], ["section 'optimizer' is adamw"]),
     "group replaced": (["train", "demo", "data.views=7"], ["data.views is 7", "count, size, crop"]),
