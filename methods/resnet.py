@@ -97,8 +97,8 @@ class ResNet(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        # Channels-last is faster on accelerators; on the input, because DeepSpeed takes no such parameters.
-        x = images if images.device.type == "cpu" else images.contiguous(memory_format=torch.channels_last)
+        # Channels-last is faster everywhere; on the input, because DeepSpeed takes no such parameters.
+        x = images.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.stem == "imagenet":
             x = F.max_pool2d(x, 3, 2, 1)
