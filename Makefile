@@ -2,9 +2,9 @@
 # make test: sets everything up, then ruff, pyright and the tests
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
-SYSTEM_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+SYSTEM_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++ python3-dev python3-venv
 export KILOBATCH_CACHE ?= $(CURDIR)/.cache
 
 .PHONY: demo test test-all lint types bench setup system clean
@@ -35,7 +35,7 @@ setup: $(VENV)/installed
 
 # deepspeed and ffcv build from source against the torch and numpy that are already there: hence the order, and no isolation.
 $(VENV)/installed: pyproject.toml constraints.txt | system
-	@test -n "$(PYTHON)" || { echo "kilobatch needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "kilobatch needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -U pip setuptools wheel
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision numba

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightly.transforms.simclr_transform import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRTransform  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from rich.console import Console
 from rich.table import Table

@@ -37,7 +37,7 @@ def loss_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "plain":
         return lambda z1, z2: plain(z1, z2, TEMPERATURE)
     if name == "lightly":
-        from lightly.loss import NTXentLoss
+        from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
 
         return NTXentLoss(temperature=TEMPERATURE)
     from methods.losses import nt_xent

@@ -6,7 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -116,7 +118,7 @@ class Loader:
             assert (work.epoch, work.step) == (epoch, step)
             last = step + 1 == self.steps_per_epoch
             self.next = (epoch + 1, 0) if last else (epoch, step + 1)
-            yield Batch(finished(views, index, self.views, self.seed, epoch), index, label)
+            yield Batch(finished(views, work.index, self.views, self.seed, epoch), index, label)
 
     def close(self) -> None:
         if self.stream is not None:
@@ -166,8 +168,8 @@ class PlainLoader:
         works = (Work(0, step, self.index[start : start + self.batch]) for step, start in enumerate(starts))
         stream = Stream(self.beton, works)
         try:
-            for views, label, index, _ in stream:
-                yield Batch(finished(views, index, self.views, 0, 0), index, label)
+            for views, label, index, work in stream:
+                yield Batch(finished(views, work.index, self.views, 0, 0), index, label)
         finally:
             stream.close()
 
@@ -180,10 +182,10 @@ def opened(path: Path, views: Views, seed: int, central: float, threads: int, de
     return Beton(path, CutViews(path, views, seed, central, threads, device), device)
 
 
-def finished(views: Tensor, index: Tensor, options: Views, seed: int, epoch: int) -> Tensor:
-    """On a CPU views arrive finished; on an accelerator what is left to do is done there."""
+def finished(views: Tensor, index: NDArray[np.int64], options: Views, seed: int, epoch: int) -> Tensor:
+    """On a CPU views arrive finished; on an accelerator what is left to do is done there, with keys on the host."""
     if views.dtype == torch.float32:
         return views
     from data.augment_batched import augment
 
-    return augment(views, keys(seed, epoch, index, options.count), options)
+    return augment(views, keys(seed, epoch, torch.from_numpy(index), options.count), options)

@@ -17,6 +17,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from launch.echo import Echo
 
 INTERRUPTED = 75  # the exit code of a worker that was asked to stop, has saved, and left (sysexits' EX_TEMPFAIL)
+REFUSED = 2  # the exit code of a worker that met a refusal and has printed it
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL for the workers that a failed one leaves behind
 LAST_LINES = 20
 # glibc gives large blocks back to the kernel at once and takes them anew, zeroed page by page: a third of a small

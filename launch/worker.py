@@ -1,12 +1,13 @@
 """What each worker runs: `python -m launch.worker RUN [--evaluate knn,linear]`. Builds the parts and wires them."""
 
 import argparse
+import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -18,7 +19,7 @@ from data.convert import prepare
 from data.loader import Loader, PlainLoader, spare_threads
 from data.refusal import Refusal
 from launch import method_options, recipe
-from launch.here import INTERRUPTED
+from launch.here import INTERRUPTED, REFUSED
 from launch.recipe import Recipe, with_test
 from launch.world import World, world
 from methods import encoders
@@ -33,6 +34,8 @@ from trainer.loop import Loop
 from trainer.monitor import Monitor
 from trainer.schedules import lr_at
 from trainer.step import NonFinite
+
+_prepared = cache(prepare)  # the launcher has converted already: this finds and checks, once for each
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -51,18 +54,26 @@ def main() -> None:
     here.connect()
     try:
         finished = _work(arguments.run, chosen, here, asked, arguments.evaluate)
-    except (Refusal, NonFinite) as reason:
-        _leave(f"kilobatch: {reason}")
+    except Refusal as reason:
+        _leave(f"kilobatch: {reason}", REFUSED)
+    except NonFinite as reason:
+        _leave(f"kilobatch: {reason}", 1)
     except BaseException:
-        _leave(traceback.format_exc())
+        _leave(traceback.format_exc(), 1)
     dist.destroy_process_group()
     sys.exit(0 if finished else INTERRUPTED)
 
 
-def _leave(message: str) -> NoReturn:
+def _leave(message: str, code: int) -> NoReturn:
     """Ends at once. The others wait in a collective for this rank, so no orderly end may wait for them."""
     print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(code)
+
+
+def _stop_at_once() -> None:
+    """From here on nothing is lost by an end at any moment: the last checkpoint is on disk."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda received, frame: os._exit(INTERRUPTED))
 
 
 def _listen() -> Callable[[], bool]:
@@ -77,6 +88,7 @@ def _work(run: Path, chosen: Recipe, here: World, asked: Callable[[], bool], eva
     method = _method(chosen).to(here.device)
     torch.manual_seed(chosen.run.seed + 1 + here.rank)  # weights are the same on all ranks; dropout is not
     if evaluators:
+        _stop_at_once()
         _evaluate(run, chosen, here, method, cast(list[Evaluator], evaluators))
         return True
     with Checkpoints(run / "checkpoints", chosen.checkpoint, here.rank, here.size) as checkpoints:
@@ -104,6 +116,7 @@ def _train(
             monitor=None,
             log_every=chosen.run.log_every,
             recipe=chosen.model_dump(mode="json"),
+            data_sha256=verify(_prepared(chosen.data.train, "train")).sha256,
         )
         saved = _newest(run, here)
         step = loop.restore(saved) if saved else 0
@@ -114,7 +127,8 @@ def _train(
         try:
             finished = loop.run(step)
             if finished and scene:
-                _final(chosen, scene, loop)
+                _stop_at_once()
+                _final(run, chosen, scene, loop)
         finally:
             if loop.monitor:
                 loop.monitor.close()
@@ -129,7 +143,7 @@ def _method(chosen: Recipe) -> Method:
 
 def _loader(chosen: Recipe, here: World) -> Loader:
     return Loader(
-        prepare(chosen.data.train, "train"),
+        _prepared(chosen.data.train, "train"),
         chosen.data.views,
         batch=chosen.data.batch,
         rank=here.rank,
@@ -148,7 +162,7 @@ def _scene(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | No
     """What evaluators look at; None where the recipe has no test set."""
     if chosen.data.test is None:
         return None
-    train, test = prepare(chosen.data.train, "train"), prepare(chosen.data.test, "test")
+    train, test = _prepared(chosen.data.train, "train"), _prepared(chosen.data.test, "test")
     views, options = chosen.data.views, chosen.evaluate
     classes = verify(train).classes
     if classes != (others := verify(test).classes):
@@ -212,7 +226,7 @@ def _after_epoch(chosen: Recipe, scene: Scene | None, epoch: int) -> dict[str, f
     return dict(scene.evaluate("knn")) if scene and every and epoch % every == 0 else {}
 
 
-def _final(chosen: Recipe, scene: Scene, loop: Loop) -> None:
+def _final(run: Path, chosen: Recipe, scene: Scene, loop: Loop) -> None:
     """What the recipe asks for when training has ended."""
     values: dict[str, float] = {}
     for name in chosen.evaluate.final:
@@ -222,10 +236,12 @@ def _final(chosen: Recipe, scene: Scene, loop: Loop) -> None:
         loop.monitor.log(loop.steps, {f"final/{name}": value for name, value in values.items()})
         loop.monitor.embedding(loop.steps, seen, scene.classes)
         _tell(values, chosen, scene)
+        if "picture" in chosen.evaluate.final:
+            print(f"picture: {run / 'pictures' / 'neighbours.png'}", flush=True)
 
 
 def _evaluate(run: Path, chosen: Recipe, here: World, method: Method, evaluators: list[Evaluator]) -> None:
-    """The newest checkpoint's answers, on the terminal."""
+    """The newest checkpoint's answers, on the terminal and in evaluations.jsonl."""
     saved, scene = _newest(run, here), _scene(run, chosen, here, method)
     if saved is None or scene is None:
         raise Refusal(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
@@ -235,8 +251,11 @@ def _evaluate(run: Path, chosen: Recipe, here: World, method: Method, evaluators
                 tensor.copy_(saved.whole(f"method.{name}"))
     values = {key: value for name in evaluators for key, value in scene.evaluate(name)}
     if here.rank == 0:
-        print(f"{run}, {saved.folder.name}:")
+        print(f"{run}, {saved.folder.name}, {chosen.data.test}:")
         _tell(values, chosen, scene)
+        with (run / "evaluations.jsonl").open("a") as file:
+            line = {"step": saved.step, "test": chosen.data.test, **values}
+            file.write(json.dumps(line) + "\n")
 
 
 def _tell(values: dict[str, float], chosen: Recipe, scene: Scene) -> None:
@@ -248,8 +267,6 @@ def _tell(values: dict[str, float], chosen: Recipe, scene: Scene) -> None:
     for name, value in values.items():
         if not name.startswith("moved/"):
             console.print(f"{LABELS[name].format(knn=chosen.evaluate.knn)}: {value:.2%}")
-    if "picture" in chosen.evaluate.final:
-        console.print(f"picture: {scene.folder / 'pictures' / 'neighbours.png'}", soft_wrap=True)
 
 
 LABELS = {

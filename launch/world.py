@@ -30,6 +30,9 @@ class World:
         backend, device_id = "gloo", None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            # A resumed run is to equal the uninterrupted one to the bit, so no algorithm may be chosen by its timing.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             backend, device_id = "nccl", self.device
         if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=timeout, rank=self.rank, world_size=self.size, device_id=device_id)

@@ -84,6 +84,10 @@ class Checkpoints:
         except OSError as error:
             raise Refusal(f"no checkpoint can be written in {folder}: {in_words(error)}") from error
 
+    def resumed(self, step: int) -> None:
+        """The checkpoint of this step is there already: a save of it has nothing to do."""
+        self._step = step
+
     def due_by_steps(self, step: int) -> bool:
         """Whether the recipe asks for a checkpoint after `step` steps; the same on every rank."""
         self._raise_failure()

@@ -27,7 +27,8 @@ class Loop:
 
     learning_rate: of a step; evaluate: of the epochs that have ended, run on all ranks together, returns what to log;
     asked_to_stop: whether this process was sent a signal; monitor: rank 0's, None on the others; recipe: kept in
-    checkpoints, so that an export needs nothing else.
+    checkpoints, so that an export needs nothing else; data_sha256: of the training images, likewise, so that a resume
+    notices others.
     """
 
     engine: Engine
@@ -41,6 +42,7 @@ class Loop:
     monitor: Monitor | None
     log_every: int
     recipe: dict[str, Any]
+    data_sha256: str
 
     @property
     def steps(self) -> int:
@@ -64,7 +66,7 @@ class Loop:
                 waited = time.perf_counter() - began
                 stop = self._step(step, batch, waited)
                 step += 1
-                if stop:
+                if stop and step < self.steps:
                     self._save(step, wait=True)
                     return False
             assert next(batches, None) is None, "the loader yields steps_per_epoch batches"
@@ -97,7 +99,9 @@ class Loop:
         values = {"train/loss": loss.item(), "train/lr": lr, "train/epoch": done / self.loader.steps_per_epoch}
         values |= {f"train/{name}": value for name, value in self.engine.scalars().items()}
         for z in outcome.z.values():
-            if z.ndim == 3 and z.shape[1] > 1:  # (N, V, D): views of samples, of which positives and negatives are made
+            if (
+                z.ndim == 3 and z.shape[0] > 1 and z.shape[1] > 1
+            ):  # (N, V, D): views of samples, of which positives and negatives are made
                 values |= measure(z)
                 if found := collapse(values):
                     self.monitor.warn_once(found)
@@ -111,10 +115,12 @@ class Loop:
         values = self.evaluate(epoch)
         if values and self.monitor:
             self.monitor.log(step, {"epoch": epoch, **values})
+            self.monitor.rates()  # the time of the evaluation is not the training's
 
     def _save(self, step: int, wait: bool) -> None:
         per_epoch = self.loader.steps_per_epoch
-        meta = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch, "recipe": self.recipe}
+        meta: dict[str, Any] = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch}
+        meta |= {"recipe": self.recipe, "data_sha256": self.data_sha256}
         self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
 
     def restore(self, saved: Saved) -> int:
@@ -130,7 +136,14 @@ class Loop:
                 f"the checkpoint's epochs have {per_epoch} steps, this run's {self.loader.steps_per_epoch}: "
                 "data.train or data.batch has changed; resume with what it was written with"
             )
+        if saved.meta["data_sha256"] != self.data_sha256:
+            raise Refusal(
+                f"{saved.folder} was trained on other images than data.train holds now (SHA-256 "
+                f"{saved.meta['data_sha256'][:12]}…, now {self.data_sha256[:12]}…); put the old ones back, or start "
+                "a new run"
+            )
         self.engine.restore(saved)
+        self.checkpoints.resumed(step)
         if saved.world == across.size():
             restore_rng(saved, across.rank())
         else:

@@ -1,6 +1,7 @@
 """What evaluators look at, and which of them a recipe names."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Scene:
     untrained: Callable[[], Method]
     train: Images
     test: Images
-    probe: Callable[[], Epochs]
+    probe: Callable[[], AbstractContextManager[Epochs]]
     views: Views
     classes: Sequence[str]
     options: EvaluateOptions
@@ -37,9 +38,8 @@ class Scene:
                 case "knn":
                     yield from knn.evaluate(represent, self.train, self.test, self.options.knn)
                 case "linear":
-                    yield from linear.evaluate(
-                        represent, self.probe(), self.test, len(self.classes), self.options.linear
-                    )
+                    with self.probe() as probe:
+                        yield from linear.evaluate(represent, probe, self.test, len(self.classes), self.options.linear)
                 case "fast_linear":
                     yield from fast_linear.evaluate(
                         represent, self.train, self.test, len(self.classes), self.options.fast_linear
