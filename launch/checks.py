@@ -6,15 +6,17 @@ import torch
 
 from data.refusal import Refusal
 from data.sources import Split, count
+from launch.method_options import method_class
 from launch.recipe import Recipe
 from launch.settings import Settings
 from launch.world import pick_device
 
 
-def check(recipe: Recipe, workers: int, settings: Settings) -> None:
+def check(recipe: Recipe, workers: int, settings: Settings, evaluators: list[str] | None = None) -> None:
     """Raises Refusal for the first part that does not fit, before any process is started or image decoded.
 
-    settings: where the recipe's values were written, for the message.
+    settings: where the recipe's values were written, for the message; evaluators: what will run; None: training, and
+    the recipe's own.
     """
     if workers < 1:
         raise Refusal(f"--workers is {workers}; it should be 1 or more")
@@ -22,12 +24,19 @@ def check(recipe: Recipe, workers: int, settings: Settings) -> None:
     def refuse(dotted: str, message: str) -> Refusal:
         return Refusal(f"{settings.where(tuple(dotted.split('.')))}: {message}")
 
-    device = pick_device(recipe.run.device, workers - 1)
-    if device.type == "cpu" and recipe.engine.precision == "fp16":
-        raise refuse("engine.precision", "engine.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    pick_device(recipe.run.device, workers - 1)
+    views, wanted = recipe.data.views.count, method_class(recipe.method.name).views
+    if wanted not in (None, views):
+        raise refuse(
+            "data.views.count",
+            f"data.views.count is {views}, but method {recipe.method.name} takes {wanted} views of an image; "
+            f"use {wanted}",
+        )
 
     batch, chunks = recipe.data.batch, recipe.engine.chunks
     parts = workers * chunks
+    if batch < 2:
+        raise refuse("data.batch", f"data.batch {batch} has no other image to contrast with; use 2 or more")
     if batch % parts:
         below, above = batch // parts * parts, -(-batch // parts) * parts
         use = f"{below} or {above}" if below else f"{above}"
@@ -43,21 +52,37 @@ def check(recipe: Recipe, workers: int, settings: Settings) -> None:
         )
     samples = _count(recipe, "train", refuse)
     if samples < batch:
+        most = samples // parts * parts
+        way_out = f"use at most {most}" if most >= 2 else f"{max(2, parts)} is the least here: add images"
         raise refuse(
             "data.batch",
-            f"data.batch {batch} is more than the {samples} images of data.train '{recipe.data.train}'; "
-            f"use at most {samples // parts * parts}"
-            if samples >= parts
-            else "add images",
+            f"data.batch {batch} is more than the {samples} images of data.train '{recipe.data.train}'; {way_out}",
         )
     if recipe.data.test is not None:
         _count(recipe, "test", refuse)
-    uses_knn = recipe.data.test and (recipe.evaluate.every_epochs or "knn" in recipe.evaluate.final)
-    if uses_knn and recipe.evaluate.knn.k > samples:
+        _check_evaluators(recipe, workers, samples, evaluators, refuse)
+
+
+def _check_evaluators(recipe: Recipe, workers: int, samples: int, evaluators: list[str] | None, refuse: Any) -> None:
+    """samples: of data.train, which k-NN looks into and probes learn from."""
+    final = recipe.evaluate.final if evaluators is None else evaluators
+    while_training = evaluators is None and recipe.evaluate.every_epochs
+    if (while_training or "knn" in final) and recipe.evaluate.knn.k > samples:
         raise refuse(
             "evaluate.knn.k",
             f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most that",
         )
+    batch, most = recipe.evaluate.linear.batch, samples // workers * workers
+    if "linear" not in final or (batch % workers == 0 and batch <= samples):
+        return
+    if batch > samples:
+        way_out = f"use at most {most}" if most else "use fewer workers, or add images"
+        wrong = f"is more than the {samples} images of data.train '{recipe.data.train}'; {way_out}"
+    else:
+        nearest = [str(n) for n in (batch // workers * workers, -(-batch // workers) * workers) if 0 < n <= samples]
+        way_out = " or ".join(nearest) if nearest else f"at most {samples} workers"
+        wrong = f"does not divide over {workers} workers; use {way_out}"
+    raise refuse("evaluate.linear.batch", f"evaluate.linear.batch {batch} {wrong}")
 
 
 def _count(recipe: Recipe, split: Split, refuse: Any) -> int:

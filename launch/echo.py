@@ -1,5 +1,6 @@
 """Rank 0's output on this terminal, and as plain lines in its log."""
 
+import errno
 import os
 import re
 import select
@@ -8,7 +9,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>78]")
 
@@ -60,8 +61,9 @@ class Echo:
             return True
         except OSError:  # EIO: how a pseudo-terminal says that the other end is closed
             return False
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
+        with _unheard(sys.stdout):
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
         *lines, self._line = (self._line + data).split(b"\n")
         for line in lines:
             self._log.write(_plain(line) + b"\n")
@@ -71,6 +73,24 @@ class Echo:
         """Passes on all that has been written so far; a process that a worker left behind may hold the pipe open."""
         while select.select([self._ours], [], [], 0)[0] and self.forward():
             pass
+
+
+def tell(message: str) -> None:
+    """Prints on stderr, if anyone is left to read it."""
+    with _unheard(sys.stderr):
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _unheard(stream: TextIO) -> Iterator[None]:
+    """A closed terminal or pipe ends no run: from then on, what is written to `stream` goes nowhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _plain(line: bytes) -> bytes:

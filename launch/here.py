@@ -14,7 +14,7 @@ from types import FrameType
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from launch.echo import Echo
+from launch.echo import Echo, tell
 
 INTERRUPTED = 75  # the exit code of a worker that was asked to stop, has saved, and left (sysexits' EX_TEMPFAIL)
 REFUSED = 2  # the exit code of a worker that met a refusal and has printed it
@@ -29,6 +29,10 @@ class WorkerFailed(RuntimeError):
     """The first worker to fail: its rank, how it ended and its last lines."""
 
 
+class WorkerRefused(RuntimeError):
+    """A worker met what a user can mend. Its message; empty if it stands on this terminal already."""
+
+
 @dataclass
 class _Worker:
     rank: int
@@ -41,10 +45,11 @@ class _Worker:
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)
 
-    def last_lines(self) -> list[str]:
+    def lines(self) -> list[str]:
+        """What it has written."""
         with self.log.open("rb") as file:
             file.seek(self.log_start)
-            return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+            return file.read().decode(errors="replace").splitlines()
 
 
 def run(folder: Path, workers: int, module: str, arguments: list[str]) -> bool:
@@ -53,11 +58,12 @@ def run(folder: Path, workers: int, module: str, arguments: list[str]) -> bool:
     Each gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, its share of the
     CPUs as OMP_NUM_THREADS, and writes `folder/logs/rank-K.log`; rank 0 speaks on this terminal too.
 
-    SIGINT or SIGTERM here becomes SIGTERM there, and workers save and leave; a second one kills them. However this
-    function or this process ends, no worker outlives it.
+    SIGINT, SIGTERM or SIGHUP here becomes SIGTERM there, and workers save and leave; a second SIGINT or SIGTERM kills
+    them. However this function or this process ends, no worker outlives it.
 
     Returns: whether they finished; False if they were asked to stop and did.
-    Raises WorkerFailed when one ends in any other way; the others get SIGTERM, and after GRACE seconds SIGKILL.
+    Raises WorkerRefused when one ends with REFUSED, WorkerFailed when one ends in any other way; the others get
+    SIGTERM, and after GRACE seconds SIGKILL.
     """
     # The store lives here and has its port already: workers only connect, so that no other process can take the port.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -122,15 +128,17 @@ def _watch(workers: list[_Worker], asked: "_Asked", echo: Echo) -> bool:
                 selector.unregister(key.fileobj)
                 code = worker.process.wait()
                 alive -= 1
-                left_early = code == INTERRUPTED or (told and code in (-signal.SIGTERM, -signal.SIGINT))
+                left_early = code == INTERRUPTED or (told > 0 and code in (-signal.SIGTERM, -signal.SIGINT))
                 if told > 1 and code == -signal.SIGKILL:
                     left_early = True
                 if code != 0 and not left_early:
+                    raise _failure(workers, worker, code, echo)
+                if code < 0:  # during its start-up, or by the second request: the others would wait for it for good
                     _end(workers, echo)
-                    raise WorkerFailed(_epitaph(worker, code))
-                interrupted = interrupted or bool(left_early)
+                    return False
+                interrupted = interrupted or left_early
         echo.drain()
-    return not (interrupted or told)
+    return not interrupted
 
 
 @contextmanager
@@ -161,13 +169,30 @@ def _end(workers: list[_Worker], echo: Echo) -> None:
     echo.drain()
 
 
+def _failure(workers: list[_Worker], first: _Worker, code: int, echo: Echo) -> WorkerRefused | WorkerFailed:
+    """Ends the others. A refusal goes before the failure of a worker that lost its peer by it."""
+    refused = [worker for worker in workers if worker.process.poll() == REFUSED]
+    _end(workers, echo)
+    if not refused:
+        return WorkerFailed(_epitaph(first, code))
+    # The others may have met the same in the meantime; what rank 0 says stands on this terminal.
+    return WorkerRefused("" if workers[0].process.returncode == REFUSED else _last_message(refused[0]))
+
+
+def _last_message(worker: _Worker) -> str:
+    """It may be of several lines, the first of which begins with our name."""
+    lines = worker.lines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("kilobatch: ")]
+    return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
+
+
 def _epitaph(worker: _Worker, code: int) -> str:
     if code >= 0:
         how = f"exit code {code}"
     else:
         how = f"ended by {signal.Signals(-code).name}"
         how += " (by someone, or by the kernel for want of memory)" if -code == signal.SIGKILL else ""
-    lines = worker.last_lines()
+    lines = worker.lines()[-LAST_LINES:]
     if not lines:
         said = "it wrote nothing"
     elif worker.rank == 0:
@@ -178,13 +203,16 @@ def _epitaph(worker: _Worker, code: int) -> str:
 
 
 class _Asked:
-    """Counts SIGINT and SIGTERM while it is open."""
+    """Counts SIGINT, SIGTERM and SIGHUP while it is open."""
 
     def __init__(self) -> None:
         self.times = 0
 
     def __enter__(self) -> "_Asked":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started by nohup, to outlive its terminal
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -192,6 +220,8 @@ class _Asked:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.times:
+            return  # a closed terminal sends two, by its shell and by the kernel, and means one
         self.times += 1
         if self.times == 1:
-            print("kilobatch: stopping: the workers save and leave; once more to kill them", file=sys.stderr)
+            tell("kilobatch: stopping: the workers save and leave; once more to kill them")

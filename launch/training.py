@@ -1,14 +1,20 @@
 """Runs from start to end on this machine: checked, prepared, run by workers, their state kept."""
 
-import sys
 from pathlib import Path
 
-from data.convert import prepare
+from data.convert import prepare, verify
 from data.refusal import Refusal
 from launch import here, recipe, runs
 from launch.checks import check, default_workers
+from launch.echo import tell
 
-FINISHED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; refusals exit with 2
+FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
+STATUS: dict[int, runs.Status] = {
+    FINISHED: "finished",
+    FAILED: "failed",
+    REFUSED: "failed",
+    INTERRUPTED: "interrupted",
+}
 
 
 def train(name: str, overrides: list[str], workers: int | None) -> int:
@@ -47,41 +53,56 @@ def evaluate(run: str, evaluators: list[str], test: str | None, workers: int | N
         raise Refusal("nothing to evaluate; give --knn, --linear or --fast-linear")
     if workers is None:
         workers = runs.state(folder).workers
-    check(chosen, workers, settings)
+    check(chosen, workers, settings, evaluators)
     if not any((folder / "checkpoints").glob("step-*")):
         raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     _prepare(chosen)
-    try:
-        asked = ["--evaluate", ",".join(evaluators), *(["--test", test] if test else [])]
-        finished = here.run(folder, workers, "launch.worker", [str(folder), *asked])
-    except here.WorkerFailed as failure:
-        print(f"kilobatch: {failure}", file=sys.stderr)
-        return FAILED
-    return FINISHED if finished else INTERRUPTED
+    return _work(folder, workers, ["--evaluate", ",".join(evaluators), *(["--test", test] if test else [])])
 
 
 def _prepare(chosen: recipe.Recipe) -> None:
-    """Converts what is not yet a .beton, once, rather than in each worker."""
-    prepare(chosen.data.train, "train")
-    if chosen.data.test is not None:
-        prepare(chosen.data.test, "test")
+    """Converts what is not yet a .beton, once, rather than in each worker. Raises Refusal, also for two that differ in
+    their classes."""
+    train = verify(prepare(chosen.data.train, "train")).classes
+    if chosen.data.test is None:
+        return
+    test = verify(prepare(chosen.data.test, "test")).classes
+    if train != test:
+        differing = sorted(set(train) ^ set(test))
+        raise Refusal(
+            f"data.test '{chosen.data.test}' ({len(test)} classes) has other classes than data.train "
+            f"'{chosen.data.train}' ({len(train)}), so that labels would not match; "
+            f"only in one of them: {', '.join(differing[:3]) or 'none, but they stand in another order'}; "
+            "use test images of the same classes, or data.test=null"
+        )
 
 
 def _run(folder: Path, workers: int) -> int:
+    """Trains, and keeps the run's state."""
     way_on = f"resume with: kilobatch resume {folder}"
     with runs.claimed(folder):
         runs.set_status(folder, "running", workers)
+        code = INTERRUPTED  # where the launcher itself ends: the workers are gone
         try:
-            finished = here.run(folder, workers, "launch.worker", [str(folder)])
-        except here.WorkerFailed as failure:
-            runs.set_status(folder, "failed", workers)
-            print(f"kilobatch: {failure}\n{way_on}", file=sys.stderr)
-            return FAILED
-        except BaseException:  # the launcher's own end, such as a closed terminal: the workers are gone
-            runs.set_status(folder, "interrupted", workers)
-            raise
-        runs.set_status(folder, "finished" if finished else "interrupted", workers)
-    if not finished:
-        print(f"kilobatch: stopped; {way_on}", file=sys.stderr)
-        return INTERRUPTED
-    return FINISHED
+            code = _work(folder, workers, [])
+        finally:
+            runs.set_status(folder, STATUS[code], workers)
+    if code == INTERRUPTED:
+        tell(f"kilobatch: stopped; {way_on}")
+    elif code == FAILED:
+        tell(way_on)
+    return code
+
+
+def _work(folder: Path, workers: int, arguments: list[str]) -> int:
+    """Runs the workers and says why they ended. Returns the exit code."""
+    try:
+        finished = here.run(folder, workers, "launch.worker", [str(folder), *arguments])
+    except here.WorkerRefused as refusal:
+        if message := str(refusal):
+            tell(message)
+        return REFUSED
+    except here.WorkerFailed as failure:
+        tell(f"kilobatch: {failure}")
+        return FAILED
+    return FINISHED if finished else INTERRUPTED

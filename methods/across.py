@@ -6,6 +6,7 @@ gradients is then the gradient of the global mean.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from data.refusal import Refusal
+
+_agreed: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()  # by group: what all brought as many of
 
 
 def size() -> int:
@@ -71,11 +74,21 @@ def own(n: int, device: torch.device | None = None) -> Tensor:
 
 
 def refuse_unequal(n: int, what: str, device: torch.device) -> None:
-    """Raises Refusal on every rank unless n is the same on all: with other sizes gather() would hang or mix rows."""
-    if size() == 1:
+    """Raises Refusal on every rank unless n is the same on all: with other sizes gather() would hang or mix rows.
+
+    Asks in every call where the tensors are on a CPU. On an accelerator the answer makes the host wait, so it is asked
+    once for each `what` in a process group's life, and the loader's dropping of incomplete batches keeps it true.
+    Never by n: a rank whose n alone changes would ask, and meet the gather() of those whose n did not.
+    """
+    group = dist.group.WORLD if dist.is_initialized() else None
+    if group is None or size() == 1:
+        return
+    agreed = _agreed.setdefault(group, set())
+    if what in agreed and device.type != "cpu":
         return
     counts: list[int] = gather(torch.tensor([n], device=device)).tolist()
     if len(set(counts)) > 1:
         raise Refusal(
             f"{what} differ over ranks: {counts}; every rank must bring as many, so drop the incomplete batch"
         )
+    agreed.add(what)

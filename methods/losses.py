@@ -20,7 +20,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     The average over ranks of the parameters' gradients is the gradient of the mean over all anchors.
 
     Memory is O(n * D * ranks) and one tile; sent are the embeddings and one number per row, in the forward alone.
-    Raises Refusal for shapes that do not pair, fewer than two images, unequal n, a temperature that is not positive.
+    Raises Refusal for shapes that do not pair, fewer than two images, a temperature that is not positive, and unequal n
+    (on an accelerator in a process group's first call alone: see across.refuse_unequal).
     """
     if z1.ndim != 2 or z1.shape != z2.shape:
         raise Refusal(f"nt_xent takes two views of one shape (n, D); got {tuple(z1.shape)} and {tuple(z2.shape)}")

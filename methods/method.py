@@ -1,6 +1,7 @@
 """What the trainer asks of a method."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ class Method(nn.Module):
     gradient of the global mean. No rank, device, dtype or chunk appears in a method's file.
     """
 
+    views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
     encoder: nn.Module  # what is kept when training ends
     own_buffers: frozenset[str] = frozenset()  # names of the buffers that differ by rank: checkpoints keep every rank's
 

@@ -1,6 +1,6 @@
 """SimCLR: Chen et al. 2020, arxiv.org/abs/2002.05709; authors' code: github.com/google-research/simclr."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -17,6 +17,8 @@ class SimCLR(Method):
 
     dim: of the projections; hidden: of the head's hidden layer, the encoder's features if None.
     """
+
+    views: ClassVar[int | None] = 2
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves, leaves and goes on: on as many workers to the bit, on others with the same batches."""
+"""A run asked to stop saves, leaves and goes on: on as many workers to the bit, on others with the same batches."""
 
 import signal
 from pathlib import Path
@@ -25,6 +25,10 @@ def stopped(folder: Path) -> Path:
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(timeout=60) == 130
     return run
+
+
+def losses(run: Path) -> list[float]:
+    return [line["train/loss"] for line in lines_without_timings(run) if "train/loss" in line]
 
 
 def test_goes_on_to_the_bit(whole: Path, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Optimizers by recipe: LARS is ours; SGD and AdamW are torch's, LAMB is pytorch-optimizer's."""
 
 from math import sqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -30,6 +30,12 @@ class OptimizerOptions(BaseModel):
     trust_coefficient: float = Field(default=0.001, gt=0, allow_inf_nan=False, description="lars")
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="adamw, lamb")
     epsilon: float = Field(default=1e-8, gt=0, description="adamw, lamb")
+
+    @model_validator(mode="after")
+    def nesterov_has_momentum(self) -> Self:
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov true with momentum 0: sgd has nothing to look ahead with; use momentum 0.9, say")
+        return self
 
 
 def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:

@@ -12,7 +12,7 @@ from methods import across, norm
 from methods.convnet import ConvNet
 from methods.method import Method, Tensors
 from methods.simclr import SimCLR
-from methods.verify import Construction, Pairing, standard
+from methods.verify import TEMPERATURE, Construction, Pairing, standard
 from trainer.engine import Engine, EngineOptions
 from trainer.ranks import run_ranks
 from trainer.step import forward_backward
@@ -21,7 +21,6 @@ Norm = Literal["fixed", "global", "local"]  # fixed: by the running statistics, 
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
-TEMPERATURE = 0.2
 SAMPLES, SIDE = 16, 12
 
 
@@ -121,7 +120,7 @@ def _reference(formula: Pairing, mode: Norm, parts: int) -> Tensor:
         if isinstance(ours, norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
     z = torch.cat([method.embed(part.views)["z"] for part in _batch().chunks(parts)])
-    formula(z[:, 0], z[:, 1], TEMPERATURE).backward()
+    formula(z[:, 0], z[:, 1]).backward()
     return _flat(method)
 
 
@@ -176,7 +175,7 @@ def _gradients(name: str, layouts: list[Layout], constructions: int) -> dict[tup
 def _constructed(construction: Construction, mine: Batch) -> Tensor:
     method = _method("fixed")
     z = method.embed(mine.views)["z"]
-    construction.loss(z[:, 0], z[:, 1], TEMPERATURE).backward()
+    construction.loss(z[:, 0], z[:, 1]).backward()
     return across.mean(_flat(method))
 
 

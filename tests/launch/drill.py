@@ -15,9 +15,7 @@ def main() -> None:
     what, argument = sys.argv[1], sys.argv[2]
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    if what == "stays":  # deaf to SIGTERM; needs no group, and so none of torch's seconds
-        (Path(argument) / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-        time.sleep(600)
+    alone(what, Path(argument), int(os.environ["RANK"]), asked)
 
     import torch.distributed as dist
 
@@ -31,6 +29,26 @@ def main() -> None:
         dist.destroy_process_group()
 
 
+def alone(what: str, folder: Path, rank: int, asked: list[int]) -> None:
+    """What needs no group, and so none of torch's seconds."""
+    if what == "starts" and rank == 0:  # as a worker that does not listen yet
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    if what in ("stays", "starts"):  # deaf to SIGTERM
+        time.sleep(600)
+    if what == "ends anyway":
+        while not asked:
+            time.sleep(0.02)
+        sys.exit(0)
+    if what in ("refuses", "all refuse"):
+        while rank == 1 and not (folder / "pid-0").exists():
+            time.sleep(0.02)
+        if rank == 1 or what == "all refuse":
+            print("kilobatch: warning: little room\nkilobatch: no room on the disk:\n  of this machine", flush=True)
+            sys.exit(2)
+        time.sleep(600)
+
+
 def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
     import torch
     import torch.distributed as dist
@@ -39,7 +57,7 @@ def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
 
     total = torch.ones(1)
     dist.all_reduce(total)
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    (folder / f"met-{rank}").touch()
     print(f"rank {rank} of {int(total)}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
     if what == "finishes":
         return

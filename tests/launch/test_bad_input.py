@@ -1,6 +1,7 @@
 """Bad recipes, overrides, data sets, runs and arguments: exit code 2, one message, its cause and the way out, and
 nothing started or left behind."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,31 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
         ["data.batch 2000", "1437 images", "use at most 1437"],
     ),
     "chunks under global norm": (["train", "demo", "engine.chunks=2"], ["engine.chunks 2", "encoder.norm=local"]),
+    "more views than the method takes": (
+        ["train", "demo", "data.views.count=3"],
+        ["override 'data.views.count=3'", "simclr takes 2 views", "use 2"],
+    ),
+    "one image to a batch": (["train", "demo", "data.batch=1"], ["data.batch 1", "use 2 or more"]),
+    "fewer images than workers × chunks": (
+        ["train", "demo", "data.train=npz:three.npz", "data.batch=4", "--workers", "4"],
+        ["data.batch 4", "3 images", "4 is the least", "add images"],
+    ),
+    "linear batch does not divide": (
+        ["train", "demo", "evaluate.final=[linear]", "evaluate.linear.batch=255", "--workers", "2"],
+        ["override 'evaluate.linear.batch=255'", "evaluate.linear.batch 255", "2 workers", "use 254 or 256"],
+    ),
+    "linear batch larger than the data set": (
+        ["train", "demo", "evaluate.final=[linear]", "evaluate.linear.batch=2000", "--workers", "2"],
+        ["evaluate.linear.batch 2000", "1437 images", "use at most 1436"],
+    ),
+    "linear batch of eval does not divide": (
+        ["eval", "demo-2", "--linear", "--workers", "239"],
+        ["evaluate.linear.batch 256", "239 workers", "use 239 or 478"],
+    ),
+    "nesterov without momentum": (
+        ["train", "demo", "optimizer.name=sgd", "optimizer.nesterov=true", "optimizer.momentum=0"],
+        ["nesterov true with momentum 0", "use momentum"],
+    ),
     "no workers": (["train", "demo", "--workers", "0"], ["--workers is 0", "1 or more"]),
     "more neighbours than images": (
         ["train", "demo", "evaluate.knn.k=5000"],
@@ -101,6 +127,7 @@ def surroundings(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "short.beton").write_bytes(b"\x02\x00\x00")
     (tmp_path / "foreign.beton").write_bytes(np.random.default_rng(0).bytes(5000))
+    np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     chosen = recipe.resolve("demo", [])
     for name in ("demo-2", "finished", "damaged"):
@@ -185,3 +212,34 @@ def test_as_a_process(tmp_path: Path):
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     refused(said.returncode, said.stderr, ["method.temperature is 0"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_train_and_test_of_other_classes(kilobatch: Callable, tmp_path: Path):
+    np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
+    said = kilobatch("train", "demo", "data.test=npz:three.npz")
+    message = said.err[said.err.index("kilobatch: ") :]  # after what is said of the conversions
+    refused(said.code, message, ["npz:three.npz", "3 classes", "digits", "10", "data.test=null"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refusal_inside_the_workers(tmp_path: Path):
+    """All checkpoints damaged: the workers find out, and one message names them."""
+    from launch import recipe, runs
+
+    run = runs.create(
+        runs.RunOptions(name="run", folder=str(tmp_path)), "demo", recipe.resolve("demo", []).dump_yaml(), workers=2
+    )
+    for step in (3, 6):
+        (run / "checkpoints" / f"step-{step:08d}").mkdir()
+    said = subprocess.run(
+        [sys.executable, "-m", "launch", "resume", str(run)],
+        env=os.environ | {"KILOBATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 2, said.stdout + said.stderr
+    told = said.stdout + said.stderr
+    assert told.count("no whole checkpoint") == 1
+    assert all(part in told for part in ("step-00000003", "step-00000006", "start the run anew"))
+    assert "Traceback" not in told and "failed first" not in told
+    assert runs.status(run) == "failed"

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,4 +44,19 @@ def test_on_a_terminal_the_worker_has_one_too(tmp_path: Path):
     os.close(theirs)
     assert os.read(ours, 1000) == b"True\r\x1b[2Kstep \x1b[1m7\x1b[0m"
     os.close(ours)
+    assert (tmp_path / "log").read_text() == "step 7\n"
+
+
+@pytest.mark.parametrize("make", [os.openpty, os.pipe])
+def test_a_vanished_terminal_or_pipe_ends_nothing(make: Callable[[], tuple[int, int]], tmp_path: Path):
+    ours, theirs = make()
+    slow = LAUNCHER.replace("    worker =", "    input()\n    worker =", 1)
+    command = [sys.executable, "-c", slow, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        while not (tmp_path / "log").exists():
+            time.sleep(0.02)
+        os.close(ours)
+        _, err = process.communicate("\n", timeout=60)
+    assert (process.returncode, err) == (0, "")
     assert (tmp_path / "log").read_text() == "step 7\n"

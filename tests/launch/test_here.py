@@ -12,9 +12,11 @@ import pytest
 from launch import here
 
 LAUNCHER = """
-import sys
+import signal, sys
 from pathlib import Path
 from launch import here
+here.GRACE = 0.5
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 print("finished" if here.run(Path(sys.argv[1]), int(sys.argv[2]), "drill", [sys.argv[3], sys.argv[1]]) else "stopped")
 """
 
@@ -79,10 +81,25 @@ def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder:
     assert alive(folder, 2) == []
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_a_refusal_of_another_rank_than_0_is_the_message(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(here, "GRACE", 0.5)
+    with pytest.raises(here.WorkerRefused) as refusal:
+        here.run(folder, 2, "drill", ["refuses", str(folder)])
+    assert str(refusal.value) == "kilobatch: no room on the disk:\n  of this machine"
+    assert alive(folder, 2) == []
+
+
+def test_a_refusal_of_all_is_told_once(folder: Path, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(here.WorkerRefused) as refusal:
+        here.run(folder, 2, "drill", ["all refuse", str(folder)])
+    assert str(refusal.value) == "", "rank 0 has told it"
+    assert capfd.readouterr().out.count("no room on the disk") == 1
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
 def test_asked_to_stop_the_workers_save_and_leave(folder: Path, number: signal.Signals, workers: int):
     process = launcher(folder, workers, "waits")
-    until(lambda: len(alive(folder, workers)) == workers)
+    until(lambda: all((folder / f"met-{rank}").exists() for rank in range(workers)))
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -100,6 +117,34 @@ def test_asked_twice_kills(folder: Path):
     out, err = process.communicate(timeout=20)
     assert out.splitlines()[-1] == "stopped", err
     assert alive(folder, 1) == []
+
+
+def test_a_second_hangup_does_not_kill(folder: Path):
+    process = launcher(folder, 1, "stays")
+    until(lambda: alive(folder, 1) == [0])
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+    assert alive(folder, 1) == [0]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+
+def test_asked_to_stop_while_one_still_starts_and_the_others_wait_for_it(folder: Path):
+    process = launcher(folder, 2, "starts")
+    until(lambda: alive(folder, 2) == [0, 1])
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert out.splitlines()[-1] == "stopped", err
+    assert alive(folder, 2) == []
+
+
+def test_asked_to_stop_at_the_end_it_has_finished(folder: Path):
+    process = launcher(folder, 1, "ends anyway")
+    until(lambda: alive(folder, 1) == [0])
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert out.splitlines()[-1] == "finished", err
 
 
 def test_a_killed_launcher_takes_its_workers_along(folder: Path):

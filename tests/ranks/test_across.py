@@ -51,6 +51,30 @@ def test_collectives_and_their_gradients() -> None:
         assert of_rank["refused"].all()
 
 
+def asked_again() -> list[str]:
+    """What each question of equal n got: an accelerator's where there need be none, so that asking it fails."""
+    r, cpu, accelerator = across.rank(), torch.device("cpu"), torch.device("meta")
+    got = []
+    for n, what, device in (
+        (4, "views", cpu),
+        (4 + r, "views", accelerator),
+        (4 + r, "views", cpu),
+        (4, "keys", accelerator),
+    ):
+        try:
+            across.refuse_unequal(n, what, device)
+            got.append("passed")
+        except (Refusal, NotImplementedError, RuntimeError) as error:
+            got.append(type(error).__name__)
+    return got
+
+
+def test_unequal_sizes_cost_an_accelerator_one_question() -> None:
+    """Per thing counted; a CPU is asked each time."""
+    for got in run_ranks(2, asked_again):
+        assert got[:3] == ["passed", "passed", "Refusal"] and got[3] != "passed"
+
+
 def loss_gradients(z1: Tensor, z2: Tensor, temperature: float, learnable: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     mine = [z.chunk(across.size())[across.rank()].clone().requires_grad_() for z in (z1, z2)]
     t = torch.tensor(temperature, dtype=z1.dtype, requires_grad=True) if learnable else temperature
