@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from data.native import Operation, State
 from data.refusal import Refusal
 from data.views import Views
 
+COMPILING = Lock()
 PARTS = 4  # tasks per thread and batch: images take unequal time
 
 
@@ -88,6 +90,8 @@ class CutViews(Operation):
     def cut(self, stored: Stored, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray) -> None:
         """Fills `out`, in parts over the threads."""
         loop = partial(cut_planar if out.dtype == np.float32 else cut_bytes, stored, self.shape, epoch)
+        with COMPILING:  # numba's first call is not safe in several threads at once
+            loop(index[:0], out[:0], failed[:0])
         if self.pool is None:
             loop(index, out, failed)
             return

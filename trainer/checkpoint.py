@@ -204,8 +204,12 @@ class Checkpoints:
                 write_whole(making / f"rank-{self.rank:05d}.failed", [str(self._failure).encode()])
 
     def _raise_others_failure(self, making: Path) -> None:
-        for failed in sorted(making.glob("rank-*.failed")):
-            raise Refusal(f"rank {int(failed.stem[5:])}: {failed.read_text()}")
+        try:
+            failed = sorted(path for path in making.iterdir() if path.suffix == ".failed")
+        except FileNotFoundError:  # rank 0 has renamed it since the caller looked
+            return
+        for path in failed:
+            raise Refusal(f"rank {int(path.stem[5:])}: {path.read_text()}")
 
     def _refusal(self, step: int, why: str) -> Refusal:
         earlier = ", ".join(path.name for path in steps(self.folder).values()) or "none"
