@@ -19,6 +19,7 @@ from data.beton import NOTE_FORMAT, Info, Writer, checksum, note_of, verify
 from data.images import LONGEST, BrokenImage, Stored
 from data.refusal import Refusal
 from data.sources import Source, Split, open_source
+from data.sync import sync_folder
 
 __all__ = ["Info", "convert", "prepare", "verify"]
 
@@ -60,10 +61,10 @@ def convert(
                 raise
             # The note goes first and comes last: whenever this is killed, no note lies beside another file's bytes.
             note_of(out).unlink(missing_ok=True)
-            _sync(out.parent)
+            sync_folder(out.parent)
             partial.replace(out)
             partial_note.replace(note_of(out))
-            _sync(out.parent)
+            sync_folder(out.parent)
     except OSError as error:
         raise Refusal(
             f"{out} cannot be written: {error.strerror}; nothing of it is left: name a place with room, that may be "
@@ -229,11 +230,3 @@ def _shown(total: int, out: Path, progress: bool) -> Iterator[Callable[[], objec
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from data.beton import verify
 from data.convert import prepare
 from data.loader import Loader, PlainLoader, spare_threads
 from data.refusal import Refusal
+from data.views import Views
 from launch import method_options, recipe
 from launch.here import INTERRUPTED, REFUSED
 from launch.recipe import Recipe, with_test
@@ -103,7 +104,7 @@ def _train(
     engine = Engine(method, optimizer, chosen.engine, here.device, batch // here.size)
     base = optimizers.scaled_lr(chosen.optimizer, batch)
     scene = _scene(run, chosen, here, method)
-    with _loader(chosen, here) as loader:
+    with _loader(chosen, here, chosen.data.views, batch) as loader:
         loop = Loop(
             engine=engine,
             loader=loader,
@@ -141,11 +142,12 @@ def _method(chosen: Recipe) -> Method:
     return method_options.build(chosen.method, encoders.build(chosen.encoder))
 
 
-def _loader(chosen: Recipe, here: World) -> Loader:
+def _loader(chosen: Recipe, here: World, views: Views, batch: int) -> Loader:
+    """The training images, augmented."""
     return Loader(
         _prepared(chosen.data.train, "train"),
-        chosen.data.views,
-        batch=chosen.data.batch,
+        views,
+        batch=batch,
         rank=here.rank,
         world=here.size,
         seed=chosen.run.seed,
@@ -178,24 +180,12 @@ def _scene(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | No
             device=here.device,
         )
 
-    def probe() -> Loader:
-        return Loader(
-            train,
-            linear.probe_views(views),
-            batch=options.linear.batch,
-            rank=here.rank,
-            world=here.size,
-            seed=chosen.run.seed,
-            threads=_threads(chosen, here),
-            device=here.device,
-        )
-
     return Scene(
         method=method,
         untrained=lambda: _method(chosen).to(here.device),
         train=clean(train),
         test=clean(test),
-        probe=probe,
+        probe=lambda: _loader(chosen, here, linear.probe_views(views), options.linear.batch),
         views=views,
         classes=verify(train).classes,
         options=options,

@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.refusal import Refusal
-from trainer.files import discard, in_words, sealed, sweep, sync_folder, write_synced, write_whole
+from data.sync import sync_folder
+from trainer.files import discard, in_words, sealed, sweep, write_synced, write_whole
 from trainer.rng import restore_rng, rng_pieces
 from trainer.saved import DESCRIPTION, Damaged, Saved, newest, open_saved, steps
 from trainer.shard import Piece, Snapshot, cut

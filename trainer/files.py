@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.sync import sync_folder
+
 CHUNK = 1 << 24  # bytes; hashing and writing alternate on pieces that stay in the processor's cache
 Bytes = bytes | memoryview
 
@@ -50,15 +52,6 @@ def write_whole(path: Path, parts: Iterable[Bytes]) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the folder's entries (creations, renames) survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sealed(content: dict[str, Any]) -> bytes:
