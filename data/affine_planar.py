@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from data.compiled import Bytes, Floats, Real, Whole, exact, fast
-from data.plan import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y, drawn
+from data.drawn import drawn
+from data.plan import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y
 
 Matrix = tuple[Real, Real, Real, Real, Real, Real]
 

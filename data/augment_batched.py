@@ -4,15 +4,14 @@ The same operations, order and draws as augment_planar.py. The keys stay on the 
 without waiting for the device: so each operation runs only on the images that drew it.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from data import plan as columns
 from data.blur_planar import REACH
-from data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, ORDERS, all_drawn
+from data.drawn import all_drawn
+from data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, ORDERS
 from data.views import Views
 
 GREY = (0.2989, 0.587, 0.114)
@@ -22,6 +21,7 @@ def augment(images: Tensor, keys: Tensor, views: Views) -> Tensor:
     """images (N, V, 3, H, W) uint8 on any device, keys (N, V) int64 on the host -> the views, float32, normalised."""
     plans = torch.from_numpy(views.plans())  # (V, COLUMNS)
     drawn = all_drawn(keys, plans).flatten(0, 1)  # (M, DRAWN), M = N * V
+    plans = plans.repeat(len(images), 1)  # (M, COLUMNS): each view's
     x = images.flatten(0, 1).float()  # (M, 3, H, W) in 0..255
 
     rows = chosen(drawn, columns.AFFINE)
@@ -43,12 +43,12 @@ def augment(images: Tensor, keys: Tensor, views: Views) -> Tensor:
 
     rows = chosen(drawn, columns.BLUR)
     if len(rows):
-        on(x, rows, blur(of(x, rows), drawn[rows, columns.SIGMA], int(plans[0, columns.RADIUS])))
+        on(x, rows, blur(of(x, rows), drawn[rows, columns.SIGMA], plans[rows, columns.RADIUS]))
 
     rows = chosen(drawn, columns.SOLARIZE)
     if len(rows):
         part = of(x, rows)
-        on(x, rows, torch.where(part >= plans[0, columns.THRESHOLD].item(), 255 - part, part))
+        on(x, rows, torch.where(part >= per_image(plans[rows, columns.THRESHOLD], x), 255 - part, part))
 
     mean, std = plans[0, columns.MEAN : columns.STD], plans[0, columns.STD : columns.COLUMNS]
     x.sub_(mean.to(x.device)[:, None, None]).div_(std.to(x.device)[:, None, None])
@@ -104,16 +104,16 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
     return low[:, None] + chroma[:, None] * (2 - away).clamp_(0, 1)
 
 
-def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """(M, 3, H, W), (M,) pixels: each image by its own sigma, with a kernel cut as in blur_planar.taps."""
+def blur(x: Tensor, sigma: Tensor, radius: Tensor) -> Tensor:
+    """(M, 3, H, W), (M,) and (M,) pixels: each image by its own sigma, with a kernel cut as in blur_planar.taps."""
     m, _, height, width = x.shape
-    radius = min(radius, math.ceil(REACH * sigma.max().item()))
-    taps = torch.arange(-radius, radius + 1)
-    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
-    weights = weights * (taps.abs() <= torch.ceil(REACH * sigma[:, None]))
-    weights = (weights / weights.sum(1, keepdim=True)).to(x.dtype).to(x.device, non_blocking=True)  # (M, 2 radius + 1)
+    reach = torch.minimum(radius, torch.ceil(REACH * sigma))
+    most = int(reach.max())
+    taps = torch.arange(-most, most + 1)
+    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2) * (taps.abs() <= reach[:, None])
+    weights = (weights / weights.sum(1, keepdim=True)).to(x.dtype).to(x.device, non_blocking=True)  # (M, 2 most + 1)
     kernel = weights.repeat_interleave(3, dim=0)[:, None, None, :]  # (M * 3, 1, 1, taps)
-    x = F.pad(x, (radius,) * 4, mode="reflect").view(1, 3 * m, height + 2 * radius, width + 2 * radius)
+    x = F.pad(x, (most,) * 4, mode="reflect").view(1, 3 * m, height + 2 * most, width + 2 * most)
     x = F.conv2d(x, kernel, groups=3 * m)
     return F.conv2d(x, kernel.transpose(2, 3), groups=3 * m).view(m, 3, height, width)
 

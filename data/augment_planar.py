@@ -12,7 +12,8 @@ from data.affine_planar import matrix, move
 from data.blur_planar import blur, taps
 from data.colour_planar import adjust, finish, grey, grey_sum, load
 from data.compiled import Bytes, Floats, Real, Whole, exact, fast
-from data.plan import DO_CONTRAST, DO_HUE, ORDERS, drawn
+from data.drawn import drawn
+from data.plan import DO_CONTRAST, DO_HUE, ORDERS
 from data.views import Affine, Views
 
 BAND = 2048  # pixels: three planes of a band (24 KiB) stay in the first-level cache from one operation to the next
@@ -20,8 +21,9 @@ NEVER = np.float32(256)  # a solarize threshold that no pixel reaches
 
 
 def scratch_length(views: Views) -> Whole:
-    """How many float32 `augment` needs to work in."""
-    return 2 * (views.size + views.blur_kernel - 1) ** 2
+    """How many float32 `augment` needs to work in, for any of the views."""
+    radius = int(views.plans()[:, columns.RADIUS].max())
+    return 2 * (views.size + 2 * radius) ** 2
 
 
 @fast

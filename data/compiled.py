@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from numba.core import config
+from numba.core.caching import CacheImpl, UserProvidedCacheLocator
 from numpy.typing import NDArray
 
 Whole = int | np.integer[Any]
@@ -34,8 +35,26 @@ def cache_folder() -> Path:
     return Path(root) / "numba" / sources.hexdigest()[:16]
 
 
+class Wherever(UserProvidedCacheLocator):
+    """numba keeps code under a hash of its source's path: a run's snapshot of these files, each at a path of its own,
+    would be compiled anew for half a minute. cache_folder() tells versions apart already, so the folder's name will do.
+    """
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        return Path(py_file).parent.name
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Any:
+        return super().from_function(py_func, py_file) if Path(py_file).parent == Path(__file__).parent else None
+
+
+# numba makes this module's attributes as it runs, so a type checker does not see them
 if "NUMBA_CACHE_DIR" not in os.environ:
-    setattr(config, "CACHE_DIR", str(cache_folder()))  # noqa: B010, numba makes this module's attributes as it runs
+    setattr(config, "CACHE_DIR", str(cache_folder()))  # noqa: B010
+if "NUMBA_CACHE_LOCATOR_CLASSES" not in os.environ:
+    others = [locator.__name__ for locator in CacheImpl._locator_classes]
+    setattr(config, "CACHE_LOCATOR_CLASSES", ",".join([f"{__name__}.{Wherever.__name__}", *others]))  # noqa: B010
 
 # A callee inherits each option that it does not set itself from whichever caller compiled it first, and that form is
 # kept for all. So each is set here: the bits of a draw must not depend on who asked first.

@@ -1,15 +1,13 @@
-"""Batches of views for training, and of whole images for evaluation: recipe section `data`."""
+"""Batches of views for training, and of whole images for evaluation."""
 
-import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from data.batch import Batch
@@ -24,23 +22,6 @@ if TYPE_CHECKING:
 
 SMALL = 96  # pixels: below, a clean view shows the whole image; from there on its central part
 CENTRAL = 224 / 256  # of the shorter side: torchvision's Resize(256), CenterCrop(224), without the detour
-
-
-class DataOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    train: str = "digits"  # a .beton or a source, as folder:PATH, cifar10:, npz:PATH, digits
-    test: str | None = "digits"  # likewise; null: nothing is evaluated
-    batch: Annotated[int, Field(ge=1)] = 512  # the global one, over all ranks
-    views: Views = Views()
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of each worker; without: its share of the processors
-
-
-def spare_threads(sharing: int) -> int:
-    """This worker's share of the processors that it may use, where `sharing` workers use the same ones."""
-    allowed = len(os.sched_getaffinity(0))
-    granted = int(os.environ.get("SLURM_CPUS_PER_TASK", allowed))
-    return max(1, min(allowed, granted) // sharing)
 
 
 class Loader:

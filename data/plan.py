@@ -12,11 +12,6 @@ number, and a recipe its images.
 """
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from data.chance import uniform, uniforms
-from data.compiled import Floats, Real, Whole, exact
 
 FLIP_DRAW = 40
 FIRST_DRAW = 64
@@ -61,17 +56,3 @@ DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, DO_HUE = range(4)
 ORDERS = np.array(
     [[a, b, c, 6 - a - b - c] for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3]
 )
-
-
-@exact
-def drawn(key: Whole, plan: Floats, value: Whole) -> Real:
-    """Drawn value number `value` of this key."""
-    low, high = np.float64(plan[LOW + value]), np.float64(plan[HIGH + value])
-    return low + (high - low) * uniform(key, FIRST_DRAW + value)
-
-
-def all_drawn(keys: Tensor, plans: Tensor) -> Tensor:
-    """(N, V) keys, (V, COLUMNS) plans -> (N, V, DRAWN) float64, the bits of `drawn`."""
-    draws = torch.arange(FIRST_DRAW, FIRST_DRAW + DRAWN, device=keys.device)
-    low, high = plans[:, LOW:HIGH].double(), plans[:, HIGH:CROP].double()
-    return low + (high - low) * uniforms(keys[:, :, None], draws)

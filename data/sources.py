@@ -76,6 +76,14 @@ def count(spec: str, split: Split) -> int:
     return CIFAR_SIZES[split]
 
 
+def absolute(spec: str) -> str:
+    """The same images, named so that the folder which a program stands in does not matter. Raises Refusal as count."""
+    if spec.endswith(".beton"):
+        return str(Path(spec).expanduser().absolute())
+    scheme, where = _parse(spec)
+    return spec if scheme == "digits" else f"{scheme}:{where.absolute()}"
+
+
 def _parse(spec: str) -> tuple[str, Path]:
     scheme, colon, where = spec.partition(":")
     path = Path(where).expanduser()

@@ -79,6 +79,13 @@ class Affine(Options):
     fill: Byte = 0  # what comes in from outside
 
 
+class Second(Options):
+    """What the second of two views has for its own. The defaults are BYOL's (Grill et al. 2020, table 6)."""
+
+    blur: Blur | None = Blur(probability=0.1)
+    solarize: Solarize | None = Solarize()
+
+
 class Views(Options):
     """How many views of each image, how large, and what is done to each, in the order of the fields."""
 
@@ -91,6 +98,7 @@ class Views(Options):
     grey: Probability = 0.2
     blur: Blur | None = Blur()
     solarize: Solarize | None = None
+    second: Second | None = None  # of two views; without: as the first
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]
     std: tuple[Part, Part, Part] = (0.229, 0.224, 0.225)
 
@@ -100,13 +108,25 @@ class Views(Options):
         return (self.blur and self.blur.kernel) or self.size // 10 | 1
 
     @model_validator(mode="after")
-    def kernel_fits(self) -> Self:
-        if self.blur and self.blur_kernel > 2 * self.size - 1:
-            raise ValueError(
-                f"blur.kernel {self.blur_kernel} reaches past the reflection of a view of size {self.size}; "
-                f"use at most {2 * self.size - 1}"
-            )
+    def kernels_fit(self) -> Self:
+        for name, views in (("blur", self), ("second.blur", self.of_second())):
+            if views.blur and views.blur_kernel > 2 * self.size - 1:
+                raise ValueError(
+                    f"{name}.kernel {views.blur_kernel} reaches past the reflection of a view of size {self.size}; "
+                    f"use at most {2 * self.size - 1}"
+                )
         return self
+
+    @model_validator(mode="after")
+    def second_of_two(self) -> Self:
+        if self.second and self.count != 2:
+            raise ValueError(f"second says what the second of two views has, and count is {self.count}; use 2")
+        return self
+
+    def of_second(self) -> "Views":
+        """The options of the second view."""
+        own = {"blur": self.second.blur, "solarize": self.second.solarize} if self.second else {}
+        return self.model_copy(update=own)
 
     def plan(self) -> NDArray[np.float32]:
         """(columns.COLUMNS,) what the compiled loops read; see data/plan.py."""
@@ -155,4 +175,7 @@ class Views(Options):
 
     def plans(self) -> NDArray[np.float32]:
         """(count, columns.COLUMNS): each view's plan."""
-        return np.tile(self.plan(), (self.count, 1))
+        plans = np.tile(self.plan(), (self.count, 1))
+        if self.second:
+            plans[1] = self.of_second().plan()
+        return plans

@@ -3,11 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from data.refusal import Refusal
+from launch.command_line import with_resources
 
 app = typer.Typer(
     name="kilobatch",
@@ -22,6 +23,18 @@ app = typer.Typer(
 Run = Annotated[str, typer.Argument(help="A run's folder, or its name under runs/.", show_default=False)]
 Workers = Annotated[
     int | None, typer.Option(help="Processes on this machine.  [default: one for each GPU, else 1; a run's own]")
+]
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes, such as optimizer.lr=4.8", metavar="[a.b=value]...")
+]
+ClusterName = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="A YAML file, a name in ~/.config/kilobatch/cluster.yaml, or local: in the background of this machine.",
+        show_default=False,
+    ),
 ]
 
 
@@ -41,13 +54,7 @@ def recipes(
 
 
 @app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes, such as optimizer.lr=4.8", metavar="[a.b=value]...")
-    ] = None,
-    workers: Workers = None,
-) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
     """Trains a recipe in a new run folder."""
     from launch import training
 
@@ -55,11 +62,83 @@ def train(
 
 
 @app.command()
-def resume(run: Run, workers: Workers = None) -> None:
-    """Goes on with a run from its newest whole checkpoint."""
-    from launch import training
+@with_resources
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="A run for each value, KEY=A,B,C; again for every combination.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run or the sweep, instead of recipe and time.", show_default=False)
+    ] = None,
+    cluster: ClusterName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what sbatch would get; make nothing.")] = False,
+    **resources: Any,
+) -> None:
+    """Trains a recipe as a job of a cluster, through preemptions and time limits."""
+    from launch import submitting
 
-    raise typer.Exit(training.resume(run, workers))
+    submitting.submit(recipe, overrides or [], sweep or [], name, cluster, resources, dry_run)
+
+
+@app.command()
+@with_resources
+def resume(run: Run, workers: Workers = None, cluster: ClusterName = None, **resources: Any) -> None:
+    """Goes on with a run from its newest whole checkpoint: here, or as a job if it was one."""
+    from launch import resubmitting
+
+    raise typer.Exit(resubmitting.resume(run, workers, cluster, resources))
+
+
+@app.command()
+def cancel(
+    runs: Annotated[list[str], typer.Argument(help="Runs or sweeps, as folders or names.", show_default=False)],
+) -> None:
+    """Ends jobs, queued or running, for good; a running one saves first."""
+    from launch import resubmitting
+
+    resubmitting.cancel(runs)
+
+
+@app.command()
+def status(
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs, sweeps or folders of runs.", metavar="[RUN]...", show_default=False),
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="A sweep's points, best first.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that ended over a week ago.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Anew every 10 seconds, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Shows how far runs are, where their jobs are, and what ended them."""
+    from launch import status
+
+    status.status(given or [], sweep, everything=everything, watch=watch, as_json=as_json)
+
+
+@app.command()
+def logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Of this rank alone.", show_default=False)] = None,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", help="The last ones.", show_default=False)] = None,
+) -> None:
+    """Prints what a run's ranks wrote, merged by time (UTC)."""
+    from launch import logs
+
+    logs.logs(run, follow=follow, rank=rank, lines=lines)
+
+
+@app.command()
+@with_resources
+def drill(recipe: Recipe, overrides: Overrides = None, cluster: ClusterName = None, **resources: Any) -> None:
+    """Tries a cluster out: two jobs, one of them stopped and killed; tells what that cost."""
+    from launch import drill
+
+    raise typer.Exit(0 if drill.drill(recipe, overrides or [], cluster, resources) else 1)
 
 
 @app.command("eval")

@@ -1,15 +1,22 @@
-"""What no single option can know: whether a recipe's parts fit each other, the data and this machine."""
+"""What no single option can know: whether a recipe's parts fit each other, the data and the number of workers.
+Loads no torch; what this machine has is asked in devices.py."""
 
-from typing import Any
-
-import torch
+from typing import Any, Protocol, runtime_checkable
 
 from data.refusal import Refusal
 from data.sources import Split, count
-from launch.method_options import method_class
+from launch import explain, method_options
 from launch.recipe import Recipe
 from launch.settings import Settings
-from launch.world import pick_device
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A group of a method's options that knows which batches it cannot work with, as a queue does."""
+
+    def check(self, batch: int) -> None:
+        """batch: the global one. Raises Refusal."""
+        ...
 
 
 def check(recipe: Recipe, workers: int, settings: Settings, evaluators: list[str] | None = None) -> None:
@@ -24,8 +31,7 @@ def check(recipe: Recipe, workers: int, settings: Settings, evaluators: list[str
     def refuse(dotted: str, message: str) -> Refusal:
         return Refusal(f"{settings.where(tuple(dotted.split('.')))}: {message}")
 
-    pick_device(recipe.run.device, workers - 1)
-    views, wanted = recipe.data.views.count, method_class(recipe.method.name).views
+    views, wanted = recipe.data.views.count, method_options.declared(recipe.method.name).views
     if wanted not in (None, views):
         raise refuse(
             "data.views.count",
@@ -50,6 +56,7 @@ def check(recipe: Recipe, workers: int, settings: Settings, evaluators: list[str
             f"engine.chunks {chunks} with encoder.norm global: global statistics need the whole batch at once, "
             "a chunk sees its part only; use engine.chunks=1 or encoder.norm=local",
         )
+    _check_groups(recipe, settings)
     samples = _count(recipe, "train", refuse)
     if samples < batch:
         most = samples // parts * parts
@@ -61,6 +68,19 @@ def check(recipe: Recipe, workers: int, settings: Settings, evaluators: list[str
     if recipe.data.test is not None:
         _count(recipe, "test", refuse)
         _check_evaluators(recipe, workers, samples, evaluators, refuse)
+
+
+def _check_groups(recipe: Recipe, settings: Settings) -> None:
+    """The method's own groups of options."""
+    for name, group in recipe.method:
+        if not isinstance(group, Checked):
+            continue
+        try:
+            group.check(recipe.data.batch)
+        except Refusal as refusal:
+            key, said = ("method", name), str(refusal)
+            where = explain.where_of_parts(key, said, settings) or settings.where(key)
+            raise Refusal(f"{where}: {said}") from refusal
 
 
 def _check_evaluators(recipe: Recipe, workers: int, samples: int, evaluators: list[str] | None, refuse: Any) -> None:
@@ -93,8 +113,3 @@ def _count(recipe: Recipe, split: Split, refuse: Any) -> int:
         return count(spec, split)
     except Refusal as refusal:
         raise refuse(f"data.{split}", str(refusal)) from refusal
-
-
-def default_workers(recipe: Recipe) -> int:
-    """One for each GPU, or one on a CPU."""
-    return torch.cuda.device_count() if pick_device(recipe.run.device, 0).type == "cuda" else 1

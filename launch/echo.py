@@ -1,4 +1,4 @@
-"""Rank 0's output on this terminal, and as plain lines in its log."""
+"""What a worker writes: as timed lines in its log, the last of them kept, rank 0's on this terminal as well."""
 
 import errno
 import os
@@ -6,43 +6,36 @@ import re
 import select
 import sys
 import termios
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>78]")
+KEPT = 200  # lines: the longest message of a failing worker
 
 
-class Echo:
-    """A pipe whose reading end is here; a pseudo-terminal where our output is one, so that a progress bar shows.
+class Output:
+    """A pipe whose reading end is here.
 
-    The terminal gets every byte; the log gets whole lines, without colours and with the last state of each line only.
+    log: gets whole lines, without colours and with the last state of each line only, each after the time at which it
+    came, in UTC: `2026-11-22T07:50:01.123Z step 7`. shown: our own output gets every byte as well, and where that is a
+    terminal the worker has one, too, so that a progress bar shows.
     """
 
-    def __init__(self, log: BinaryIO, ours: int, workers_end: int) -> None:
-        self.workers_end = workers_end
-        self._log, self._ours = log, ours
+    def __init__(self, log: Path, *, shown: bool) -> None:
+        self.lines: deque[str] = deque(maxlen=KEPT)  # the last, without their times
+        self._shown = shown
         self._line = b""
-        os.set_blocking(ours, False)
-
-    @classmethod
-    @contextmanager
-    def to_this_terminal(cls, log: Path) -> Iterator["Echo"]:
-        if sys.stdout.isatty():
-            ours, workers_end = os.openpty()
-            termios.tcsetwinsize(workers_end, termios.tcgetwinsize(sys.stdout.fileno()))
+        self._log: BinaryIO = log.open("ab", buffering=0)
+        if shown and sys.stdout.isatty():
+            self._ours, self.workers_end = os.openpty()
+            termios.tcsetwinsize(self.workers_end, termios.tcgetwinsize(sys.stdout.fileno()))
         else:
-            ours, workers_end = os.pipe()
-        with log.open("ab", buffering=0) as file:
-            echo = cls(file, ours, workers_end)
-            try:
-                yield echo
-            finally:
-                echo.opened()
-                os.close(ours)
-                if echo._line:
-                    file.write(_plain(echo._line) + b"\n")
+            self._ours, self.workers_end = os.pipe()
+        os.set_blocking(self._ours, False)
 
     def fileno(self) -> int:
         return self._ours
@@ -61,18 +54,35 @@ class Echo:
             return True
         except OSError:  # EIO: how a pseudo-terminal says that the other end is closed
             return False
-        with _unheard(sys.stdout):
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
+        if self._shown:
+            with _unheard(sys.stdout):
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
         *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            self._log.write(_plain(line) + b"\n")
+        self._keep(lines)
+        if len(self._line) > 1 << 16:  # a bar overwrites its line for hours and never ends it
+            self._line = self._line[self._line.rfind(b"\r", 0, -1) + 1 :]
         return bool(data)
 
     def drain(self) -> None:
         """Passes on all that has been written so far; a process that a worker left behind may hold the pipe open."""
         while select.select([self._ours], [], [], 0)[0] and self.forward():
             pass
+
+    def close(self) -> None:
+        self.opened()
+        os.close(self._ours)
+        if self._line:
+            self._keep([self._line])
+        self._log.close()
+
+    def _keep(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        plain = [_plain(line) for line in lines]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3].encode() + b"Z "
+        self._log.write(b"".join(now + line + b"\n" for line in plain))
+        self.lines.extend(line.decode(errors="replace") for line in plain)
 
 
 def tell(message: str) -> None:

@@ -28,7 +28,7 @@ def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
         return f"{settings.where(())}: {dotted} is missing"
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
-        return f"{_where_of_parts(key, said, settings) or where}: {dotted}: {said}"
+        return f"{where_of_parts(key, said, settings) or where}: {dotted}: {said}"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         keys = ", ".join(fields(model, key))
         return f"{where}: {dotted} is {value}; it holds keys of its own ({keys})"
@@ -40,8 +40,8 @@ def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
     return f"{where}: {dotted} is {value}; {allowed[:1].lower()}{allowed[1:]}{near}"
 
 
-def _where_of_parts(key: Key, said: str, settings: Settings) -> str:
-    """Where the keys of a section stand that a message about the whole section names."""
+def where_of_parts(key: Key, said: str, settings: Settings) -> str:
+    """Where the keys of a section stand that a message about the whole section names; empty if nowhere."""
     origins = {
         name: origin
         for (*section, name), origin in ((part, origin) for part, origin in settings.origins.items() if part)

@@ -5,6 +5,8 @@ from typing import Any
 from data.refusal import Refusal
 from launch.settings import Key, Settings, parse
 
+SHORT = {"seed": "run.seed"}
+
 
 def read(overrides: list[str]) -> Settings:
     """All overrides as one tree; a later one wins. Raises Refusal for a text that is not `section.key=value`."""
@@ -16,7 +18,7 @@ def read(overrides: list[str]) -> Settings:
 
 def _one(text: str) -> Settings:
     path, equals, value_text = text.partition("=")
-    names = path.split(".")
+    names = SHORT.get(path, path).split(".")
     if not equals or not all(name and name == name.strip() for name in names):
         raise Refusal(f"override '{text}' is not of the form section.key=value, such as optimizer.lr=4.8")
     if not value_text.strip():

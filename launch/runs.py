@@ -1,5 +1,6 @@
 """Run folders: made once, found by name, their state told by state.json."""
 
+import errno
 import fcntl
 import os
 import re
@@ -14,6 +15,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data.refusal import Refusal, did_you_mean
+from launch import ledger
+from launch.requeue import RequeueOptions
+from launch.scheduler import JobState, scheduler_of
 from trainer.files import in_words, write_whole
 
 FOLDER = Path("runs")
@@ -39,9 +43,13 @@ class RunOptions(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order and views")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
+    stall_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=30, description="without a sign of life of any worker, until all stacks are logged and the run ends"
+    )
+    requeue: RequeueOptions = RequeueOptions()
 
 
-Status = Literal["new", "running", "finished", "failed", "interrupted"]
+Status = Literal["new", "queued", "running", "finished", "failed", "interrupted", "cancelled"]
 
 
 class State(BaseModel):
@@ -61,20 +69,28 @@ def create(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int
     `runs/<recipe>-<YYYYmmdd-HHMMSS>`, or `runs/<run.name>`. Raises Refusal where that name is taken or the folder
     cannot be written.
     """
-    parent = Path(options.folder)
     try:
-        folder = _unused(parent, recipe_name) if options.name is None else parent / options.name
+        folder = place(options, recipe_name)
         folder.mkdir(parents=True, exist_ok=options.name is not None)
-        taken = sorted(path.name for path in folder.iterdir())
-        if taken:
-            way = f"kilobatch resume {folder}" if "recipe.yaml" in taken else "or remove it"
-            raise Refusal(f"run.name '{options.name}': {folder} is not empty; choose another name, {way}")
         for name in ("checkpoints", "logs", "pictures"):
             (folder / name).mkdir()
         write_whole(folder / "recipe.yaml", [recipe_yaml.encode()])
         set_status(folder, "new", workers)
     except OSError as error:
-        raise Refusal(f"run.folder '{parent}': no run folder can be made there: {in_words(error)}") from error
+        where = f"run.folder '{options.folder}'"
+        raise Refusal(f"{where}: no run folder can be made there: {in_words(error)}") from error
+    return folder
+
+
+def place(options: RunOptions, recipe_name: str) -> Path:
+    """Where a new run's folder will be. Raises Refusal where that name is taken."""
+    if options.name is None:
+        return _unused(Path(options.folder), recipe_name)
+    folder = Path(options.folder) / options.name
+    taken = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if taken:
+        way = f"kilobatch resume {folder}" if "recipe.yaml" in taken else "or remove it"
+        raise Refusal(f"run.name '{options.name}': {folder} is not empty; choose another name, {way}")
     return folder
 
 
@@ -109,13 +125,28 @@ def state(folder: Path) -> State:
         raise Refusal(f"{path} is damaged ({first['msg']}); remove it and give --workers to resume") from error
 
 
-def status(folder: Path) -> Status:
-    """As state.json says; a run whose launcher was killed is interrupted, whatever was written last."""
+def status(folder: Path, job: JobState | None = None) -> Status:
+    """As state.json says; a run whose launcher was killed is interrupted, whatever was written last.
+
+    job: what the scheduler says of a submitted run; None: it is asked, if that matters. Raises Refusal where it does
+    not answer.
+    """
     if not (folder / "state.json").exists():
         return "interrupted"
     written = state(folder).status
-    if written != "running":
+    if written not in ("queued", "running"):
         return written
+    if submitted := ledger.job_file(folder):
+        job = job or scheduler_of(submitted.cluster).states([submitted.job_id])[submitted.job_id]
+        match job.state:
+            case "queued":
+                return "queued"
+            case "running" | "ending":
+                return "running"
+            case "cancelled":
+                return "cancelled"
+        if (folder / "cancelled").exists():  # before it began; and the scheduler has forgotten it
+            return "cancelled"
     try:
         with claimed(folder):
             return "interrupted"
@@ -136,7 +167,8 @@ def set_status(folder: Path, status: Status, workers: int) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Holds the run: two launchers never train in one folder. The lock goes with the process, however it ends.
+    """Holds the run: two launchers never train in one folder. The lock goes with the process, however it ends. Some
+    clusters' file systems have none: there, the scheduler alone sees to it.
 
     Raises Refusal where another process holds it.
     """
@@ -146,4 +178,7 @@ def claimed(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             now = state(folder)
             raise Refusal(f"{folder} is running (process {now.pid} on {now.host}); stop that one first") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         yield

@@ -1,12 +1,17 @@
-"""Runs from start to end on this machine: checked, prepared, run by workers, their state kept."""
+"""Runs from start to end on this machine: checked, prepared, run by workers, their state kept.
+
+What imports torch stands in the functions that need it, so that a bad recipe is refused before it is loaded.
+"""
 
 from pathlib import Path
 
 from data.convert import prepare, verify
 from data.refusal import Refusal
-from launch import here, recipe, runs
-from launch.checks import check, default_workers
+from launch import recipe, runs
+from launch.checks import check
 from launch.echo import tell
+from launch.ending import Ending
+from launch.settings import Settings
 
 FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 STATUS: dict[int, runs.Status] = {
@@ -20,9 +25,12 @@ STATUS: dict[int, runs.Status] = {
 def train(name: str, overrides: list[str], workers: int | None) -> int:
     """Makes a run of a recipe and trains it. Returns the exit code; raises Refusal before anything is started."""
     chosen, settings = recipe.read(name, overrides)
-    workers = default_workers(chosen) if workers is None else workers
-    check(chosen, workers, settings)
-    _prepare(chosen)
+    if workers is None:
+        from launch.devices import default_workers
+
+        workers = default_workers(chosen)
+    _check(chosen, workers, settings)
+    prepare_data(chosen)
     folder = runs.create(chosen.run, Path(name).stem, chosen.dump_yaml(), workers)
     print(f"run: {folder}", flush=True)
     return _run(folder, workers)
@@ -34,10 +42,10 @@ def resume(run: str, workers: int | None) -> int:
     chosen, settings = recipe.load(folder / "recipe.yaml")
     if workers is None:
         workers = runs.state(folder).workers
-    check(chosen, workers, settings)
+    _check(chosen, workers, settings)
     if runs.status(folder) == "finished":
         raise Refusal(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
-    _prepare(chosen)
+    prepare_data(chosen)
     return _run(folder, workers)
 
 
@@ -53,14 +61,22 @@ def evaluate(run: str, evaluators: list[str], test: str | None, workers: int | N
         raise Refusal("nothing to evaluate; give --knn, --linear or --fast-linear")
     if workers is None:
         workers = runs.state(folder).workers
-    check(chosen, workers, settings, evaluators)
+    _check(chosen, workers, settings, evaluators)
     if not any((folder / "checkpoints").glob("step-*")):
         raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
-    _prepare(chosen)
+    prepare_data(chosen)
     return _work(folder, workers, ["--evaluate", ",".join(evaluators), *(["--test", test] if test else [])])
 
 
-def _prepare(chosen: recipe.Recipe) -> None:
+def _check(chosen: recipe.Recipe, workers: int, settings: Settings, evaluators: list[str] | None = None) -> None:
+    """Raises Refusal for what does not fit together, and where this machine lacks the devices."""
+    check(chosen, workers, settings, evaluators)
+    from launch.devices import check_device
+
+    check_device(chosen, workers)
+
+
+def prepare_data(chosen: recipe.Recipe) -> None:
     """Converts what is not yet a .beton, once, rather than in each worker. Raises Refusal, also for two that differ in
     their classes."""
     train = verify(prepare(chosen.data.train, "train")).classes
@@ -96,13 +112,33 @@ def _run(folder: Path, workers: int) -> int:
 
 def _work(folder: Path, workers: int, arguments: list[str]) -> int:
     """Runs the workers and says why they ended. Returns the exit code."""
-    try:
-        finished = here.run(folder, workers, "launch.worker", [str(folder), *arguments])
-    except here.WorkerRefused as refusal:
-        if message := str(refusal):
-            tell(message)
-        return REFUSED
-    except here.WorkerFailed as failure:
-        tell(f"kilobatch: {failure}")
-        return FAILED
-    return FINISHED if finished else INTERRUPTED
+    from launch import here
+
+    stall_minutes = recipe.load(folder / "recipe.yaml")[0].run.stall_minutes
+    ending = here.run(folder, workers, "launch.worker", [str(folder), *arguments], stall_minutes)
+    match ending.kind:
+        case "finished":
+            return FINISHED
+        case "interrupted":
+            return INTERRUPTED
+        case "refused":
+            if ending.rank != 0:  # what rank 0 says stands on this terminal
+                tell("\n".join(ending.lines))
+            return REFUSED
+        case _:
+            tell(f"kilobatch: {_epitaph(ending, folder)}")
+            return FAILED
+
+
+def _epitaph(ending: Ending, folder: Path) -> str:
+    if ending.rank is None:
+        return f"the run hangs: {ending.how}; logs with all stacks: {folder / 'logs'}"
+    what = "hangs" if ending.kind == "stalled" else "failed first"
+    if not ending.lines:
+        said = "it wrote nothing"
+    elif ending.rank == 0:
+        said = "its last lines stand above"
+    else:
+        said = "its last lines:\n" + "\n".join(f"    {line}" for line in ending.lines)
+    log = folder / "logs" / f"rank-{ending.rank}.log"
+    return f"rank {ending.rank} {what}: {ending.how}; log: {log}; {said}"

@@ -16,11 +16,12 @@ import torch.distributed as dist
 
 from data.beton import verify
 from data.convert import prepare
-from data.loader import Loader, PlainLoader, spare_threads
+from data.loader import Loader, PlainLoader
 from data.refusal import Refusal
+from data.threads import spare_threads
 from data.views import Views
 from launch import method_options, recipe
-from launch.here import INTERRUPTED, REFUSED
+from launch.ending import INTERRUPTED, REFUSED
 from launch.recipe import Recipe, with_test
 from launch.world import World, world
 from methods import encoders
@@ -122,7 +123,7 @@ def _train(
         saved = _newest(run, here)
         step = loop.restore(saved) if saved else 0
         if here.rank == 0:
-            loop.monitor = Monitor(run, loop.steps, step)
+            loop.monitor = Monitor(run, loop.steps, step, loop.epochs)
             if saved:
                 loop.monitor.say(f"going on from step {step} of {loop.steps} ({saved.folder.name})")
         try:

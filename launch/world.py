@@ -1,6 +1,9 @@
 """Which worker this process is, on which device, and its connection to the others."""
 
 import os
+import re
+import socket
+import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -10,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from data.refusal import Refusal
+from launch.ports import ports
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -43,11 +47,14 @@ class World:
 
 
 def world(device: Literal["auto", "cpu", "cuda"]) -> World:
-    """This process's place, as torchrun and our own launcher export it; alone where none of it is set.
+    """This process's place, as our own launcher or torchrun exports it, or else srun; alone where neither does.
 
     Raises Refusal where it is set in part, is no number, or contradicts itself, and where the device is not there.
     """
     given = [name for name in _NAMES if name in os.environ]
+    if not given and "SLURM_PROCID" in os.environ:
+        os.environ |= from_slurm()
+        given = [name for name in _NAMES if name in os.environ]
     if not given:
         return World(0, 1, 0, 1, pick_device(device, 0))
     if missing := [name for name in _NAMES if name not in os.environ]:
@@ -63,6 +70,63 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> World:
     return World(rank, size, local_rank, local_size, pick_device(device, local_rank))
 
 
+def from_slurm() -> dict[str, str]:
+    """The variables of a task that srun has started, as torchrun would set them; none for a task that is alone.
+
+    Raises Refusal where several tasks were asked for and srun was not, and where the first host is not to be found.
+    """
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:  # a batch script's own process, or a shell's in an allocation
+        tasks = _number("SLURM_NTASKS") if "SLURM_NTASKS" in os.environ else 1
+        if tasks > 1:
+            raise Refusal(f"SLURM_NTASKS is {tasks}, but this process was not started by srun; put srun before it")
+        return {}
+    size, rank, local_rank = (_number(f"SLURM_{name}") for name in ("STEP_NUM_TASKS", "PROCID", "LOCALID"))
+    per_node, node = _tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")), _number("SLURM_NODEID")
+    if size == 1:
+        return {}
+    if sum(per_node) != size or node >= len(per_node):
+        raise Refusal(
+            f"SLURM_STEP_NUM_TASKS is {size}, but SLURM_STEP_TASKS_PER_NODE {os.environ['SLURM_STEP_TASKS_PER_NODE']} "
+            f"and SLURM_NODEID {node}: these contradict each other"
+        )
+    step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(per_node[node]),
+        "MASTER_ADDR": _first_host() if len(per_node) > 1 else "127.0.0.1",
+        "MASTER_PORT": str(next(ports(step))),
+    }
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """ "2(x3),1" -> [2, 2, 2, 1]. Raises Refusal for anything else."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise Refusal(f"SLURM_STEP_TASKS_PER_NODE is '{text}'; it should be like 4(x2),3")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _first_host() -> str:
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    try:
+        told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Refusal(
+            f"scontrol does not tell the hosts of {nodes} ({error}); set MASTER_ADDR and the others"
+        ) from error
+    host = told.stdout.split()[0]
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        raise Refusal(f"the first host of {nodes}, {host}, has no address here ({error.strerror})") from error
+    return host
+
+
 def _number(name: str) -> int:
     text = os.environ[name]
     if not text.isdecimal():
@@ -71,7 +135,10 @@ def _number(name: str) -> int:
 
 
 def pick_device(device: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
-    """The device of a machine's worker. Raises Refusal where cuda is asked for and not there."""
+    """The device of a machine's worker. Raises Refusal where cuda is asked for, of us or of SLURM, and not there."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if device == "auto" and given != "0" and not torch.cuda.is_available():
+        raise Refusal(f"SLURM gave this job {given} GPUs here, but torch sees none; mend that, or use run.device=cpu")
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

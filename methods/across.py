@@ -73,6 +73,25 @@ def own(n: int, device: torch.device | None = None) -> Tensor:
     return torch.arange(n, device=device) + n * rank()
 
 
+def exchange(x: Tensor, order: Tensor) -> Tensor:
+    """This rank's part of the rows of all ranks in another order, without gradient: one all-to-all.
+
+    x (n, ...), the same n on every rank; order (W * n,) int64 on the CPU, a permutation, the same on every rank. With
+    all ranks' rows in rank order, row i afterwards is row order[i] before: of the result (n, ...), row i of rank r is
+    row order[r * n + i].
+    """
+    n = len(x)
+    blocks = order.view(size(), n)  # what each rank gets
+    mine = blocks // n == rank()
+    source = blocks[rank()] // n  # (n,): who has what this rank gets
+    leaving = x.detach()[(blocks[mine] - n * rank()).to(x.device, non_blocking=True)]
+    if size() == 1:
+        return leaving
+    arrived = torch.empty_like(leaving)  # by source, each one's in the order that this rank wants
+    dist.all_to_all_single(arrived, leaving, source.bincount(minlength=size()).tolist(), mine.sum(1).tolist())
+    return arrived[source.argsort(stable=True).argsort().to(x.device, non_blocking=True)]
+
+
 def refuse_unequal(n: int, what: str, device: torch.device) -> None:
     """Raises Refusal on every rank unless n is the same on all: with other sizes gather() would hang or mix rows.
 

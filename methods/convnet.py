@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.encoder import Encoder
-from methods.norm import BatchNorm, Mode
+from methods.encoder_options import Mode
+from methods.norm import BatchNorm
 
 
 class ConvNet(Encoder):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from methods.norm import Mode
+from methods.encoder_options import Mode
 
 
 class Encoder(nn.Module):

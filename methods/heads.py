@@ -1,8 +1,13 @@
 """Heads that stand on an encoder while it trains."""
 
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.norm import BatchNorm, Mode
+from methods.encoder_options import Mode
+from methods.norm import BatchNorm
 
 
 class ProjectionHead(nn.Module):
@@ -25,3 +30,24 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features)
+
+
+class MLP(nn.Sequential):
+    """(N, widths[0]) -> (N, widths[-1]): linear layers without bias, norm and ReLU between them, and at the end a norm
+    without parameters, or with last_norm False nothing. facebookresearch/moco-v3, moco/builder.py, _build_mlp.
+    """
+
+    def __init__(self, widths: Sequence[int], norm: Mode, last_norm: bool = True) -> None:
+        layers: list[nn.Module] = []
+        for inside, outside in zip(widths[:-2], widths[1:-1], strict=True):
+            layers += [nn.Linear(inside, outside, bias=False), BatchNorm(outside, norm), nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
+        if last_norm:
+            layers.append(BatchNorm(widths[-1], norm, affine=False))
+        super().__init__(*layers)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x (..., D) -> its rows at length 1, in fp32 at least, whatever the autocast type."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)

@@ -1,14 +1,16 @@
 """Equations that papers share."""
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
 from data.refusal import Refusal
 from methods import across
 from methods.nt_xent import NTXent
+from methods.tiles import LARGEST_EXPONENT
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
@@ -32,5 +34,26 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
         raise Refusal(f"nt_xent needs two images to have a negative; got {len(z1)} on {across.size()} ranks")
     with torch.autocast(z1.device.type, enabled=False):
         z = torch.cat([z1, z2])
-        z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-        return NTXent.apply(z, temperature)
+        z = z if z.dtype == torch.float64 else z.float()
+        if isinstance(temperature, Tensor):  # may grow small, and reading it would make the host wait: the careful way
+            return NTXent.apply(_Directions.apply(z, 1.0) / temperature.to(z.dtype).sqrt(), False)
+        return NTXent.apply(_Directions.apply(z, temperature**-0.5), 1 / temperature <= LARGEST_EXPONENT)
+
+
+class _Directions(Function):
+    """z (N, D), which is overwritten -> its rows at the given length; F.normalize would take five times the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, length: float) -> Tensor:
+        shrink = length / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-12)  # as F.normalize's
+        z *= shrink
+        ctx.mark_dirty(z)
+        ctx.save_for_backward(z, shrink)
+        ctx.length = length
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        u, shrink = ctx.saved_tensors
+        along = (grads[0] * u).sum(1, keepdim=True) / -(ctx.length**2)
+        return torch.addcmul(grads[0], u, along).mul_(shrink), None

@@ -1,6 +1,6 @@
 """What the trainer asks of a method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -8,6 +8,20 @@ from torch import Tensor, nn
 from data.batch import Batch
 
 Tensors = Mapping[str, Tensor]  # every tensor leads with the sample axis, so that chunks concatenate
+
+
+class Memory(nn.Module):
+    """What a method remembers from step to step in persistent buffers, each rank its share of a whole.
+
+    sharded: whether the buffers differ by rank; checkpoints then keep every rank's.
+    """
+
+    sharded: bool = True
+
+    def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
+        """Takes this rank's share of a checkpoint of another number of ranks. held(name, r) reads what buffer `name` of
+        its rank r was, on the CPU; a share that does not go by the number of ranks alone raises Refusal."""
+        raise NotImplementedError
 
 
 class Method(nn.Module):
@@ -19,7 +33,17 @@ class Method(nn.Module):
 
     views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
     encoder: nn.Module  # what is kept when training ends
-    own_buffers: frozenset[str] = frozenset()  # names of the buffers that differ by rank: checkpoints keep every rank's
+    whole_batch: str = ""  # why its batch cannot be computed in chunks, as a clause; "": it can
+
+    @property
+    def sharded(self) -> dict[str, Memory]:
+        """The memories whose buffers differ by rank, by name."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Memory) and m.sharded}
+
+    @property
+    def own_buffers(self) -> frozenset[str]:
+        """Names of the buffers that differ by rank."""
+        return frozenset(f"{name}.{buffer}" for name, memory in self.sharded.items() for buffer in memory.state_dict())
 
     def forward(self, views: Tensor) -> Tensors:
         return self.embed(views)
@@ -38,6 +62,10 @@ class Method(nn.Module):
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
         """After the optimizer's step: moving averages, queues, banks. progress runs from 0 to 1 over the training."""
+
+    def measured(self, z: Tensors, t: Tensors) -> Tensor | None:
+        """(N, V, D): what the monitor measures: V embeddings of each sample, which should be near; None: nothing."""
+        return next((x for x in z.values() if x.ndim == 3), None)
 
     def represent(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W) -> (N, D) features that evaluators read."""

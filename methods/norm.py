@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from methods import across
-
-Mode = Literal["global", "local"]
+from methods.encoder_options import Mode
 
 
 class _Normalise(Function):
@@ -57,7 +56,7 @@ class BatchNorm(nn.Module):
     equals one rank x W * C chunks. Statistics are fp32 (or the parameters' type) whatever the autocast type.
 
     A training forward does not move the running statistics: it adds to a sum, and commit() moves them once a step by
-    the average over forwards and ranks. center=False leaves the bias out.
+    the average over forwards and ranks. center=False leaves the bias out, affine=False the weight as well.
     """
 
     weight: Tensor
@@ -69,12 +68,22 @@ class BatchNorm(nn.Module):
     pending_forwards: Tensor
 
     def __init__(
-        self, features: int, mode: Mode = "global", *, eps: float = 1e-5, momentum: float = 0.1, center: bool = True
+        self,
+        features: int,
+        mode: Mode = "global",
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        center: bool = True,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         self.mode, self.eps, self.momentum, self.counts = mode, eps, momentum, True
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features)) if center else None
+        if affine:
+            self.weight = nn.Parameter(torch.ones(features))
+        else:
+            self.register_buffer("weight", torch.ones(features), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(features)) if center and affine else None
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
@@ -126,9 +135,10 @@ def frozen(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def commit(module: nn.Module) -> None:
     """Moves the running statistics by the pending ones' average over forwards and ranks; call once per step on every
-    rank. One all-reduce for all norms. A norm without a forward since the last commit stays as it is.
+    rank. One all-reduce for all norms. A norm without a forward since the last commit stays as it is, and so does one
+    that never counts: a momentum encoder's.
     """
-    moved = norms(module)
+    moved = [norm for norm in norms(module) if norm.counts]
     if not moved:
         return
     pending = [p for norm in moved for p in (norm.pending_mean, norm.pending_var, norm.pending_forwards)]

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from methods import across
+from methods.tiles import exp_and_sum_, exp_and_weigh_
 
-LARGEST_EXPONENT = 40.0  # exp(+-40), and its sum over any batch, are far inside fp32: no maximum has to be taken out
-CPU_TILE = (256, 256)  # rows x columns: two such fp32 buffers stay in a core's level-2 cache
+CPU_TILE = (512, 256)  # rows x columns: half a megabyte of fp32 stays in a core's level-2 cache
 ACCELERATOR_TILE = (2048, 8192)
 
 
@@ -24,74 +24,62 @@ class Tile:
 
 
 class NTXent(Function):
-    """z (2n, D): this rank's unit rows, first views then second views; temperature: number or 0-d tensor ->
-    the mean of the losses of its rows as anchors.
+    """u (2n, D): this rank's unit rows over the root of the temperature, first views then second views; bounded: no
+    similarity is beyond methods.tiles.LARGEST_EXPONENT -> the mean of the losses of its rows as anchors.
 
-    L_i = -log( e^s_ip / (e^s_ip + sum_k e^s_ik) ) = softplus(logsumexp_k s_ik - s_ip), with s = z z^T / temperature, p
-    the other view of i, k its negatives on all ranks. The sum leaves the positive out, to keep a small loss's digits.
+    L_i = -log( e^s_ip / (e^s_ip + sum_k e^s_ik) ) = softplus(logsumexp_k s_ik - s_ip), with s = u u^T, p the other view
+    of i, k its negatives on all ranks. The sum leaves the positive out, to keep a small loss's digits.
 
     Similarity is symmetric, so a rank that knows every row's log-sum-exp has the whole gradient of its rows, as anchors
     and as other anchors' negatives. With P_ik = e^(s_ik - lse_i), lse_i over the positive too, and a_i = sigmoid(...) =
     1 - P_ip, the gradient of the sum of all M losses is
 
-        dz_i = 1/temperature * ( sum_k (P_ik + P_ki) z_k - (a_i + a_p) z_p ).
+        du_i = sum_k (P_ik + P_ki) u_k - (a_i + a_p) u_p.
 
     It presumes that every rank weighs its mean alike, as an average over ranks does.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, temperature: float | Tensor) -> Tensor:
-        every = across.gather(z)  # (M, D)
-        scaled = z / temperature
-        plain = _plain(temperature)
-        sums = z.new_full((len(z),), 0.0 if plain else -torch.inf)  # over negatives: of e^s, or its logarithm
-        for tile, s in _similarities(scaled, every):
-            if plain:
-                s.exp_()
-                sums[tile.rows] += s.sum(1)
-                if tile.mirrored:
-                    sums[tile.columns] += s.sum(0)
+    def forward(ctx: Any, u: Tensor, bounded: bool) -> Tensor:
+        every = across.gather(u)  # (M, D)
+        sums = u.new_full((len(u),), 0.0 if bounded else -torch.inf)  # over negatives: of e^s, or its logarithm
+        for tile, s in _similarities(u, every):
+            if bounded:
+                exp_and_sum_(s, sums[tile.rows], sums[tile.columns] if tile.mirrored else None)
             else:
                 sums[tile.rows] = torch.logaddexp(sums[tile.rows], s.logsumexp(1))
                 if tile.mirrored:
                     sums[tile.columns] = torch.logaddexp(sums[tile.columns], s.logsumexp(0))
-        negatives = sums.log_() if plain else sums
-        positive = (scaled * _other_view(z)).sum(1)
+        negatives = sums.log_() if bounded else sums
+        first, second = u.tensor_split(2)
+        positive = (first * second).sum(1).repeat(2)  # (2n,)
         lse = across.gather(torch.logaddexp(negatives, positive))  # (M,)
         margin = negatives - positive
-        ctx.save_for_backward(z, every, lse, margin.sigmoid(), torch.as_tensor(temperature, dtype=z.dtype))
-        ctx.plain = plain
+        ctx.save_for_backward(u, every, lse, margin.sigmoid())
+        ctx.bounded = bounded
         return -F.logsigmoid(-margin).mean()  # softplus, but torch's is linear beyond 20
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
-        z, every, lse, a, temperature = ctx.saved_tensors
-        with torch.autocast(z.device.type, enabled=False):
-            dz = -(a + _other_view(a))[:, None] * _other_view(z)
-            own = lse.unflatten(0, (across.size(), -1))[across.rank()]
-            scaled = z / temperature
-            buffer = _buffer(z, every)
-            for tile, s in _similarities(scaled, every):
-                i, j = own[tile.rows, None], lse[None, tile.columns]
-                other = buffer[: s.numel()].view_as(s)
-                if ctx.plain:
-                    torch.add(torch.exp(-i), torch.exp(-j), out=other)
-                    s.exp_().mul_(other)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        u, every, lse, a = ctx.saved_tensors
+        with torch.autocast(u.device.type, enabled=False):
+            du = _other_view(u).mul_(-(a + _other_view(a))[:, None])
+            weights = (-lse).exp_()  # P_ik = e^s_ik weights_i
+            for tile, s in _similarities(u, every):
+                if ctx.bounded:
+                    exp_and_weigh_(s, _own(weights)[tile.rows], weights[tile.columns])
                 else:
-                    torch.sub(s, i, out=other).exp_()
-                    s.sub_(j).exp_().add_(other)
-                dz[tile.rows].addmm_(s, every[tile.columns])
+                    p_ik = (s - _own(lse)[tile.rows, None]).exp_()
+                    s.sub_(lse[tile.columns]).exp_().add_(p_ik)
+                du[tile.rows].addmm_(s, every[tile.columns])
                 if tile.mirrored:
-                    dz[tile.columns].addmm_(s.T, z[tile.rows])
-            dz *= grads[0] / (len(z) * temperature)
-            # The loss depends on z z^T / temperature alone: z grown by 1 + e is the temperature shrunk by 1 - 2e.
-            dt = -(z * dz).sum() / (2 * temperature) if ctx.needs_input_grad[1] else None
-        return dz, dt
+                    du[tile.columns].addmm_(s.T, u[tile.rows])
+            return du.mul_(grads[0] / len(u)), None
 
 
-def _plain(temperature: float | Tensor) -> bool:
-    """A learnable temperature may grow small, and reading it would make the host wait: it takes the careful way."""
-    return not isinstance(temperature, Tensor) and 1 / temperature <= LARGEST_EXPONENT
+def _own(every: Tensor) -> Tensor:
+    """(M, ...) -> this rank's (2n, ...)."""
+    return every.unflatten(0, (across.size(), -1))[across.rank()]
 
 
 def _other_view(x: Tensor) -> Tensor:
@@ -99,13 +87,8 @@ def _other_view(x: Tensor) -> Tensor:
     return x.roll(len(x) // 2, 0)
 
 
-def _tile_sides(z: Tensor) -> tuple[int, int]:
-    return CPU_TILE if z.device.type == "cpu" else ACCELERATOR_TILE
-
-
-def _buffer(z: Tensor, every: Tensor) -> Tensor:
-    rows, columns = _tile_sides(z)
-    return z.new_empty(min(rows, len(z)) * min(columns, len(every)))
+def _tile_sides(u: Tensor) -> tuple[int, int]:
+    return CPU_TILE if u.device.type == "cpu" else ACCELERATOR_TILE
 
 
 def _slices(start: int, stop: int, side: int) -> Iterator[slice]:
@@ -119,19 +102,23 @@ def _tiles(rows: int, columns: int, sides: tuple[int, int]) -> Iterator[Tile]:
         for i in _slices(half, half + rows // 2, sides[0]):
             if rows < columns:
                 yield from (Tile(i, j, False) for j in _slices(0, columns, sides[1]))
-            else:
-                yield from (Tile(i, j, False) for j in _slices(i.start, i.stop, sides[1]))
-                yield from (Tile(i, j, True) for j in _slices(i.stop, columns, sides[1]))
+                continue
+            for j in _slices(i.start, i.stop, sides[1]):
+                if j.start > i.start:
+                    yield Tile(slice(i.start, j.start), j, True)
+                yield Tile(j, j, False)
+            yield from (Tile(i, j, True) for j in _slices(i.stop, columns, sides[1]))
 
 
-def _similarities(scaled: Tensor, every: Tensor) -> Iterator[tuple[Tile, Tensor]]:
+def _similarities(u: Tensor, every: Tensor) -> Iterator[tuple[Tile, Tensor]]:
     """Tile by tile, in one buffer that the caller may overwrite: s of its rows and columns, -inf at an anchor itself
     and at its positive.
     """
-    rows, half, first = len(scaled), len(scaled) // 2, across.rank() * len(scaled)
-    buffer = _buffer(scaled, every)
-    for tile in _tiles(rows, len(every), _tile_sides(scaled)):
-        left, right = scaled[tile.rows], every[tile.columns]
+    half, first = len(u) // 2, across.rank() * len(u)
+    sides = _tile_sides(u)
+    buffer = u.new_empty(min(sides[0], len(u)) * min(sides[1], len(every)))
+    for tile in _tiles(len(u), len(every), sides):
+        left, right = u[tile.rows], every[tile.columns]
         s = buffer[: len(left) * len(right)].view(len(left), len(right))
         torch.mm(left, right.T, out=s)
         itself = first + tile.rows.start - tile.columns.start

@@ -3,16 +3,13 @@
 The stride stands in a bottleneck's 3x3 convolution, as in torchvision ("v1.5").
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.encoder import Encoder
-from methods.norm import BatchNorm, Mode
-
-Stem = Literal["imagenet", "cifar"]
+from methods.encoder_options import Mode, Stem
+from methods.norm import BatchNorm
 
 
 class Basic(nn.Module):

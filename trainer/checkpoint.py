@@ -16,17 +16,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from data.refusal import Refusal
 from data.sync import sync_folder
 from trainer.files import discard, in_words, sealed, sweep, write_synced, write_whole
+from trainer.options import CheckpointOptions
 from trainer.rng import restore_rng, rng_pieces
 from trainer.saved import DESCRIPTION, Damaged, Saved, newest, open_saved, steps
 from trainer.shard import Piece, Snapshot, cut
 
 __all__ = [
-    "CheckpointOptions",
     "Checkpoints",
     "Damaged",
     "Piece",
@@ -36,24 +34,6 @@ __all__ = [
     "restore_rng",
     "rng_pieces",
 ]
-
-
-class CheckpointOptions(BaseModel):
-    """When checkpoints are made and which are kept."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    every_steps: int | None = Field(default=None, ge=1, description="a checkpoint every so many steps")
-    every_minutes: float | None = Field(
-        default=10, gt=0, description="and whenever so many minutes have passed since the last"
-    )
-    keep_last: int = Field(default=2, ge=1, description="how many of the newest are kept")
-    keep_every_steps: int | None = Field(
-        default=None, ge=1, description="and for good: the first one of every so many steps"
-    )
-    timeout_minutes: float = Field(
-        default=15, gt=0, description="how long a rank may take to write before the run stops"
-    )
 
 
 class Checkpoints:

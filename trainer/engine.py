@@ -2,39 +2,21 @@
 
 import logging
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.optim import Optimizer
 
 from data.refusal import Refusal
 from methods import across, norm
 from methods.method import Method, Tensors
+from trainer.options import EngineOptions
 from trainer.saved import Saved
 from trainer.shard import Piece
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class EngineOptions(BaseModel):
-    """Recipe section `engine`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of autocast; parameters are always fp32"
-    )
-    zero: Literal[0] = Field(default=0, description="DeepSpeed's ZeRO stage")
-    chunks: int = Field(
-        default=1, ge=1, description="parts that a rank's batch is computed in, for memory; same gradients"
-    )
-    clip: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's global norm; 0: none"
-    )
-    compile: bool = Field(default=False, description="torch.compile the method's networks")
 
 
 class Engine:
@@ -43,7 +25,8 @@ class Engine:
     The process group is initialised and the optimizer built on the method before; the method is moved to the device.
     A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step.
 
-    Raises Refusal for chunks that do not divide the batch, or that a norm over the global batch rules out.
+    Raises Refusal for chunks that do not divide the batch, or that a norm over the global batch or the method rules
+    out.
     """
 
     def __init__(
@@ -58,6 +41,8 @@ class Engine:
                 f"engine.chunks is {options.chunks}, but the BatchNorm is 'global': its statistics need the whole batch"
                 " at once; use engine.chunks=1 or encoder.norm=local"
             )
+        if options.chunks > 1 and method.whole_batch:
+            raise Refusal(f"engine.chunks is {options.chunks}, but {method.whole_batch}; use engine.chunks=1")
         self.method, self.optimizer, self.options, self.device = method, optimizer, options, device
         self._deepspeed = _initialize(method, optimizer, options, device, batch_per_rank)
         self._scaler: torch.amp.GradScaler | None = self._deepspeed.torch_autocast_z0_gradscaler
@@ -112,10 +97,8 @@ class Engine:
         method.NAME parameters and persistent buffers; optimizer.KEY.NAME the optimizer's state of parameter NAME;
         scaler.* the fp16 loss scale.
         """
-        pieces = {
-            f"method.{name}": Piece.of(tensor, own=name in self.method.own_buffers)
-            for name, tensor in self._state().items()
-        }
+        own = self.method.own_buffers
+        pieces = {f"method.{name}": Piece.of(tensor, own=name in own) for name, tensor in self._state().items()}
         for name, p in self.method.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
@@ -129,23 +112,29 @@ class Engine:
 
     @torch.no_grad()
     def restore(self, saved: Saved) -> None:
-        """Takes all that pieces() gave. Raises Refusal when the checkpoint lacks a tensor, or has it in another shape,
-        or has buffers that differ by rank and another number of ranks."""
-        if self.method.own_buffers and saved.world != across.size():
-            raise Refusal(
-                f"the checkpoint was written by {saved.world} ranks and holds buffers of each "
-                f"({', '.join(sorted(self.method.own_buffers))}), but this run has {across.size()}; "
-                f"resume it on {saved.world}"
-            )
+        """Takes all that pieces() gave, on any number of ranks. Raises Refusal when the checkpoint lacks a tensor, or
+        has it in another shape, or by rank and not whole, or the other way round."""
+        own, world = self.method.own_buffers, across.size()
+        whole, parts = set(saved.names()), set(saved.own_names())
         for name, tensor in self._state().items():
-            own = name in self.method.own_buffers
-            stored = saved.own(f"method.{name}", across.rank()) if own else saved.whole(f"method.{name}")
+            if f"method.{name}" in (whole if name in own else parts):
+                wrote, holds = ("whole", "by rank") if name in own else ("by rank", "whole")
+                raise Refusal(
+                    f"the checkpoint holds {name} {wrote}, this run {holds}; resume with the placement that it was "
+                    "written with"
+                )
+            if name in own and saved.world != world:
+                continue
+            stored = saved.own(f"method.{name}", across.rank()) if name in own else saved.whole(f"method.{name}")
             if stored.shape != tensor.shape:
                 raise Refusal(
                     f"the checkpoint's {name} is {tuple(stored.shape)}, this run's {tuple(tensor.shape)}; "
                     "resume with the recipe that it was written with"
                 )
             tensor.copy_(stored)
+        if saved.world != world:
+            for name, memory in self.method.sharded.items():
+                memory.reshard(saved.world, lambda buffer, rank, of=name: saved.own(f"method.{of}.{buffer}", rank))
         parameters = dict(self.method.named_parameters())
         self.optimizer.state.clear()
         for stored_name in saved.names():

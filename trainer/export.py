@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.refusal import Refusal
 from methods.resnet import torchvision_state_dict
+from methods.vit import PATCH, SIZES, torchvision_vit_state_dict
 from trainer.files import in_words, write_whole
 from trainer.saved import DESCRIPTION, Saved, newest, open_saved
 
@@ -19,9 +20,10 @@ def export(source: Path, out: Path, *, force: bool = False, report: Callable[[st
     """Writes the encoder of a run's newest whole checkpoint, or of one checkpoint, to out; returns its metadata.
 
     source: a run folder, its `checkpoints` folder or a checkpoint folder. A ResNet with the ImageNet stem loads
-    strictly into torchvision's model of that name, with a classifier `fc` of zeros, which the encoder does not have;
-    any other encoder has its own names and no classifier. The file's metadata says how images are to be prepared:
-    size (pixels), mean and std (of 0..1), and the recipe, step, and what the file loads into.
+    strictly into torchvision's model of that name, and a ViT into torchvision's VisionTransformer, with a classifier of
+    zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
+    says how images are to be prepared: size (pixels), mean and std (of 0..1), and the recipe, step, and what the file
+    loads into.
     report: told of the damaged checkpoints that are passed over. Raises Refusal.
     """
     _check_out(out, force)
@@ -36,6 +38,13 @@ def export(source: Path, out: Path, *, force: bool = False, report: Callable[[st
     loads_into = "methods.encoders.build"
     if encoder["name"].startswith("resnet") and encoder["stem"] == "imagenet":
         tensors, loads_into = torchvision_state_dict(tensors), f"torchvision.models.{encoder['name']}"
+    elif encoder["name"] in SIZES:
+        features, blocks, heads = SIZES[encoder["name"]]
+        tensors = torchvision_vit_state_dict(tensors, views["size"])
+        loads_into = (
+            f"torchvision.models.VisionTransformer(image_size={views['size']}, patch_size={PATCH}, "
+            f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
+        )
     metadata = {
         "format": "pt",
         "loads_into": loads_into,

@@ -4,15 +4,15 @@
 # torch._foreach_* have an underscore, but are what torch's own optimizers are made of.
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from data.refusal import Refusal, did_you_mean
+from trainer.options import Dialect
 
-Dialect = Literal["google", "bolts", "larc"]
 EPSILON = 1e-8  # in the denominators of bolts and larc, as their authors have it
 
 

@@ -18,6 +18,7 @@ from trainer.engine import Engine
 from trainer.lars import LARS
 from trainer.measures import collapse, measure
 from trainer.monitor import Monitor
+from trainer.pulse import beat
 from trainer.step import Outcome, check_finite, forward_backward
 
 
@@ -64,7 +65,9 @@ class Loop:
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
+                beat(pace=True)  # a rank whose data do not come is then behind those that wait for it in the step
                 stop = self._step(step, batch, waited)
+                beat(pace=True)
                 step += 1
                 if stop and step < self.steps:
                     self._save(step, wait=True)
@@ -98,14 +101,11 @@ class Loop:
             return
         values = {"train/loss": loss.item(), "train/lr": lr, "train/epoch": done / self.loader.steps_per_epoch}
         values |= {f"train/{name}": value for name, value in self.engine.scalars().items()}
-        for z in outcome.z.values():
-            if (
-                z.ndim == 3 and z.shape[0] > 1 and z.shape[1] > 1
-            ):  # (N, V, D): views of samples, of which positives and negatives are made
-                values |= measure(z)
-                if found := collapse(values):
-                    self.monitor.warn_once(found)
-                break
+        z = self.engine.method.measured(outcome.z, outcome.t)
+        if z is not None and min(z.shape[:2]) > 1:  # two samples and two views of each: negatives and positives
+            values |= measure(z)
+            if found := collapse(values):
+                self.monitor.warn_once(found)
         if isinstance(self.engine.optimizer, LARS):
             values |= _on_host({f"trust_ratio/{k}": v for k, v in self.engine.optimizer.trust_ratios().items()})
         self.monitor.log(done, values | self.monitor.rates())

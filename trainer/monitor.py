@@ -1,4 +1,4 @@
-"""What a run shows of itself: metrics.jsonl, TensorBoard, pictures and a line on the terminal. Rank 0 makes one."""
+"""What a run shows of itself: metrics.jsonl, progress.json, TensorBoard, pictures, lines on the terminal. By rank 0."""
 
 import json
 import time
@@ -12,6 +12,7 @@ from trainer.evaluate.gallery import Gallery
 from trainer.files import write_whole
 from trainer.pixels import Triple, grid, png, to_bytes
 from trainer.progress import Bar, Lines
+from trainer.standing import Stand
 
 TIMINGS = ("train/seconds", "train/images_per_second", "train/data_wait")  # differ between equal runs; the rest do not
 SHOWN = 16  # samples in the grid of views
@@ -24,7 +25,7 @@ class Monitor:
     run's. TensorBoard hides such steps likewise.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, console: Console | None = None):
+    def __init__(self, folder: Path, total_steps: int, start_step: int, epochs: int, console: Console | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,6 +37,7 @@ class Monitor:
             str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None, flush_secs=10
         )
         self._progress = (Bar if console.is_terminal else Lines)(console, total_steps, start_step)
+        self._stand = Stand(folder, total_steps, start_step, epochs)
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
         self._warned = False
 
@@ -44,6 +46,7 @@ class Monitor:
         self._images += images
         self._waited += waited
         self._progress.move(step)
+        self._stand.move(step)
 
     def rates(self) -> dict[str, float]:
         """TIMINGS since the last call: seconds, images per second of all ranks, share of the time spent waiting."""
@@ -60,6 +63,7 @@ class Monitor:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._progress.show(values)
+        self._stand.show(values)
 
     def warn_once(self, warning: str) -> None:
         """Prints the first warning it is given, and no other."""

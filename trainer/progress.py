@@ -9,6 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 EVERY = 10.0  # seconds between plain lines
 
 
+class Pace:
+    """The time that the steps to come will take, from those since now, the first of them being after `step`."""
+
+    def __init__(self, step: int, total_steps: int):
+        self._first, self._total, self._began = step, total_steps, time.perf_counter()
+
+    def seconds_left(self, step: int) -> float:
+        return (time.perf_counter() - self._began) / (step - self._first) * (self._total - step)
+
+
 class Bar:
     """Drawn by rich: loss, images/s, share of the time spent waiting for data, time to go."""
 
@@ -43,8 +53,8 @@ class Lines:
     """The same as text, every EVERY seconds and at the last step."""
 
     def __init__(self, console: Console, total_steps: int, start_step: int):
-        self._console, self._total, self._start = console, total_steps, start_step
-        self._begun = self._printed = time.perf_counter()
+        self._console, self._total, self._pace = console, total_steps, Pace(start_step, total_steps)
+        self._printed = time.perf_counter()
         self._words = ""
 
     def move(self, step: int) -> None:
@@ -52,8 +62,7 @@ class Lines:
         if now - self._printed < EVERY and step < self._total:
             return
         self._printed = now
-        left = (now - self._begun) / (step - self._start) * (self._total - step)
-        self.say(f"step {step}/{self._total}  {self._words}  {_clock(left)} to go")
+        self.say(f"step {step}/{self._total}  {self._words}  {clock(self._pace.seconds_left(step))} to go")
 
     def show(self, values: Mapping[str, float]) -> None:
         if "train/loss" in values:
@@ -75,7 +84,7 @@ def in_words(values: Mapping[str, float]) -> str:
     return "  ".join(words)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

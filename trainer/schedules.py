@@ -13,8 +13,10 @@ class ScheduleOptions(BaseModel):
 
     epochs: int = Field(default=100, ge=1, description="how many times the training set is seen")
     warmup_epochs: float = Field(default=10, ge=0, description="linear warm-up from 0")
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Literal["cosine", "constant", "steps"] = "cosine"
     final: float = Field(default=0.0, ge=0, le=1, description="share of the base learning rate that the cosine ends at")
+    milestones: tuple[int, ...] = Field(default=(), description="steps: the epochs after which the rate falls")
+    factor: float = Field(default=0.1, gt=0, lt=1, description="steps: what the rate is multiplied by at each")
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> "ScheduleOptions":
@@ -25,13 +27,24 @@ class ScheduleOptions(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _milestones_are_epochs(self) -> "ScheduleOptions":
+        if (self.name == "steps") != bool(self.milestones):
+            raise ValueError(
+                "name: steps and milestones go together; give both, such as milestones: [120, 160], or neither"
+            )
+        if any(not 0 < milestone < self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} should lie between 0 and epochs ({self.epochs})")
+        return self
+
 
 def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
     return options.epochs * steps_per_epoch
 
 
 def lr_at(options: ScheduleOptions, base: float, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, … total - 1: base·step/warm-up at first, then cosine or constant.
+    """The learning rate of step 0, 1, … total - 1: base·step/warm-up at first, then cosine, constant
+    or in steps at the milestones.
 
     As `model_util.learning_rate_schedule` of google-research/simclr has it, so step 0 of a warm-up has lr 0.
     """
@@ -40,5 +53,7 @@ def lr_at(options: ScheduleOptions, base: float, step: int, steps_per_epoch: int
         return base * step / warmup
     if options.name == "constant":
         return base
+    if options.name == "steps":
+        return base * options.factor ** sum(step >= milestone * steps_per_epoch for milestone in options.milestones)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return base * (options.final + (1 - options.final) * (1 + cos(pi * progress)) / 2)

@@ -42,7 +42,7 @@ def forward_backward(engine: Engine, batch: Batch) -> Outcome:
     parameters. Dropout draws the same in both passes, and only the first counts for running statistics.
     """
     parts = batch.chunks(engine.options.chunks)
-    t = _join([engine.target(part.views) for part in parts])
+    t = join([engine.target(part.views) for part in parts])
     if len(parts) == 1:
         z = engine.embed(batch.views)
         loss = engine.method.loss(z, t, batch)
@@ -57,7 +57,7 @@ def forward_backward(engine: Engine, batch: Batch) -> Outcome:
             embedded.append(engine.embed(part.views))
     after = _random_state(engine.device)
 
-    z = {name: _leaf(x) for name, x in _join(embedded).items()}
+    z = {name: _leaf(x) for name, x in join(embedded).items()}
     loss = engine.method.loss(z, t, batch)
     leaves = {name: x for name, x in z.items() if x.requires_grad}
     parameters = [p for p in engine.method.parameters() if p.requires_grad]
@@ -100,7 +100,8 @@ def check_finite(engine: Engine, outcome: Outcome, step: int, flags: Sequence[bo
     return [bool(flag) for flag in agreed[2 * world :]]
 
 
-def _join(parts: list[Tensors]) -> dict[str, Tensor]:
+def join(parts: list[Tensors]) -> dict[str, Tensor]:
+    """The outputs of chunks, in order, as those of the batch."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

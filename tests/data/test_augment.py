@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional as F
 from data import augment_batched, augment_planar
 from data import plan as columns
 from data.chance import key, keys
-from data.plan import drawn
-from data.views import Affine, Blur, Jitter, Solarize, Views
+from data.drawn import drawn
+from data.views import Affine, Blur, Jitter, Second, Solarize, Views
 
 COUNT, SIDE = 24, 40
 NOTHING = Views(count=1, size=SIDE, jitter=None, grey=0, blur=None, mean=(0, 0, 0), std=(1, 1, 1))
@@ -148,9 +148,10 @@ def test_each_operation_is_torchvisions(name: str, back_end):
         assert (255 * (ours - channels_first(images) / 255).abs()).mean() > 2  # and it does do something
 
 
+@pytest.mark.parametrize("second", [None, Second(), Second(blur=Blur(kernel=3), solarize=Solarize(threshold=50))])
 @pytest.mark.parametrize("side", [8, 33, 40, 96])
-def test_both_back_ends_give_the_same_images(side: int):
-    views = EVERYTHING.model_copy(update={"size": side})
+def test_both_back_ends_give_the_same_images(side: int, second: Second | None):
+    views = EVERYTHING.model_copy(update={"size": side, "second": second})
     images = photos(2 * COUNT, side).reshape(COUNT, 2, side, side, 3)
     of = keys(1, 2, torch.arange(COUNT), 2)
     theirs = augment_batched.augment(torch.from_numpy(images).permute(0, 1, 4, 2, 3), of, views)
@@ -219,3 +220,24 @@ def test_moved_images_are_torchvisions():
         theirs = torch.stack([moved(x, views, i, margin) for i, x in enumerate(channels_first(images))])
         assert (channels_first(ours).float() - theirs.float()).abs().mean() < allowed
     assert (augment_planar.affine_batch(images, of, MOVES.model_copy(update={"probability": 0.0})) == images).all()
+
+
+@pytest.mark.parametrize("back_end", [planar, batched])
+def test_the_second_view_has_its_own_blur_and_solarization(back_end):
+    """A second view is what a first view with its options would be."""
+    views = only(
+        count=2, blur=Blur(probability=1, kernel=9), second=Second(blur=None, solarize=Solarize(probability=1))
+    )
+    images = photos(4, SIDE)
+    of = keys(1, 2, torch.arange(4), 2)
+    if back_end is batched:
+        got = augment_batched.augment(channels_first(images)[:, None].expand(-1, 2, -1, -1, -1), of, views)
+    else:
+        got = torch.empty(4, 2, 3, SIDE, SIDE)
+        scratch = np.empty(augment_planar.scratch_length(views), np.float32)
+        for i, image in enumerate(images):
+            for view, plan in enumerate(views.plans()):
+                augment_planar.augment(image, np.uint64(key(1, 2, i, view)), plan, got[i, view].numpy(), scratch)
+    solarized = torch.stack([F.solarize(x, 128) for x in channels_first(images)]).float() / 255
+    torch.testing.assert_close(got[:, 1], solarized, rtol=0, atol=1e-5)
+    assert torch.equal(got[:, 0], back_end(images, only(blur=views.blur)))

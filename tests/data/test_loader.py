@@ -19,11 +19,12 @@ from data.beton import Writer
 from data.chance import keys
 from data.decode import CutViews, Work
 from data.images import encode
-from data.loader import Loader, PlainLoader, spare_threads
+from data.loader import Loader, PlainLoader
 from data.mirror import mirror
 from data.order import cut, order
 from data.refusal import Refusal
 from data.stream import Beton, Stream
+from data.threads import spare_threads
 from data.views import Affine, Crop, Solarize, Views
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 from data import plan as columns
 from data.chance import key, keys
 from data.crop import crop_box
-from data.plan import all_drawn, drawn
-from data.views import Affine, Blur, Crop, Jitter, Solarize, Views
+from data.drawn import all_drawn, drawn
+from data.views import Affine, Blur, Crop, Jitter, Second, Solarize, Views
 
 DRAWS = 3000
 REJECT = 1e-3  # the seeds are fixed: a test that passes once passes always
@@ -169,6 +169,9 @@ def test_each_view_has_its_plan():
     views = Views(count=3)
     assert views.plans().shape == (3, columns.COLUMNS)
     assert (views.plans() == views.plan()).all()
+    first, second = Views(blur=Blur(probability=1), second=Second()).plans()
+    assert (first == Views(blur=Blur(probability=1)).plan()).all()
+    assert (second == Views(blur=Blur(probability=0.1), solarize=Solarize()).plan()).all()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,9 @@ def test_each_view_has_its_plan():
         ({"blur": {"kernel": 4}}, "use 5"),
         ({"blur": {"sigma": [0, 1]}}, "greater than or equal to 0.01"),
         ({"size": 8, "blur": {"kernel": 17}}, "at most 15"),
+        ({"size": 8, "second": {"blur": {"kernel": 17}}}, "second.blur.kernel 17"),
+        ({"count": 3, "second": {}}, "count is 3; use 2"),
+        ({"second": {"jitter": None}}, "Extra inputs"),
         ({"solarize": {"threshold": 256}}, "less than or equal to 255"),
         ({"affine": {"scale": [0, 1]}}, "greater than or equal to 0.01"),
         ({"std": [0.2, 0.0, 0.2]}, "greater than 0"),

@@ -10,6 +10,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from trainer.pulse import beat
+
 
 def main() -> None:
     what, argument = sys.argv[1], sys.argv[2]
@@ -40,6 +42,11 @@ def alone(what: str, folder: Path, rank: int, asked: list[int]) -> None:
         while not asked:
             time.sleep(0.02)
         sys.exit(0)
+    if what == "gets on":
+        for _ in range(12):
+            time.sleep(0.5)
+            beat()
+        sys.exit(0)
     if what in ("refuses", "all refuse"):
         while rank == 1 and not (folder / "pid-0").exists():
             time.sleep(0.02)
@@ -53,7 +60,7 @@ def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
     import torch
     import torch.distributed as dist
 
-    from launch.here import INTERRUPTED
+    from launch.ending import INTERRUPTED
 
     total = torch.ones(1)
     dist.all_reduce(total)

@@ -1,23 +1,27 @@
-"""The launcher with real processes and real process groups: start, failure, stop and its own death."""
+"""The launcher with real processes and real process groups: start, failure, hang, stop and its own death."""
 
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from launch import here
+from launch import here, watch
+from launch.ending import Ending, this_host
+from launch.news import LAST_LINES
 
 LAUNCHER = """
 import signal, sys
 from pathlib import Path
-from launch import here
-here.GRACE = 0.5
+from launch import here, watch
+watch.GRACE = 0.5
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
-print("finished" if here.run(Path(sys.argv[1]), int(sys.argv[2]), "drill", [sys.argv[3], sys.argv[1]]) else "stopped")
+ending = here.run(Path(sys.argv[1]), int(sys.argv[2]), "drill", [sys.argv[3], sys.argv[1]])
+print(ending.kind, ending.how)
 """
 
 
@@ -54,46 +58,70 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def said(folder: Path, rank: int) -> list[str]:
+    """A rank's log; each line after the time at which it came."""
+    lines = (folder / "logs" / f"rank-{rank}.log").read_text().splitlines()
+    for line in lines:
+        came = datetime.strptime(line[:24], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+        assert abs((datetime.now(UTC) - came).total_seconds()) < 60
+    times = [line[:24] for line in lines]
+    assert times == sorted(times)
+    return [line[25:] for line in lines]
+
+
 def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureFixture[str]):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    assert here.run(folder, 2, "drill", ["finishes", str(folder)]) is True
-    assert (folder / "logs" / "rank-0.log").read_text() == "rank 0 of 2, 1 threads\n"
-    assert (folder / "logs" / "rank-1.log").read_text() == "rank 1 of 2, 1 threads\n"
+    assert here.run(folder, 2, "drill", ["finishes", str(folder)]) == Ending("finished")
+    assert said(folder, 0) == ["rank 0 of 2, 1 threads"]
+    assert said(folder, 1) == ["rank 1 of 2, 1 threads"]
     assert capfd.readouterr().out == "rank 0 of 2, 1 threads\n"
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(here, "GRACE", 0.5)
-    with pytest.raises(here.WorkerFailed) as failure:
-        here.run(folder, 2, "drill", ["fails", str(folder)])
-    message = str(failure.value)
-    assert "rank 1 failed first: exit code 1" in message
-    assert message.endswith("RuntimeError: the disk of rank 1 is on fire")
-    assert len(message.splitlines()) == 1 + here.LAST_LINES
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    ending = here.run(folder, 2, "drill", ["fails", str(folder)])
+    assert (ending.kind, ending.rank, ending.host, ending.how) == ("failed", 1, this_host(), "exit code 1")
+    assert ending.lines[-1].endswith("RuntimeError: the disk of rank 1 is on fire")
+    assert len(ending.lines) == LAST_LINES
     assert alive(folder, 2) == []
 
 
 def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(here, "GRACE", 0.5)
-    with pytest.raises(here.WorkerFailed, match="rank 1 failed first: ended by SIGKILL"):
-        here.run(folder, 2, "drill", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    ending = here.run(folder, 2, "drill", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
+    assert (ending.kind, ending.rank) == ("failed", 1)
+    assert ending.how.startswith("ended by SIGKILL")
     assert alive(folder, 2) == []
 
 
 def test_a_refusal_of_another_rank_than_0_is_the_message(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(here, "GRACE", 0.5)
-    with pytest.raises(here.WorkerRefused) as refusal:
-        here.run(folder, 2, "drill", ["refuses", str(folder)])
-    assert str(refusal.value) == "kilobatch: no room on the disk:\n  of this machine"
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    ending = here.run(folder, 2, "drill", ["refuses", str(folder)])
+    assert (ending.kind, ending.rank) == ("refused", 1)
+    assert ending.lines == ["kilobatch: no room on the disk:", "  of this machine"]
     assert alive(folder, 2) == []
 
 
-def test_a_refusal_of_all_is_told_once(folder: Path, capfd: pytest.CaptureFixture[str]):
-    with pytest.raises(here.WorkerRefused) as refusal:
-        here.run(folder, 2, "drill", ["all refuse", str(folder)])
-    assert str(refusal.value) == "", "rank 0 has told it"
+def test_a_refusal_of_all_is_rank_0s(folder: Path, capfd: pytest.CaptureFixture[str]):
+    ending = here.run(folder, 2, "drill", ["all refuse", str(folder)])
+    assert (ending.kind, ending.rank) == ("refused", 0), "so that the launcher need not tell it again"
     assert capfd.readouterr().out.count("no room on the disk") == 1
+
+
+def test_a_rank_that_hangs_is_named_and_all_stacks_are_logged(folder: Path):
+    ending = here.run(folder, 2, "toy", ["hangs", str(folder)], stall_minutes=5 / 60)
+    assert (ending.kind, ending.rank) == ("stalled", 1)
+    assert ending.how == "no sign of life for 0.0833333 minutes; rank 1 came the least far"
+    assert any("in sleeps_for_good" in line for line in ending.lines)
+    assert any("in waits_for_the_others" in line for line in said(folder, 0))
+    assert alive(folder, 2) == []
+
+
+def test_silence_while_starting_counts_and_work_that_takes_long_does_not(folder: Path):
+    ending = here.run(folder, 1, "drill", ["stays", str(folder)], stall_minutes=5 / 60)
+    assert (ending.kind, ending.rank) == ("stalled", None), "the only rank is behind nobody"
+    assert here.run(folder, 1, "drill", ["gets on", str(folder)], stall_minutes=5 / 60) == Ending("finished")
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
@@ -103,7 +131,7 @@ def test_asked_to_stop_the_workers_save_and_leave(folder: Path, number: signal.S
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert out.splitlines()[-1] == "stopped"
+    assert out.splitlines()[-1].startswith("interrupted SIG")
     assert alive(folder, workers) == []
 
 
@@ -115,7 +143,7 @@ def test_asked_twice_kills(folder: Path):
     assert alive(folder, 1) == [0]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1] == "stopped", err
+    assert out.splitlines()[-1].startswith("interrupted SIG"), err
     assert alive(folder, 1) == []
 
 
@@ -135,7 +163,7 @@ def test_asked_to_stop_while_one_still_starts_and_the_others_wait_for_it(folder:
     until(lambda: alive(folder, 2) == [0, 1])
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1] == "stopped", err
+    assert out.splitlines()[-1].startswith("interrupted SIG"), err
     assert alive(folder, 2) == []
 
 
@@ -144,7 +172,7 @@ def test_asked_to_stop_at_the_end_it_has_finished(folder: Path):
     until(lambda: alive(folder, 1) == [0])
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1] == "finished", err
+    assert out.splitlines()[-1] == "finished ", err
 
 
 def test_a_killed_launcher_takes_its_workers_along(folder: Path):

@@ -1,5 +1,7 @@
 """Run folders and their states."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from data.refusal import Refusal
-from launch import runs
+from launch import ledger, runs
+from launch.ledger import JobFile
 from launch.runs import RunOptions
+from launch.scheduler import JobState
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from launch import runs
+from launch import ledger, runs
+from launch.ledger import JobFile
 with runs.claimed(Path(sys.argv[1])):
     runs.set_status(Path(sys.argv[1]), "running", 2)
     print("held", flush=True)
@@ -84,3 +89,27 @@ def test_a_run_without_a_state_can_be_resumed():
     assert runs.status(folder) == "interrupted"
     with pytest.raises(Refusal, match="state.json is missing"):
         runs.state(folder)
+
+
+def test_of_a_submitted_run_the_scheduler_knows_what_its_folder_does_not():
+    folder = runs.create(RunOptions(), "demo", "", 2)
+    job = JobFile(cluster="slurm", job_id="7", submitted=ledger.now(), code="code/001")
+    ledger.write_job_file(folder, job)
+    runs.set_status(folder, "queued", 2)
+    found = [runs.status(folder, JobState(state)) for state in ("queued", "running", "ending", "cancelled", "gone")]
+    assert found == ["queued", "running", "running", "cancelled", "interrupted"]
+    (folder / "cancelled").touch()
+    assert runs.status(folder, JobState("gone")) == "cancelled"
+    runs.set_status(folder, "finished", 2)
+    assert runs.status(folder, JobState("ending")) == "finished"
+
+
+def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch):
+    folder = runs.create(RunOptions(), "demo", "", 2)
+
+    def none(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with runs.claimed(folder):
+        pass

@@ -6,10 +6,12 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from methods.encoders import EncoderOptions, build
+from methods.encoder_options import EncoderOptions
+from methods.encoders import build
 from methods.norm import BatchNorm
 from methods.resnet import LAYERS, torchvision_state_dict
 from methods.simclr import SimCLR
+from methods.vit import SIZES
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -55,7 +57,7 @@ def test_convnet(width: int) -> None:
 
 
 def test_the_options_name_every_encoder() -> None:
-    assert {*get_args(EncoderOptions.model_fields["name"].annotation)} == {*LAYERS, "convnet"}
+    assert {*get_args(EncoderOptions.model_fields["name"].annotation)} == {*LAYERS, *SIZES, "convnet"}
 
 
 @pytest.mark.parametrize("mode", ["global", "local"])

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from methods import norm
+from methods.encoder_options import Mode
 from methods.norm import BatchNorm
 
 
@@ -22,7 +23,7 @@ def images(dims: int, n: int = 8) -> Tensor:
 
 @pytest.mark.parametrize("dims", [2, 4])
 @pytest.mark.parametrize("mode", ["local", "global"])
-def test_alone_it_is_torchs_norm(dims: int, mode: norm.Mode) -> None:
+def test_alone_it_is_torchs_norm(dims: int, mode: Mode) -> None:
     ours, theirs = pair(dims)
     ours.mode = mode
     for _ in range(3):

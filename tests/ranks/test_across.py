@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from data.refusal import Refusal
 from methods import across, norm
+from methods.encoder_options import Mode
 from methods.losses import nt_xent
 from methods.norm import BatchNorm
 from tests.ranks.groups import run_ranks
@@ -107,7 +108,7 @@ def test_nt_xent_over_ranks_is_that_of_one_process() -> None:
             assert_close(torch.stack([of_rank[k][2] for of_rank in got]).mean(), want[2], rtol=1e-11, atol=0)
 
 
-def normalised(x: Tensor, dy: Tensor, mode: norm.Mode, chunks: int) -> dict[str, Tensor]:
+def normalised(x: Tensor, dy: Tensor, mode: Mode, chunks: int) -> dict[str, Tensor]:
     """x, dy (N, ...) of all ranks -> this rank's, through a BatchNorm in `chunks` forwards, and its buffers."""
     module = BatchNorm(x.shape[1], mode, center=x.ndim == 4).to(x.dtype)
     with torch.no_grad():

@@ -17,7 +17,6 @@ from torch import Tensor
 from data.refusal import Refusal
 from tests.trainer.saving import OPTIONS, pieces, save, values
 from trainer.checkpoint import (
-    CheckpointOptions,
     Checkpoints,
     Damaged,
     Piece,
@@ -26,6 +25,7 @@ from trainer.checkpoint import (
     restore_rng,
     rng_pieces,
 )
+from trainer.options import CheckpointOptions
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -18,13 +18,13 @@ from torch import Tensor
 from data.refusal import Refusal
 from tests.trainer.saving import OPTIONS, pieces
 from trainer.checkpoint import (
-    CheckpointOptions,
     Checkpoints,
     Piece,
     Saved,
     newest,
     open_saved,
 )
+from trainer.options import CheckpointOptions
 
 
 def state_at(step: int) -> Tensor:

@@ -13,9 +13,10 @@ from data.refusal import Refusal
 from methods import norm
 from tests.ranks.groups import run_ranks
 from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
-from trainer.checkpoint import CheckpointOptions, Checkpoints, open_saved
-from trainer.engine import Engine, EngineOptions
-from trainer.optimizers import OptimizerOptions, build
+from trainer.checkpoint import Checkpoints, open_saved
+from trainer.engine import Engine
+from trainer.optimizers import build
+from trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
 from trainer.step import check_finite, forward_backward
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def train(engine: Engine, steps: range, lr: float) -> list[Tensor]:
         check_finite(engine, outcome, step)
         engine.step(lr)
         norm.commit(engine.method)
-        engine.method.shard += dist.get_rank() + 1  # pyright: ignore[reportOperatorIssue]
+        engine.method.shard.value += dist.get_rank() + 1  # pyright: ignore[reportAttributeAccessIssue,reportOperatorIssue]
         losses.append(outcome.loss)
     return losses
 
@@ -62,7 +63,7 @@ def left_alone() -> dict[str, Any]:
     train(engine, range(1), 0.5)
     return {
         "initialise": all(torch.equal(x, before[name]) for name, x in after.items()),
-        "shard": after["shard"],
+        "shard": after["shard.value"],
         "teacher": torch.equal(weights(method)["teacher.weight"], before["teacher.weight"]),
         "no gradient": method.teacher.weight.grad is None,
     }
@@ -98,8 +99,8 @@ def resumed(folder: Path, name: str, precision: str = "fp32") -> dict[str, Any]:
     ours, theirs = whole.pieces(), other.pieces()
     different = [key for key in ours if not torch.equal(ours[key].tensor, theirs[key].tensor)]
     return {"names": sorted(ours), "same names": set(ours) == set(theirs), "different": different,
-            "losses": torch.equal(torch.stack(losses), torch.stack(again)), "own": ours["method.shard"].own,
-            "shard": ours["method.shard"].tensor.clone()}  # fmt: skip
+            "losses": torch.equal(torch.stack(losses), torch.stack(again)), "own": ours["method.shard.value"].own,
+            "shard": ours["method.shard.value"].tensor.clone()}  # fmt: skip
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -112,8 +113,9 @@ def refusals(folder: Path) -> dict[str, str]:
     engine.method.temperature = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(Refusal) as said["shape"]:
         engine.restore(saved)
-    saved.world = 3
-    with pytest.raises(Refusal) as said["ranks"]:
+    engine = make(toy(batch_norm=True))
+    engine.method.shard.sharded = False  # pyright: ignore[reportArgumentType,reportAttributeAccessIssue]
+    with pytest.raises(Refusal) as said["placement"]:
         engine.restore(saved)
     with pytest.raises(Refusal) as said["chunks"]:
         make(toy(), chunks=3)
@@ -221,7 +223,7 @@ def test_pieces_are_named_by_parameter(ranks: list[dict[str, Any]]) -> None:
     [
         ("scaler", "no tensor 'scaler.scale'"),
         ("shape", r"temperature is \(1,\), this run's \(3,\)"),
-        ("ranks", "written by 3 ranks and holds buffers of each .shard., but this run has 2"),
+        ("placement", "holds shard.value by rank, this run whole; resume with the placement"),
         ("chunks", "engine.chunks is 3, which does not divide the 8 samples"),
         ("global", "engine.chunks=1 or encoder.norm=local"),
     ],

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data.refusal import Refusal
-from methods.encoders import EncoderOptions, build
-from trainer.checkpoint import CheckpointOptions, Checkpoints, Piece
+from methods.encoder_options import EncoderOptions
+from methods.encoders import build
+from trainer.checkpoint import Checkpoints, Piece
 from trainer.export import export
+from trainer.options import CheckpointOptions
 
 VIEWS = {"size": 160, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.229]}
 
@@ -57,6 +59,18 @@ def test_loads_strictly_into_torchvision(tmp_path: Path, name: str) -> None:
         assert file.metadata() == metadata
     assert metadata["loads_into"] == f"torchvision.models.{name}" and metadata["step"] == "80"
     assert {key: json.loads(metadata[key]) for key in VIEWS} == VIEWS
+
+
+def test_a_vit_loads_strictly_into_torchvision(tmp_path: Path) -> None:
+    encoder = trained(tmp_path, EncoderOptions(name="vit_small"), steps=(1,))
+    metadata = export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)
+    theirs: Any = eval(metadata["loads_into"], {"torchvision": torchvision}).eval()
+    theirs.load_state_dict(load_file(tmp_path / "e.safetensors"), strict=True)
+    assert not theirs.heads.head.weight.any() and not theirs.heads.head.bias.any()
+    theirs.heads = nn.Identity()
+    images = torch.randn(2, 3, VIEWS["size"], VIEWS["size"])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), encoder(images), rtol=1e-4, atol=1e-4)
 
 
 def test_other_encoders_keep_their_own_names(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import progress
+from trainer import progress, standing
 from trainer.evaluate.gallery import Gallery
 from trainer.monitor import TIMINGS, Monitor, forget
 from trainer.pixels import grid, to_bytes
+from trainer.standing import Standing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,7 +26,7 @@ def quiet() -> Console:
 
 def train(folder: Path, first: int, last: int, total: int = 12) -> None:
     """Logs steps first to last as a training would; its numbers depend on the step alone."""
-    monitor = Monitor(folder, total, first - 1, quiet())
+    monitor = Monitor(folder, total, first - 1, 3, quiet())
     if first > 1 and (first - 1) % 4 == 0:  # the evaluation that was due at the checkpoint
         monitor.log(first - 1, {"knn/top1": (first - 1) / 7})
     for step in range(first, last + 1):
@@ -40,6 +41,40 @@ def train(folder: Path, first: int, last: int, total: int = 12) -> None:
 def lines(folder: Path) -> list[dict[str, float]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in found]
+
+
+def test_progress_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, 1, 9)
+    found = Standing.of(tmp_path)
+    assert found is not None
+    assert (found.step, found.steps, found.epoch, found.epochs) == (8, 12, 2.0, 3)  # written at the evaluation's end
+    assert (found.loss, found.knn) == (1 / (3 * 8), 8 / 7)
+    assert found.images_per_second and found.data_wait and found.seconds_left
+    monkeypatch.setattr(standing, "EVERY", 0.0)
+    Monitor(tmp_path, 12, 4, 3, quiet()).close()  # resumed
+    found = Standing.of(tmp_path)
+    assert found is not None
+    assert (found.step, found.loss, found.knn, found.seconds_left) == (4, None, 8 / 7, None)
+    train(tmp_path, 5, 12)
+    found = Standing.of(tmp_path)
+    assert found is not None
+    assert (found.step, found.epoch, found.seconds_left) == (12, 3.0, 0.0)
+    assert sorted(path.name for path in tmp_path.glob("*progress*")) == ["progress.json"]
+
+
+def test_progress_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(standing.time, "monotonic", lambda: clock)
+    stand = standing.Stand(tmp_path, 50, 0, 1)
+    written = []
+    for step in range(1, 50):
+        clock += 1.0
+        stand.move(step)
+        stand.show({"train/loss": 1.0})
+        found = Standing.of(tmp_path)
+        assert found is not None
+        written.append(found.step)
+    assert sorted(set(written)) == list(range(0, 50, 5))
 
 
 def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -87,7 +122,7 @@ def test_views_are_drawn_as_they_were(tmp_path: Path) -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     views = (images / 255 - mean) / std
     assert torch.equal(to_bytes(views, MEAN, STD), images)
-    monitor = Monitor(tmp_path, 1, 0, quiet())
+    monitor = Monitor(tmp_path, 1, 0, 1, quiet())
     monitor.images(views, MEAN, STD)
     monitor.close()
     picture = np.asarray(Image.open(tmp_path / "pictures" / "views.png"))
@@ -102,7 +137,7 @@ def test_grid_of_large_views_is_not_enlarged() -> None:
 
 def test_projector(tmp_path: Path) -> None:
     gallery = Gallery(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
-    monitor = Monitor(tmp_path, 10, 0, quiet())
+    monitor = Monitor(tmp_path, 10, 0, 1, quiet())
     monitor.embedding(10, gallery, ["cat", "dog"])
     monitor.close()
     (metadata,) = tmp_path.rglob("metadata.tsv")
@@ -112,7 +147,7 @@ def test_projector(tmp_path: Path) -> None:
 
 def test_a_warning_is_printed_once(tmp_path: Path) -> None:
     console = quiet()
-    monitor = Monitor(tmp_path, 10, 0, console)
+    monitor = Monitor(tmp_path, 10, 0, 1, console)
     monitor.warn_once("the embedding has collapsed")
     monitor.warn_once("the embedding has collapsed")
     monitor.close()
@@ -134,7 +169,7 @@ def test_plain_lines_when_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_bar_on_a_terminal(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True)
-    monitor = Monitor(tmp_path, 10, 4, console)
+    monitor = Monitor(tmp_path, 10, 4, 1, console)
     for step in range(5, 11):
         monitor.progress(step, 64, 0.0)
         monitor.log(step, {"train/loss": 0.5} | monitor.rates())

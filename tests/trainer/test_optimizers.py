@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from trainer.lars import LARS
-from trainer.optimizers import OptimizerOptions, build, scaled_lr
+from trainer.optimizers import build, scaled_lr
+from trainer.options import OptimizerOptions
 
 NAMES = ["lars", "sgd", "adamw", "lamb"]
 

@@ -37,6 +37,13 @@ def test_constant_after_warmup() -> None:
     assert [lr_at(options, 2.0, step, 2) for step in range(6)] == [0, 1, 2, 2, 2, 2]
 
 
+def test_steps_fall_at_the_milestones() -> None:
+    """MoCo v1's, 5 steps an epoch: a tenth from epoch 120 on, a hundredth from 160 on."""
+    options = ScheduleOptions(epochs=200, warmup_epochs=0, name="steps", milestones=(120, 160))
+    rates = [lr_at(options, 0.03, step, 5) for step in (0, 599, 600, 799, 800, 999)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
+
+
 def test_nothing_but_warmup() -> None:
     options = ScheduleOptions(epochs=1, warmup_epochs=1)
     assert [lr_at(options, 1.0, step, 2) for step in range(3)] == [0, 0.5, 1.0]
@@ -49,6 +56,9 @@ def test_nothing_but_warmup() -> None:
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"final": 2.0}, "less than or equal to 1"),
         ({"warm_up": 1}, "Extra inputs"),
+        ({"name": "steps"}, "go together"),
+        ({"milestones": (5,)}, "go together"),
+        ({"name": "steps", "epochs": 20, "milestones": (5, 20)}, r"milestones \[5, 20\] should lie"),
     ],
 )
 def test_refuses(options: dict, says: str) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from methods import norm
 from tests.ranks.groups import run_ranks
 from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
-from trainer.engine import Engine, EngineOptions
+from trainer.engine import Engine
+from trainer.options import EngineOptions
 from trainer.step import NonFinite, check_finite, forward_backward
 
 CPU = torch.device("cpu")

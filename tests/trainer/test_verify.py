@@ -28,6 +28,18 @@ def test_every_wrong_construction_is_found_out(rows: list[Row]) -> None:
     assert wrong["VICReg, variance and covariance per rank"].cosine < 0.999
 
 
+@pytest.mark.parametrize(("name", "remembers"), [("moco", True), ("moco_v3", False)])
+def test_methods_with_momentum_encoders_have_the_formulas_gradients_and_queue(name: str, remembers: bool) -> None:
+    rows = list(verify(name))
+    assert [row for row in rows if not row.ok] == []
+    assert sum(row.name == name for row in rows) == 2 * len(LAYOUTS)
+    kept = [row for row in rows if row.name == f"{name}, what it remembers"]
+    assert len(kept) == (2 * len(LAYOUTS) if remembers else 0)
+    wrong = {row.name: row for row in rows if not row.right}
+    assert len(wrong) == 2 and all(row.error > 0.05 for row in wrong.values())
+    assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(Refusal, match="simclr"):
         list(verify("simclrr"))

@@ -1,21 +1,31 @@
 """A small method with all that an engine must cope with, and one process's plain gradients to compare with."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batch import Batch
 from methods import across, norm
-from methods.method import Method, Tensors
+from methods.method import Memory, Method, Tensors
 
 GLOBAL_BATCH = 16
 
 
+class Shard(Memory):
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.full((2,), float(across.rank())))
+
+    def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
+        self.value.copy_(sum((held("value", rank) for rank in range(ranks)), torch.zeros(2)) / across.size())
+
+
 class Toy(Method):
     """InfoNCE with a learnable temperature in the loss, a frozen teacher, and a buffer that differs by rank."""
-
-    own_buffers = frozenset({"shard"})
-    shard: Tensor
 
     def __init__(self, batch_norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -25,7 +35,7 @@ class Toy(Method):
         )
         self.teacher = nn.Linear(3 * 36, 8).requires_grad_(False)
         self.temperature = nn.Parameter(torch.tensor([0.3]))
-        self.register_buffer("shard", torch.full((2,), float(across.rank())))
+        self.shard = Shard()
 
     def embed(self, views: Tensor) -> Tensors:
         return {"z": self.encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])}

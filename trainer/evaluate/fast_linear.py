@@ -14,6 +14,7 @@ from methods import across
 from trainer.evaluate.features import Features, Images, Represent, count_rows, extract
 from trainer.evaluate.linear import top
 from trainer.evaluate.options import FastLinearOptions
+from trainer.pulse import beat
 
 
 def evaluate(
@@ -51,6 +52,7 @@ def fit(bank: Features, classes: int, options: FastLinearOptions) -> tuple[Tenso
     )
 
     def objective() -> Tensor:
+        beat()
         total = bank.x.new_zeros(())
         weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
         for x, label in zip(bank.x.split(65536), bank.label.split(65536), strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.batch import Batch
 from methods import across
 from methods.method import Method
+from trainer.pulse import beat
 
 Represent = Callable[[Tensor], Tensor]  # (N, 3, H, W) float32 -> (N, D) float32
 
@@ -51,7 +52,10 @@ def representing(method: Method) -> Iterator[Represent]:
 
 def extract(represent: Represent, images: Images) -> Features:
     """Features and labels of this rank's block. A rank whose block is empty gets (0, D)."""
-    parts = [(represent(batch.views[:, 0]), batch.label) for batch in images]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for batch in images:
+        parts.append((represent(batch.views[:, 0]), batch.label))
+        beat()
     here = _here(parts[0][0].device if parts else None)
     width = max(count_rows(parts[0][0].shape[1] if parts else 0, here))
     if not parts:

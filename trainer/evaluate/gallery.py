@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from trainer.evaluate.features import Images, Represent, gather_parts
 from trainer.pixels import Triple, to_bytes
+from trainer.pulse import beat
 
 SIDE = 64  # pixels: larger images are kept reduced to this
 
@@ -29,6 +30,7 @@ def collect(represent: Represent, images: Images, mean: Triple, std: Triple, mos
     every = -(-images.samples // most)
     parts: list[tuple[Tensor, ...]] = []
     for batch in images:
+        beat()
         chosen = batch.index % every == 0
         if chosen.any():
             views, label = batch.views[chosen, 0], batch.label[chosen]

@@ -15,6 +15,7 @@ from data.refusal import Refusal
 from methods import across
 from trainer.evaluate.features import Features, Images, Represent, count_rows, exchange, extract, gather_rows
 from trainer.evaluate.options import KNNOptions
+from trainer.pulse import beat
 
 TILE = 2048  # queries (of all ranks) × bank rows that are compared at once: 16 MiB of similarities
 _NOBODY = torch.iinfo(torch.int64).min
@@ -69,6 +70,7 @@ def search(queries: Tensor, bank: Tensor, k: int, *, tile: int = TILE) -> Found:
         asked[: len(mine)] = mine
         keys = _nearest(across.gather(asked), bank, first, k, tile)  # (W·T, k) from my shard
         keys = exchange(keys.view(world, each, k))  # (W, T, k): every shard's answer to my queries
+        beat()
         answers.append(keys.transpose(0, 1).reshape(each, world * k).topk(k).values[: len(mine)])
     return _unpack(torch.cat(answers))
 

@@ -18,6 +18,7 @@ from data.views import Views
 from methods import across
 from trainer.evaluate.features import Images, Represent
 from trainer.evaluate.options import LinearOptions
+from trainer.pulse import beat
 
 
 class Epochs(Protocol):
@@ -31,7 +32,7 @@ class Epochs(Protocol):
 def probe_views(views: Views) -> Views:
     """The recipe's own crop and flip, and nothing else: what `Epochs` should be loaded with."""
     return views.model_copy(
-        update={"count": 1, "jitter": None, "grey": 0.0, "blur": None, "solarize": None, "affine": None}
+        update={"count": 1, "jitter": None, "grey": 0.0, "blur": None, "solarize": None, "second": None, "affine": None}
     )
 
 
@@ -44,6 +45,7 @@ def evaluate(
     for batch in test:
         logits.append(head(represent(batch.views[:, 0])).detach())
         labels.append(batch.label)
+        beat()
     empty = head.bias.new_zeros(0, classes), torch.zeros(0, dtype=torch.int64, device=head.bias.device)
     for k, share in top(torch.cat([empty[0], *logits]), torch.cat([empty[1], *labels])).items():
         yield f"linear/top{k}", share
@@ -69,6 +71,7 @@ def fit(represent: Represent, train: Epochs, classes: int, options: LinearOption
         _average(head)
         optimizer.step()
         schedule.step()
+        beat()
     return head
 
 

@@ -1,0 +1,80 @@
+"""InfoNCE against a queue of 65,536 keys, forward, backward and push on one CPU thread: time and peak memory of ours,
+of a plain version, of lightly's loss with a memory bank.
+
+    python -m benchmarks.queue                  # 256 and 1024 queries, 128 dimensions; about a minute
+    python -m benchmarks.queue 1024 --rounds 7
+
+benchmarks/turns.py says how it is measured; all three start from the same keys. Our tiles need 4 N K D floating-point
+operations for N queries and K keys.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.turns import HEADER, NAMES, measure, row, take_turns, tell
+
+LENGTH, DIM, TEMPERATURE = 65_536, 128, 0.2
+
+
+def plain(q: Tensor, k: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """As the authors' code (facebookresearch/moco, moco/builder.py), which copies the queue; the oldest are first."""
+    q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ keys.clone().T], 1) / temperature
+    loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+    keys[: len(k)] = k
+    return loss
+
+
+def loss_of(name: str, keys: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "plain":
+        return lambda q, k: plain(q, k, keys, TEMPERATURE)
+    if name == "lightly":
+        from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
+
+        loss = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=keys.shape)
+        loss.memory_bank.bank.copy_(keys)
+        return loss
+    from methods.heads import unit
+    from methods.memory import Queue, info_nce
+    from methods.memory_options import QueueOptions
+
+    queue = Queue(QueueOptions(length=len(keys)), DIM)
+    queue.keys.copy_(keys)
+
+    def ours(q: Tensor, k: Tensor) -> Tensor:
+        k = unit(k)
+        loss = info_nce(unit(q), k, queue, TEMPERATURE)
+        queue.push(k)
+        return loss
+
+    return ours
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("queries", nargs="*", type=int, default=[256, 1024])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        keys = F.normalize(torch.randn(LENGTH, DIM), dim=1)
+        q, k = torch.randn(options.queries[0], DIM, requires_grad=True), torch.randn(options.queries[0], DIM)
+        warm = keys[:1024].clone()
+        loss_of(options.measure, warm)(torch.randn(64, DIM, requires_grad=True), torch.randn(64, DIM)).backward()
+        loss = loss_of(options.measure, keys)
+        tell(measure(lambda: loss(q, k)))
+        return
+    print(f"queries | {HEADER}")
+    for queries in options.queries:
+        turns = take_turns("benchmarks.queue", queries, options.rounds)
+        print(f"{queries:7} | {row(turns, 4 * queries * LENGTH * DIM)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Losses measured against each other on one CPU thread: seconds, and memory at the peak.
+
+Each measurement is a process of its own; the contestants take turns, and the best round counts. Seconds are those of
+the CPU (one thread: the clock's, on an idle machine). Memory is what the kernel saw resident at the peak (VmHWM, reset
+before the call) above what was resident before. The same process then measures the thread's fp32 matrix products.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NAMES = ("ours", "plain", "lightly")
+
+
+@dataclass(frozen=True)
+class Turn:
+    seconds: float  # of one forward and backward
+    bytes: int
+    gemm: float  # floating-point operations per second of a product of 2048^3
+    loss: float
+
+
+def measure(loss: Callable[[], Tensor]) -> Turn:
+    """Of a loss and its backward, which have run before."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    start = time.process_time()
+    value = loss()
+    value.backward()
+    seconds = time.process_time() - start
+    peak = resident("VmHWM") - before
+    a, gemm = torch.randn(2048, 2048), 0.0
+    for _ in range(3):
+        start = time.process_time()
+        torch.mm(a, a)
+        gemm = max(gemm, 2 * 2048**3 / (time.process_time() - start))
+    return Turn(seconds, peak, gemm, value.item())
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def tell(turn: Turn) -> None:
+    print(json.dumps(asdict(turn)))
+
+
+def take_turns(module: str, size: int, rounds: int) -> dict[str, list[Turn]]:
+    """`python -m module size --measure name` tells one turn."""
+    turns: dict[str, list[Turn]] = {name: [] for name in NAMES}
+    for _ in range(rounds):
+        for name in NAMES:
+            command = [sys.executable, "-m", module, str(size), "--measure", name]
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+            turns[name].append(Turn(**json.loads(out)))
+    losses = [turn.loss for name in NAMES for turn in turns[name]]
+    assert max(losses) - min(losses) < 1e-4, losses
+    return turns
+
+
+HEADER = "seconds: ours, plain, lightly | / ours | MiB: ours, plain, lightly | / ours | GEMM share"
+
+
+def row(turns: dict[str, list[Turn]], operations: float) -> str:
+    """GEMM share: the floating-point operations that our tiles need per second, over the thread's rate."""
+    ours, plain, lightly = (min(turn.seconds for turn in turns[name]) for name in NAMES)
+    our_mib, plain_mib, their_mib = (max(turn.bytes for turn in turns[name]) / 2**20 for name in NAMES)
+    share = operations / ours / max(turn.gemm for name in NAMES for turn in turns[name])
+    return (
+        f"{ours:.3f} {plain:.3f} {lightly:.3f} | {plain / ours:.1f}x {lightly / ours:.1f}x | "
+        f"{our_mib:.0f} {plain_mib:.0f} {their_mib:.0f} | {plain_mib / our_mib:.0f}x {their_mib / our_mib:.0f}x | "
+        f"{share:.0%}"
+    )

@@ -1,0 +1,135 @@
+"""Real jobs of a tiny recipe on the tests' SLURM, submitted by the real command, and what befalls them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from launch import ledger
+from launch.ledger import Attempt
+from tests.drill import lines_without_timings, weights
+from tests.slurm.cluster import NODES, Cluster
+
+EVERY = 20  # steps between two checkpoints
+RECIPE = [
+    "demo",
+    "data.batch=132",  # ten steps an epoch
+    "data.views.size=16",
+    "data.threads=1",
+    "encoder.width=4",
+    "optimizer.name=lars",
+    "optimizer.lr=0.5",
+    "schedule.warmup_epochs=2",
+    f"checkpoint.every_steps={EVERY}",
+    "evaluate.every_epochs=10",
+    "evaluate.final=[knn]",
+    "run.log_every=1",
+]
+TWO_NODES = ["--nodes", "2", "--workers-per-node", "2", "--cpus-per-worker", "1"]
+EPOCHS = "schedule.epochs=40"  # 400 steps: time for all that happens
+LONG = ["--time", "01:00:00"]
+HERE = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+PATIENCE = 600.0  # seconds for what is waited for: a start takes 15 on two quiet cores, and minutes on busy ones
+
+
+def kilobatch(*arguments: str, folder: Path, patience: float = PATIENCE) -> str:
+    """What a command prints, run in `folder`, where its runs/ are. It succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", *arguments],
+        cwd=folder,
+        env=os.environ | HERE,
+        capture_output=True,
+        text=True,
+        timeout=patience,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Job:
+    cluster: Cluster
+    run: Path
+
+    @property
+    def id(self) -> str:
+        job = ledger.job_file(self.run)
+        assert job
+        return job.job_id
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        return ledger.read(self.run)
+
+    def row(self) -> dict[str, Any]:
+        """What `kilobatch status --json` says of it."""
+        (row,) = json.loads(kilobatch("status", str(self.run), "--json", folder=self.run.parent))
+        return row
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:.0f} s\n{self.told()}"
+            time.sleep(0.02)
+
+    def wait_for_state(self, *states: str) -> None:
+        self.wait(lambda: self.cluster.jobs()[self.id] in states, f"job {self.id} is {' or '.join(states)}")
+
+    def wait_for_steps(self, beyond: int = 5) -> None:
+        """Until its newest attempt has made a checkpoint and some steps more, so that a kill loses them."""
+        attempts = len(self.attempts) or 1
+
+        def far() -> bool:
+            now = self.attempts
+            if len(now) < attempts or now[-1].ended:
+                return False
+            saved = ledger.checkpoint_step(self.run)
+            return saved > now[-1].from_step and ledger.step(self.run) >= saved + beyond
+
+        self.wait(far, f"attempt {attempts} gets on")
+
+    def wait_for_attempt(self, number: int) -> tuple[Attempt, int]:
+        """Until the attempt of this number, from 1, has begun. Returns the one before it, and how many of its steps
+        were in vain."""
+        self.wait(lambda: len(self.attempts) >= number, f"attempt {number} begins")
+        before, now = self.attempts[number - 2 : number]
+        # One that was killed could not write how far it was; its metrics tell, until they are cut off.
+        reached = ledger.step(self.run) if before.step is None else before.step
+        return before, reached - now.from_step
+
+    def worker(self, rank: int) -> psutil.Process:
+        found = [
+            process
+            for node in NODES
+            for process in self.cluster.processes(node)
+            if process.environ().get("RANK") == str(rank) and str(self.run) in process.cmdline()
+        ]
+        assert len(found) == 1, found
+        return found[0]
+
+    def told(self) -> str:
+        """For a failed test."""
+        return kilobatch("logs", str(self.run), "-n", "60", folder=self.run.parent)
+
+
+def submit(cluster: Cluster, folder: Path, name: str, *more: str) -> Job:
+    kilobatch("submit", *RECIPE, *TWO_NODES, "--name", name, *more, folder=folder)
+    return Job(cluster, folder / "runs" / name)
+
+
+def to_the_end(job: Job, whole: Path) -> None:
+    """It finishes with the weights and the metrics of the run that nothing befell."""
+    job.wait_for_state("COMPLETED")
+    assert job.row()["state"] == "finished"
+    expected, found = weights(whole), weights(job.run)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert lines_without_timings(whole) == lines_without_timings(job.run)

@@ -1,0 +1,78 @@
+"""Looking at many jobs from a login node: soon, and without torch."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import submitting
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import HERE, RECIPE, kilobatch
+
+TORCHLESS = """
+import sys
+from launch.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"torch", "deepspeed", "ffcv", "numba"} & sys.modules.keys()
+    assert not heavy, heavy
+"""
+
+
+@pytest.fixture(scope="module")
+def queued(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty jobs and three arrays of four, held."""
+    folder = tmp_path_factory.mktemp("queued")
+    asked = {"time": "01:00:00", "extra": ["hold"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for k in range(20):
+            submitting.submit("demo", RECIPE[1:], [], f"run-{k}", None, asked, dry_run=False)
+        for k in range(3):
+            submitting.submit("demo", RECIPE[1:], ["seed=0,1,2,3"], f"array-{k}", None, asked, dry_run=False)
+    return folder
+
+
+def seconds(*arguments: str, folder: Path) -> float:
+    """What a command takes; on a busy machine, what it would take on a quiet one at least: its processors' time."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    kilobatch(*arguments, folder=folder)
+    took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if os.getloadavg()[0] < len(os.sched_getaffinity(0)):
+        return took
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_twenty_jobs_and_three_arrays_are_listed_within_a_second(queued: Path) -> None:
+    said = kilobatch("status", folder=queued)
+    lines = [line for line in said.splitlines() if "queued (JobHeldUser)" in line]
+    assert len(lines) == 20 + 3 * 4, said
+    took = min(seconds("status", folder=queued) for _ in range(5))
+    assert took < 1, f"{took:.2f} s"
+    assert len(json.loads(kilobatch("status", "--sweep", "array-1", "--json", folder=queued))) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("status", "--sweep", "array-1", "--json"),
+        ("logs", "run-3"),
+        ("submit", *RECIPE, "--time", "01:00:00", "--dry-run"),
+        ("cancel", "run-19"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_torch_on_the_login_node(queued: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", TORCHLESS, *arguments]
+    done = subprocess.run(command, cwd=queued, env=os.environ | HERE, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if arguments[0] == "logs":
+        assert "run-3 has written nothing yet: queued as job" in done.stdout
+        assert "(JobHeldUser)" in done.stdout

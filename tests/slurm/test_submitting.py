@@ -1,0 +1,133 @@
+"""What SLURM makes of a submission, a resubmission and a cancellation. Jobs are held: none of them trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import cluster as clusters
+from launch import ledger, runs
+from launch.__main__ import main
+from launch.recipe import load
+from tests.slurm.cluster import Cluster
+
+Command = Callable[..., str]
+HELD = ["demo", "data.batch=480", "--time", "1:00:00", "--cpus-per-worker", "1", "--extra", "hold"]
+
+
+@pytest.fixture
+def command(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Command:
+    """Runs a command as a person with no cluster.yaml, in an empty folder; returns what it says, refusals too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def run(*argv: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(list(argv))
+        said = capsys.readouterr()
+        assert left.value.code in (0, 2), said
+        assert (left.value.code == 2) == bool(said.err), said
+        return said.out + said.err
+
+    return run
+
+
+def shown(cluster: Cluster, job: str) -> dict[str, str]:
+    """What SLURM knows of a job."""
+    words = cluster.command("scontrol", "-o", "show", "job", job).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def the(file: ledger.JobFile | None) -> ledger.JobFile:
+    assert file is not None
+    return file
+
+
+def test_a_run_is_queued_cancelled_and_queued_anew(cluster: Cluster, command: Command):
+    said = command("submit", *HELD, "--nodes", "2", "--workers-per-node", "2", "--comment", "a b", "--name", "mine")
+    folder = Path("runs/mine")
+    first = the(ledger.job_file(folder))
+    assert f"job: {first.job_id} (2 nodes × 2 workers)" in said
+    assert (first.nodes, first.workers_per_node, first.time_minutes, first.signal_lead_seconds) == (2, 2, 60, 180)
+    assert (folder / first.code / "launch" / "job.py").is_file()
+    assert runs.status(folder) == "queued"
+    known = shown(cluster, first.job_id)
+    expected = {"JobState": "PENDING", "JobName": "mine", "NumNodes": "2-2", "CPUs/Task": "2", "TimeLimit": "01:00:00"}
+    assert known.items() >= {**expected, "Requeue": "1", "Restarts": "0"}.items()
+    assert known["StdOut"] == str(folder.absolute() / "submitit" / f"{first.job_id}_0_log.out")
+
+    refusal = f"kilobatch: runs/mine is queued as job {first.job_id}; kilobatch cancel runs/mine ends it\n"
+    assert command("resume", "mine") == command("resume", "mine", "--workers", "2") == refusal
+
+    assert command("cancel", "mine") == f"runs/mine: job {first.job_id} cancelled\n"
+    assert runs.status(folder) == "cancelled"
+    assert shown(cluster, first.job_id)["JobState"] == "CANCELLED"
+    assert "was over already (cancelled)" in command("cancel", "mine")
+
+    command("resume", "mine", "--nodes", "1")
+    second = the(ledger.job_file(folder))
+    assert (second.nodes, second.workers_per_node, second.earlier) == (1, 2, [first.job_id])
+    assert (first.code, second.code) == ("code/001", "code/002")
+    assert shown(cluster, second.job_id).items() >= {"NumNodes": "1-1", "Comment": "a"}.items()
+    assert runs.status(folder) == "queued"
+    assert not (folder / "cancelled").exists()
+    command("cancel", "mine")
+
+
+def test_a_job_that_sbatch_refuses_leaves_all_as_it_was(cluster: Cluster, command: Command, tmp_path: Path):
+    said = command("submit", *HELD, "--partition", "nowhere")
+    assert said.startswith("kilobatch: sbatch refused the job: invalid partition specified: nowhere")
+    assert said.count("\n") == 1
+    assert list((tmp_path / "runs").iterdir()) == []
+
+    command("submit", *HELD, "--name", "mine")
+    command("cancel", "mine")
+    folder = Path("runs/mine")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {path.name for path in before} >= {"cancelled", "cluster.yaml", "job.json", "state.json"}
+    assert "invalid partition" in command("resume", "mine", "--partition", "nowhere")
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert [path.name for path in (folder / "code").iterdir()] == ["001"]
+
+
+def test_a_sweep_is_one_array_whose_points_are_cancelled_singly_or_together(cluster: Cluster, command: Command):
+    sweep = ["--sweep", "optimizer.lr=0.3,0.6", "--sweep", "seed=0,1", "--array-parallelism", "3", "--name", "lr"]
+    said = command("submit", *HELD, *sweep)
+    points = sorted(Path("runs/lr").glob("*-*"))
+    names = ["0-lr-0.3-seed-0", "1-lr-0.3-seed-1", "2-lr-0.6-seed-0", "3-lr-0.6-seed-1"]
+    assert [point.name for point in points] == names
+    files = [the(ledger.job_file(point)) for point in points]
+    array = files[0].job_id.partition("_")[0]
+    assert [(file.job_id, file.array_index, file.sweep) for file in files] == [
+        (f"{array}_{k}", k, "lr") for k in range(4)
+    ]
+    assert f"jobs: {array}_0 to {array}_3" in said
+    assert shown(cluster, array)["ArrayTaskThrottle"] == "3"
+    for point, file in zip(points, files, strict=True):
+        assert (point / file.code).resolve() == Path("runs/lr/code/001").resolve()
+    resolved = [load(point / "recipe.yaml")[0] for point in points]
+    assert [(one.optimizer.lr, one.run.seed) for one in resolved] == [(0.3, 0), (0.3, 1), (0.6, 0), (0.6, 1)]
+
+    command("cancel", "lr/1-lr-0.3-seed-1")
+    assert [runs.status(point) for point in points] == ["queued", "cancelled", "queued", "queued"]
+    command("resume", "lr/1-lr-0.3-seed-1")
+    again = the(ledger.job_file(points[1]))
+    assert (again.sweep, again.array_index, again.earlier, again.code) == ("lr", None, [f"{array}_1"], "code/001")
+    assert command("cancel", "lr").count("cancelled\n") == 4
+    assert [runs.status(point) for point in points] == ["cancelled"] * 4
+
+
+def test_all_resources_are_kept_for_the_next_submission(cluster: Cluster, command: Command):
+    command("submit", *HELD, "--name", "mine", "--mem-gb", "0.5", "--setup", "export A=1", "--qos", "normal")
+    asked = clusters.again("slurm", Path("runs/mine/cluster.yaml"), {})
+    assert (asked.mem_gb, asked.setup, asked.qos, asked.extra) == (0.5, ["export A=1"], "normal", {"hold": True})
+    command("cancel", "mine")
+    command("resume", "mine", "--setup", "export B=2")
+    job = the(ledger.job_file(Path("runs/mine"))).job_id
+    text = Path(f"runs/mine/submitit/{job}_submission.sh").read_text()
+    assert text.index("export A=1") < text.index("export B=2") < text.index("export PYTHONPATH=")
+    assert "#SBATCH --mem=512M" in text
+    assert shown(cluster, job)["MinMemoryNode"] == "512M"
+    command("cancel", "mine")
