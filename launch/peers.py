@@ -167,7 +167,7 @@ class Hub(_Board):
                     self._gone(connection, f"silent for {LOST:.0f} seconds")
             if self._closing:
                 until = until or time.monotonic() + (FAREWELL if self._over else 0.0)
-                if not self._connections or time.monotonic() > until:
+                if not any(one.node >= 0 for one in self._connections) or time.monotonic() > until:
                     break
         for connection in self._connections:
             connection.close()

@@ -1,5 +1,6 @@
 """A node's agent as a process of its own, as a job has one. Takes SIGTERM and SIGUSR2 as a job does."""
 
+import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection
@@ -7,6 +8,9 @@ from pathlib import Path
 
 from data.refusal import Refusal
 from launch import agent, peers, watch
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch.distributed", "launch.here", __name__])  # imported once, not by each process
 
 
 def main(

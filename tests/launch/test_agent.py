@@ -1,7 +1,6 @@
 """Agents of several nodes, each a process of its own as on a cluster: they meet, and end together, however it ends."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -17,11 +16,8 @@ from data.convert import prepare
 from launch import ports, recipe, runs
 from launch.ending import Ending
 from tests.drill import RECIPE, logged
-from tests.launch.node import main
+from tests.launch.node import SERVER, main
 from trainer.checkpoint import newest
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch.distributed", "tests.launch.node"])  # imported once, not by each agent
 
 
 class Nodes:
@@ -58,7 +54,7 @@ class Nodes:
 
     def ending_of(self, node: int) -> Ending:
         process, said = self.agents.pop(node)
-        assert said.poll(60), "it says nothing"
+        assert said.poll(240), "it says nothing"
         ending = said.recv()
         process.join()
         assert process.exitcode == 0
@@ -72,7 +68,7 @@ class Nodes:
         return said[0]
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -99,7 +95,7 @@ def test_three_nodes_meet_and_finish(nodes: Nodes):
 def test_the_first_to_fail_is_named_though_others_were_heard_before(nodes: Nodes):
     ending = nodes.run(2, "fails")
     assert (ending.kind, ending.rank, ending.host, ending.how) == ("failed", 2, "n1", "exit code 1")
-    assert ending.lines == ["2 4 0 2 127.0.0.1 lo", "RuntimeError: the disk of rank 2 is on fire"]
+    assert ending.lines[-2:] == ["line 29", "RuntimeError: the disk of rank 2 is on fire"]
 
 
 def test_a_killed_worker_ends_all_nodes(nodes: Nodes):
@@ -108,7 +104,7 @@ def test_a_killed_worker_ends_all_nodes(nodes: Nodes):
     began = time.monotonic()
     ending = nodes.ending()
     assert time.monotonic() - began < 10
-    assert (ending.kind, ending.rank, ending.host) == ("failed", 3, "n1")
+    assert (ending.kind, ending.rank, ending.host) == ("failed", 2, "n1")
     assert ending.how.startswith("ended by SIGKILL")
 
 

@@ -1,11 +1,13 @@
 """The launcher with real processes and real process groups: start, failure, hang, stop and its own death."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,7 @@ import pytest
 from launch import here, watch
 from launch.ending import Ending, this_host
 from launch.news import LAST_LINES
-
-LAUNCHER = """
-import signal, sys
-from pathlib import Path
-from launch import here, watch
-watch.GRACE = 0.5
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
-ending = here.run(Path(sys.argv[1]), int(sys.argv[2]), "drill", [sys.argv[3], sys.argv[1]])
-print(ending.kind, ending.how)
-"""
+from tests.launch.node import SERVER
 
 
 @pytest.fixture
@@ -33,9 +26,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def launcher(folder: Path, workers: int, what: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", LAUNCHER, str(folder), str(workers), what]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+class Launcher:
+    """A process of its own that runs workers, and says how they ended."""
+
+    def __init__(self, folder: Path, workers: int, module: str, what: str) -> None:
+        self._said, theirs = SERVER.Pipe(duplex=False)
+        self.process = SERVER.Process(target=_launch, args=(theirs, folder, workers, module, what))
+        self.process.start()
+        theirs.close()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def ending(self) -> Ending:
+        assert self._said.poll(60), "it says nothing"
+        ending = self._said.recv()
+        self.process.join()
+        assert self.process.exitcode == 0
+        return ending
+
+
+def _launch(said: Connection, folder: Path, workers: int, module: str, what: str) -> None:
+    os.environ |= {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    watch.GRACE = 0.5
+    said.send(here.run(folder, workers, module, [what, str(folder)]))
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -80,7 +96,7 @@ def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureF
 
 def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watch, "GRACE", 0.5)
-    ending = here.run(folder, 2, "drill", ["fails", str(folder)])
+    ending = here.run(folder, 2, "toy", ["fails", str(folder)])
     assert (ending.kind, ending.rank, ending.host, ending.how) == ("failed", 1, this_host(), "exit code 1")
     assert ending.lines[-1].endswith("RuntimeError: the disk of rank 1 is on fire")
     assert len(ending.lines) == LAST_LINES
@@ -89,7 +105,7 @@ def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: P
 
 def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watch, "GRACE", 0.5)
-    ending = here.run(folder, 2, "drill", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
+    ending = here.run(folder, 2, "toy", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
     assert (ending.kind, ending.rank) == ("failed", 1)
     assert ending.how.startswith("ended by SIGKILL")
     assert alive(folder, 2) == []
@@ -124,62 +140,65 @@ def test_silence_while_starting_counts_and_work_that_takes_long_does_not(folder:
     assert here.run(folder, 1, "drill", ["gets on", str(folder)], stall_minutes=5 / 60) == Ending("finished")
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
-def test_asked_to_stop_the_workers_save_and_leave(folder: Path, number: signal.Signals, workers: int):
-    process = launcher(folder, workers, "waits")
-    until(lambda: all((folder / f"met-{rank}").exists() for rank in range(workers)))
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert out.splitlines()[-1].startswith("interrupted SIG")
-    assert alive(folder, workers) == []
+def test_asked_to_stop_the_workers_save_and_leave(folder: Path):
+    launcher = Launcher(folder, 2, "drill", "waits")
+    until(lambda: all((folder / f"met-{rank}").exists() for rank in range(2)))
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.ending() == Ending("interrupted", how="SIGINT")
+    assert alive(folder, 2) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_ask_as_well(folder: Path, number: signal.Signals):
+    launcher = Launcher(folder, 1, "toy", "saves")
+    until(lambda: alive(folder, 1) == [0])
+    launcher.send_signal(number)
+    assert launcher.ending() == Ending("interrupted", how=number.name)
+    assert (folder / "saved-0").exists()
 
 
 def test_asked_twice_kills(folder: Path):
-    process = launcher(folder, 1, "stays")
+    launcher = Launcher(folder, 1, "drill", "stays")
     until(lambda: alive(folder, 1) == [0])
-    process.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert alive(folder, 1) == [0]
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1].startswith("interrupted SIG"), err
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.ending().kind == "interrupted"
     assert alive(folder, 1) == []
 
 
 def test_a_second_hangup_does_not_kill(folder: Path):
-    process = launcher(folder, 1, "stays")
+    launcher = Launcher(folder, 1, "drill", "stays")
     until(lambda: alive(folder, 1) == [0])
     for _ in range(2):
-        process.send_signal(signal.SIGHUP)
+        launcher.send_signal(signal.SIGHUP)
         time.sleep(0.5)
     assert alive(folder, 1) == [0]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.ending().kind == "interrupted"
 
 
 def test_asked_to_stop_while_one_still_starts_and_the_others_wait_for_it(folder: Path):
-    process = launcher(folder, 2, "starts")
+    launcher = Launcher(folder, 2, "drill", "starts")
     until(lambda: alive(folder, 2) == [0, 1])
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1].startswith("interrupted SIG"), err
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.ending().kind == "interrupted"
     assert alive(folder, 2) == []
 
 
 def test_asked_to_stop_at_the_end_it_has_finished(folder: Path):
-    process = launcher(folder, 1, "ends anyway")
+    launcher = Launcher(folder, 1, "drill", "ends anyway")
     until(lambda: alive(folder, 1) == [0])
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert out.splitlines()[-1] == "finished ", err
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.ending() == Ending("finished")
 
 
 def test_a_killed_launcher_takes_its_workers_along(folder: Path):
-    process = launcher(folder, 2, "stays")
+    launcher = Launcher(folder, 2, "drill", "stays")
     until(lambda: alive(folder, 2) == [0, 1])
-    process.kill()
-    process.communicate(timeout=20)
+    launcher.process.kill()
+    launcher.process.join()
     until(lambda: alive(folder, 2) == [], seconds=10)
 
 

@@ -10,6 +10,7 @@ from launch.ending import INTERRUPTED, REFUSED
 from trainer.pulse import beat
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+guilty = world // 2  # the first rank of the second of two nodes
 
 
 def main() -> None:
@@ -25,14 +26,15 @@ def main() -> None:
     match what:
         case "finishes":
             return
-        case "fails" if rank == 2:
+        case "fails" if rank == guilty:
             time.sleep(0.3)
-            print("RuntimeError: the disk of rank 2 is on fire", flush=True)
+            print("\n".join(f"line {n}" for n in range(30)))
+            print(f"RuntimeError: the disk of rank {rank} is on fire", flush=True)
             os._exit(1)
-        case "fails":  # as gloo tells the others, on another node even before the first to fail has been seen
+        case "fails" if world > 2:  # as gloo tells the others, before the first to fail has been seen
             print("RuntimeError: [../gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:4711", flush=True)
             os._exit(1)
-        case "dies" if rank == 3:
+        case "dies" if rank == guilty:
             os.kill(os.getpid(), signal.SIGKILL)
         case "refuses" if rank == 1:
             print("kilobatch: no room on the disk", flush=True)

@@ -59,7 +59,7 @@ def histories() -> dict[Any, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def ranks(request: pytest.FixtureRequest) -> list[dict[Any, list[dict[str, Any]]]]:
-    return [histories()] if request.param == 1 else run_ranks(request.param, histories)
+    return [histories()] if request.param == 1 else run_ranks(request.param, histories, timeout=300)
 
 
 def check_asked(found: list[dict[str, Any]], step: int, keys: list[Tensor]) -> None:

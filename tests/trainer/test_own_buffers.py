@@ -46,7 +46,9 @@ def later(folder: Path) -> dict[str, Any]:
     engine.restore(open_saved(folder / f"step-{SAVED:08d}"))
     found: dict[str, Any] = {"start": keys(engine)}
     found["weights"] = {name: p.clone() for name, p in engine.method.named_parameters()}
-    found["told"], found["end"] = train(engine, range(SAVED, END)), keys(engine)
+    found["told"], found["next"] = train(engine, range(SAVED, SAVED + 1)), keys(engine)
+    found["told"] += train(engine, range(SAVED + 1, END))
+    found["end"] = keys(engine)
     if dist.get_world_size() == 2:
         found |= {precision: followed(precision) for precision in ("fp32", "bf16")}
     return found
@@ -117,7 +119,7 @@ def test_resumed_on_fewer_it_is_the_same_queue(world: int, four: Any, fewer: dic
     for rank in ranks:
         assert rows(rank["start"]["whole"]) == rows(four[0]["saved"]["whole"])
         assert all(torch.equal(p, four[0]["weights"][name]) for name, p in rank["weights"].items())
-    for moment in ("start", "end"):
+    for moment in ("start", "next", "end"):
         whole = rows(ranks[0][moment]["whole"])
         assert rows(torch.cat([rank[moment]["shards"] for rank in ranks])) == whole
         assert rows(ranks[1][moment]["whole"]) == whole
@@ -136,6 +138,8 @@ def test_where_nothing_divides_keys_are_dealt_by_age(
     newest_first = [shard[-age] for age in range(1, 14) for shard in shards if age <= len(shard)]
     shards = dealt(newest_first[::-1], world)
     assert [rows(shard) for shard in shards] == [rows(rank["start"]["odd"]) for rank in fewer[world]]
+    following = _pushed(shards, [rank["told"][:1] for rank in fewer[world]])
+    assert [rows(shard) for shard in following] == [rows(rank["next"]["odd"]) for rank in fewer[world]]
     shards = _pushed(shards, [rank["told"] for rank in fewer[world]])
     assert [rows(shard) for shard in shards] == [rows(rank["end"]["odd"]) for rank in fewer[world]]
 
