@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.chance import keys
+from data.jigsaw import jigsaw
 from data.order import block, cut, order
 from data.refusal import Refusal
 from data.views import Views
@@ -31,7 +32,8 @@ class Loader:
     sample, view) alone: neither on ranks, threads, nor on where a run was interrupted. The last, incomplete batch of an
     epoch is dropped. Batches may be held.
 
-    batch: the global one. Raises Refusal if it does not divide over the ranks, or if the file has fewer samples.
+    batch: the global one. jigsaw: the second view of each image is cut into patches and shuffled, as data/jigsaw.py has
+    it. Raises Refusal if the batch does not divide over the ranks, or if the file has fewer samples.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class Loader:
         seed: int,
         threads: int,
         device: torch.device,
+        jigsaw: bool = False,
     ):
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
             raise Refusal(f"global batch {batch} does not divide over {world} ranks; use {near}")
-        self.views, self.device, self.seed = views, device, seed
+        self.views, self.device, self.seed, self.jigsaw = views, device, seed, jigsaw
         self.batch, self.rank, self.world = batch, rank, world
         self.beton = opened(beton, views, seed, 0, threads, device)
         self.samples = self.beton.samples
@@ -99,7 +102,11 @@ class Loader:
             assert (work.epoch, work.step) == (epoch, step)
             last = step + 1 == self.steps_per_epoch
             self.next = (epoch + 1, 0) if last else (epoch, step + 1)
-            yield Batch(finished(views, work.index, self.views, self.seed, epoch), index, label)
+            views = finished(views, work.index, self.views, self.seed, epoch)
+            if self.jigsaw:
+                names = keys(self.seed, epoch, torch.from_numpy(work.index), 2)[:, 1]
+                views = torch.stack([views[:, 0], jigsaw(views[:, 1], names)], 1)
+            yield Batch(views, index, label)
 
     def close(self) -> None:
         if self.stream is not None:

@@ -5,6 +5,7 @@ Draw numbers of a view's key:
     0-39    crop: attempt a draws 4a area, 4a + 1 ratio, 4a + 2 top, 4a + 3 left
     40      flip
     64 + j  drawn value j of the table below
+    1024-   jigsaw: 9 that order the patches, 9 of their tops, 9 of their left edges
 
 A drawn value is low + (high - low) * u. An operation of probability p has a value of its own with the range from p to
 p - 1, so that it is done where its value is above zero. New values go to the end of the table: each keeps its draw
@@ -15,6 +16,7 @@ import numpy as np
 
 FLIP_DRAW = 40
 FIRST_DRAW = 64
+JIGSAW_DRAW = 1024
 
 # Drawn values
 JITTER = 0  # done if > 0

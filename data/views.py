@@ -82,6 +82,7 @@ class Affine(Options):
 class Second(Options):
     """What the second of two views has for its own. The defaults are BYOL's (Grill et al. 2020, table 6)."""
 
+    crop: Crop | None = None  # without: the first's
     blur: Blur | None = Blur(probability=0.1)
     solarize: Solarize | None = Solarize()
 
@@ -125,7 +126,9 @@ class Views(Options):
 
     def of_second(self) -> "Views":
         """The options of the second view."""
-        own = {"blur": self.second.blur, "solarize": self.second.solarize} if self.second else {}
+        if not self.second:
+            return self
+        own = {"blur": self.second.blur, "solarize": self.second.solarize, "crop": self.second.crop or self.crop}
         return self.model_copy(update=own)
 
     def plan(self) -> NDArray[np.float32]:

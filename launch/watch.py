@@ -113,14 +113,16 @@ class Watch:
     def conclude(self, stopped: bool, hung: list[Reached]) -> Ending:
         """This node's workers are gone: waits for the other nodes', and for node 0's last word."""
         self.board.post(Done(self.node, stopped, hung))
+        said = False
         while True:
             self._listen(None)
             for one in self.news:
                 if isinstance(one, Over):
                     return one.ending
             gone = {one.node for one in self.news if isinstance(one, Done | Lost)}
-            if self.node == 0 and gone >= self.come():
+            if self.node == 0 and gone >= self.come() and not said:
                 self.board.post(Over(ending(self.news)))
+                said = True
             elif any(isinstance(one, Lost) and one.node == 0 for one in self.news):
                 return ending(self.news)
             else:
@@ -174,4 +176,10 @@ def _stacks(workers: Workers) -> list[Reached]:
     until = time.monotonic() + DUMP
     while time.monotonic() < until:
         workers.wait(until - time.monotonic())
-    return [Reached(w.rank, this_host(), w.pace, list(w.output.lines)[-LAST_LINES:]) for w in workers.alive]
+    return [Reached(w.rank, this_host(), w.pace, _innermost(list(w.output.lines))) for w in workers.alive]
+
+
+def _innermost(lines: list[str]) -> list[str]:
+    """The frames in which the main thread hangs: it is the last of those dumped, and its latest frames come first."""
+    heads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
+    return lines[heads[-1] :][:LAST_LINES] if heads else lines[-LAST_LINES:]

@@ -87,7 +87,10 @@ def _listen() -> Callable[[], bool]:
 
 
 def _work(run: Path, chosen: Recipe, here: World, asked: Callable[[], bool], evaluators: list[str]) -> bool:
-    method = _method(chosen).to(here.device)
+    method = _method(chosen)
+    if not evaluators:
+        method.prepare(verify(_prepared(chosen.data.train, "train")).samples)
+    method.to(here.device)
     torch.manual_seed(chosen.run.seed + 1 + here.rank)  # weights are the same on all ranks; dropout is not
     if evaluators:
         _stop_at_once()
@@ -105,7 +108,7 @@ def _train(
     engine = Engine(method, optimizer, chosen.engine, here.device, batch // here.size)
     base = optimizers.scaled_lr(chosen.optimizer, batch)
     scene = _scene(run, chosen, here, method)
-    with _loader(chosen, here, chosen.data.views, batch) as loader:
+    with _loader(chosen, here, chosen.data.views, batch, method.jigsaw) as loader:
         loop = Loop(
             engine=engine,
             loader=loader,
@@ -143,7 +146,7 @@ def _method(chosen: Recipe) -> Method:
     return method_options.build(chosen.method, encoders.build(chosen.encoder))
 
 
-def _loader(chosen: Recipe, here: World, views: Views, batch: int) -> Loader:
+def _loader(chosen: Recipe, here: World, views: Views, batch: int, jigsaw: bool = False) -> Loader:
     """The training images, augmented."""
     return Loader(
         _prepared(chosen.data.train, "train"),
@@ -154,6 +157,7 @@ def _loader(chosen: Recipe, here: World, views: Views, batch: int) -> Loader:
         seed=chosen.run.seed,
         threads=_threads(chosen, here),
         device=here.device,
+        jigsaw=jigsaw,
     )
 
 

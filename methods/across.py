@@ -35,10 +35,7 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (every,) = grads
-        own = every.new_empty(len(every) // size(), *every.shape[1:])
-        dist.reduce_scatter_tensor(own, every.contiguous())
-        return own
+        return scatter_sum(grads[0])
 
 
 class _Sum(Function):
@@ -66,6 +63,24 @@ def all_sum(x: Tensor) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """The mean of x over ranks."""
     return all_sum(x) / size()
+
+
+def scatter_sum(x: Tensor) -> Tensor:
+    """x (W * n, ...) -> (n, ...): this rank's rows of the sum of x over ranks, without gradient."""
+    if size() == 1:
+        return x
+    mine = x.new_empty(len(x) // size(), *x.shape[1:])
+    dist.reduce_scatter_tensor(mine, x.contiguous())
+    return mine
+
+
+def swap(x: Tensor) -> Tensor:
+    """x (W, ...), something for each rank -> (W, ...), what each rank had for this one, without gradient."""
+    if size() == 1:
+        return x
+    arrived = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(arrived, x.contiguous())
+    return arrived
 
 
 def own(n: int, device: torch.device | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from data.refusal import Refusal
 from methods import across, norm
 from methods.memory_options import QueueOptions, share
 from methods.method import Memory
-from methods.queue_nce import QueueNCE
+from methods.queue_nce import QueueNCE, nearest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BLOCK = 1024  # random keys that are made at a time
@@ -105,6 +105,31 @@ class Queue(Memory):
         self.keys.index_copy_(0, at[newest] % len(self.keys), keys[newest])
         self.pushed += len(keys)
 
+    @torch.no_grad()
+    def hardest(self, q: Tensor, count: int) -> Tensor:
+        """q (n, D), this rank's unit queries, the same n on every rank -> (n, count, D): the keys of the whole queue
+        nearest to each, the nearest first; fewer while a queue that began empty holds fewer.
+
+        Nothing is missed: each key among the nearest of all is among the nearest of its own rank. So each rank sends
+        its own `count` for each query, to the query's rank: (W - 1) n count (D + 1) numbers, and holds W times that.
+        """
+        across.refuse_unequal(len(q), "queries", q.device)
+        keys = self.filled()
+        every = across.gather(q) if self.sharded else q
+        score, at = nearest(every, keys, count)  # (N, count) or fewer
+        found = keys[at].to(q.dtype)
+        if not self.sharded or across.size() == 1:
+            return found
+        lacking = count - score.shape[1]  # shards differ by one key, and may be smaller than count
+        score, found = F.pad(score, (0, lacking), value=-torch.inf), F.pad(found, (0, 0, 0, lacking))
+        parts = across.swap(torch.cat([found, score[..., None]], 2).unflatten(0, (across.size(), len(q))))
+        parts = parts.transpose(0, 1).flatten(1, 2)  # (n, W * count, D + 1)
+        filled = self.options.length
+        if self.options.start == "empty":
+            filled = int(across.all_sum(torch.tensor(len(keys), device=q.device)))
+        best = parts[..., -1].topk(min(count, filled), 1).indices
+        return parts[..., :-1].gather(1, best[..., None].expand(-1, -1, q.shape[1]))
+
     def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
         """The keys are dealt out again by age: key i, the newest first, comes to rank i % W."""
         shares = [share(self.options.length, r, ranks) for r in range(ranks)]
@@ -128,12 +153,13 @@ class Queue(Memory):
             self.keys[count - 1 - newer[mine] // world] = keys[slot].to(self.keys)
 
 
-def info_nce(q: Tensor, k: Tensor, queue: Queue, temperature: float) -> Tensor:
+def info_nce(q: Tensor, k: Tensor, queue: Queue, temperature: float, further: Tensor | None = None) -> Tensor:
     """MoCo's loss (eq. 1): each query against its own key and the queue of all ranks.
 
     q, k: (n, D), unit rows, this rank's queries and their keys, the same n on every rank; halves are computed in fp32.
-    The gradient goes to q alone. temperature: a number > 0. Returns the mean over this rank's n queries of
-    -log( e^(q k / t) / (e^(q k / t) + sum over the queue of e^(q key / t)) ).
+    further (n, S, D): keys of each query's own, beside the queue's. The gradient goes to q alone. temperature: a number
+    > 0. Returns the mean over this rank's n queries of -log( e^(q k / t) / (e^(q k / t) + sum of e^(q key / t)) ), the
+    sum over the queue and further.
 
     Memory is O(n * D * ranks) and one tile. For a sharded queue the queries are sent, in an all-gather, and D + 1 sums
     of each, in a reduce-scatter, but no key; for a replicated one nothing here, but the keys at push: bytes are counted
@@ -149,4 +175,5 @@ def info_nce(q: Tensor, k: Tensor, queue: Queue, temperature: float) -> Tensor:
     across.refuse_unequal(len(q), "queries", q.device)
     with torch.autocast(q.device.type, enabled=False):
         q = q if q.dtype == torch.float64 else q.float()
-        return QueueNCE.apply(q, k.detach().to(q.dtype), queue.filled(), queue.sharded, temperature)
+        further = None if further is None else further.detach().to(q.dtype)
+        return QueueNCE.apply(q, k.detach().to(q.dtype), queue.filled(), queue.sharded, temperature, further)

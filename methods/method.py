@@ -32,6 +32,7 @@ class Method(nn.Module):
     """
 
     views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
+    jigsaw: ClassVar[bool] = False  # whether the second view is to be shuffled patches: data/jigsaw.py
     encoder: nn.Module  # what is kept when training ends
     whole_batch: str = ""  # why its batch cannot be computed in chunks, as a clause; "": it can
 
@@ -44,6 +45,9 @@ class Method(nn.Module):
     def own_buffers(self) -> frozenset[str]:
         """Names of the buffers that differ by rank."""
         return frozenset(f"{name}.{buffer}" for name, memory in self.sharded.items() for buffer in memory.state_dict())
+
+    def prepare(self, images: int) -> None:
+        """Once, before it is trained: makes what depends on the number of training images."""
 
     def forward(self, views: Tensor) -> Tensors:
         return self.embed(views)

@@ -15,6 +15,7 @@ from methods.tiles import exp_and_sum_
 
 CPU_TILE = (256, 1024)  # queries x keys
 ACCELERATOR_TILE = (2048, 8192)
+LEFT_OUT = -1e30  # a similarity that counts for nothing; unlike -inf it can be subtracted from itself
 
 
 class QueueNCE(Function):
@@ -29,29 +30,42 @@ class QueueNCE(Function):
 
     Both sums come from one pass, so that the gradient is made in the forward: each rank adds [sum e k | sum e] over its
     own keys, for the queries of all ranks, and a reduce-scatter gives every rank the totals of its own queries.
+
+    further (n, S, D): keys that stand beside the queue, of each query its own; they get no gradient. without (N,)
+    int64: of each query of all ranks, the row of `keys` that does not count for it; where that is negative, all count.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, keys: Tensor, sharded: bool, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        keys: Tensor,
+        sharded: bool,
+        temperature: float,
+        further: Tensor | None = None,
+        without: Tensor | None = None,
+    ) -> Tensor:
         scaled = q / temperature
         positive = (scaled * k).sum(1)  # (n,)
+        further = q.new_empty(len(q), 0, q.shape[1]) if further is None else further
+        beside = (further @ scaled[:, :, None])[:, :, 0]  # (n, S)
         every = across.gather(scaled) if sharded else scaled  # (N, D)
         if 1 / temperature <= LARGEST_EXPONENT:
             shift = torch.zeros_like(positive)
-            sums = _sums(every, keys)
+            sums = _sums(every, keys, without)
         else:
-            # Of a query's own positive on its own rank, -inf on others: then no exponential here exceeds 1.
+            # Of what a query's own rank knows of it; -inf on others. Then no exponential here exceeds 1.
             highest = torch.full_like(every[:, 0], -torch.inf)
             own = across.own(len(q), q.device) if sharded else slice(None)
-            highest[own] = positive
-            sums, shift = _careful_sums(every, keys, highest, sharded)
+            highest[own] = torch.cat([positive[:, None], beside], 1).amax(1)
+            sums, shift = _careful_sums(every, keys, highest, sharded, without)
             shift = shift[own]
-        if sharded and across.size() > 1:
-            totals = sums.new_empty(len(q), sums.shape[1])
-            dist.reduce_scatter_tensor(totals, sums)
-        else:
-            totals = sums
+        totals = across.scatter_sum(sums) if sharded else sums
         weighted, total = totals[:, :-1], totals[:, -1]  # (n, D), (n,)
+        if further.shape[1]:
+            e = (beside - shift[:, None]).exp()
+            weighted, total = weighted + (e[:, None] @ further)[:, 0], total + e.sum(1)
         margin = total.log() + shift - positive
         denominator = total + (positive - shift).exp()
         dq = weighted / denominator[:, None] - margin.sigmoid()[:, None] * k
@@ -61,22 +75,24 @@ class QueueNCE(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dq,) = ctx.saved_tensors
-        return dq * grads[0], None, None, None, None
+        return dq * grads[0], None, None, None, None, None, None
 
 
-def _sums(scaled: Tensor, keys: Tensor) -> Tensor:
+def _sums(scaled: Tensor, keys: Tensor, without: Tensor | None) -> Tensor:
     """scaled (N, D), keys (m, D) -> (N, D + 1): [sum e k | sum e] over keys."""
     weighted, total = torch.zeros_like(scaled), torch.zeros_like(scaled[:, 0])
-    for rows, tile, s in _similarities(scaled, keys):
+    for rows, tile, s in _similarities(scaled, keys, without):
         exp_and_sum_(s, total[rows])
         weighted[rows].addmm_(s, tile)
     return torch.cat([weighted, total[:, None]], 1)
 
 
-def _careful_sums(scaled: Tensor, keys: Tensor, highest: Tensor, sharded: bool) -> tuple[Tensor, Tensor]:
+def _careful_sums(
+    scaled: Tensor, keys: Tensor, highest: Tensor, sharded: bool, without: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """As _sums, of e^(s - shift): -> sums (N, D + 1) and shift (N,), the largest of highest and all s, on all ranks."""
     sums = scaled.new_zeros(len(scaled), scaled.shape[1] + 1)
-    for rows, tile, s in _similarities(scaled, keys):
+    for rows, tile, s in _similarities(scaled, keys, without):
         now = torch.maximum(highest[rows], s.amax(1))
         sums[rows] *= (highest[rows] - now).exp()[:, None]
         highest[rows] = now
@@ -90,17 +106,37 @@ def _careful_sums(scaled: Tensor, keys: Tensor, highest: Tensor, sharded: bool) 
     return sums, shift
 
 
-def _similarities(scaled: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _similarities(scaled: Tensor, keys: Tensor, without: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Tile by tile: rows of scaled, keys as they are computed with, and s of the two in one buffer that the caller may
-    overwrite. Keys outside, so that stored halves are widened once.
+    overwrite. Keys outside, so that stored halves are widened once. without: as QueueNCE's.
     """
     height, width = CPU_TILE if scaled.device.type == "cpu" else ACCELERATOR_TILE
     buffer = scaled.new_empty(min(height, len(scaled)) * min(width, len(keys)))
-    for tile in keys.split(width) if len(keys) else ():
-        tile = tile.to(scaled.dtype)
+    for first in range(0, len(keys), width):
+        tile = keys[first : first + width].to(scaled.dtype)
         for start in range(0, len(scaled), height):
             rows = slice(start, start + height)
             left = scaled[rows]
             s = buffer[: len(left) * len(tile)].view(len(left), len(tile))
             torch.mm(left, tile.T, out=s)
+            if without is not None:
+                at = without[rows, None] - first
+                column = at.clamp(0, len(tile) - 1)
+                s.scatter_(1, column, s.gather(1, column).where(at != column, LEFT_OUT))
             yield rows, tile, s
+
+
+def nearest(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """queries (N, D), keys (m, D) -> similarity and row of the nearest keys, each (N, min(count, m)), nearest first."""
+    height, width = CPU_TILE if queries.device.type == "cpu" else ACCELERATOR_TILE
+    scores, rows = [], []
+    for q in queries.split(height):
+        best, at = q[:, :0], torch.empty_like(q[:, :0], dtype=torch.int64)
+        for first in range(0, len(keys), width):
+            s = q @ keys[first : first + width].to(q.dtype).T
+            here = torch.arange(first, first + s.shape[1], device=s.device).expand_as(s)
+            best, which = torch.cat([best, s], 1).topk(min(count, best.shape[1] + s.shape[1]), 1)
+            at = torch.cat([at, here], 1).gather(1, which)
+        scores.append(best)
+        rows.append(at)
+    return torch.cat(scores), torch.cat(rows)

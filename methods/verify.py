@@ -36,14 +36,15 @@ class Standard:
     """build: the method on a small network, its weights by torch's random state, its norms in this mode.
 
     formula: of all samples in one process. held: the rows (m, D) that a rank remembers; remembered: those of all ranks
-    after one step's update, by plain code from the method before it and t, in one process, in any order.
+    after one step's update, by plain code from the method before it, z and t, in one process, in any order.
     """
 
     build: Callable[[Mode], Method]
     formula: Loss
     constructions: tuple[Construction, ...] = ()
+    samples: int = 16  # of the global batch
     held: Callable[[Method], Tensor] | None = None
-    remembered: Callable[[Method, Tensors], Tensor] | None = None
+    remembered: Callable[[Method, Tensors, Tensors], Tensor] | None = None
 
 
 def standard(method: str) -> Standard:

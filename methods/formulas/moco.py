@@ -14,7 +14,7 @@ from methods.method import Method, Tensors
 from methods.moco import MoCo
 from methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
-KEYS = 64
+KEYS = 32
 
 
 def build(mode: Mode) -> Method:
@@ -38,7 +38,7 @@ def held(method: Method) -> Tensor:
     return cast(MoCo, method).queue.keys
 
 
-def remembered(method: Method, t: Tensors) -> Tensor:
+def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
     """Algorithm 1: the step's keys in, the oldest out. The queue before it lies from the oldest to the newest."""
     return torch.cat([held(method), t["k"][:, 0]])[-KEYS:]
 

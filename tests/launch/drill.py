@@ -43,7 +43,7 @@ def alone(what: str, folder: Path, rank: int, asked: list[int]) -> None:
             time.sleep(0.02)
         sys.exit(0)
     if what == "gets on":
-        for _ in range(12):
+        for _ in range(8):
             time.sleep(0.5)
             beat()
         sys.exit(0)

@@ -19,7 +19,7 @@ def main(
     os.environ |= {"SLURMD_NODENAME": f"n{node}", "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     os.environ.pop("GLOO_SOCKET_IFNAME", None)
     watch.GRACE = 0.5
-    peers.LOST = 8.0
+    peers.LOST = 5.0
     asked: list[str] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: asked.append(signal.Signals(received).name))

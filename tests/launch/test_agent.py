@@ -176,7 +176,7 @@ def test_a_silent_agent_is_lost(nodes: Nodes):
     nodes.started(4)
     nodes.signal(1, signal.SIGSTOP)
     ending = nodes.ending_of(0)
-    assert (ending.kind, ending.host, ending.how) == ("lost", "n1", "silent for 8 seconds")
+    assert (ending.kind, ending.host, ending.how) == ("lost", "n1", "silent for 5 seconds")
     nodes.signal(1, signal.SIGCONT)
     assert nodes.ending().kind == "lost", "it ends its workers, and not as finished"
 

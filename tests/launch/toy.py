@@ -58,7 +58,9 @@ def waits_for_the_others() -> None:
     time.sleep(600)
 
 
-def sleeps_for_good() -> None:
+def sleeps_for_good(deep: int = 30) -> None:
+    if deep:
+        sleeps_for_good(deep - 1)
     time.sleep(600)
 
 

@@ -23,9 +23,9 @@ def flipped(batch: Batch) -> Batch:
     return Batch(batch.views.flip(1), batch.index, batch.label)
 
 
-def moco(**options: bool) -> MoCo:
+def moco(shuffle: bool = False, symmetric: bool = False) -> MoCo:
     torch.manual_seed(0)
-    return MoCo(ConvNet(2, "local"), queue=QUEUE, dim=6, **options)
+    return MoCo(ConvNet(2, "local"), queue=QUEUE, dim=6, shuffle=shuffle, symmetric=symmetric)
 
 
 def loss(method: MoCo | MoCoV3, of: Batch) -> Tensor:

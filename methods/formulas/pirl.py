@@ -1,0 +1,54 @@
+"""PIRL's formula, with the softmax over the memory bank; and constructions that lose a part of it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods import across
+from methods.convnet import ConvNet
+from methods.encoder_options import Mode
+from methods.formulas.instance_discrimination import IMAGES, MOMENTUM, held, remembered, whole
+from methods.method import Method, Tensors
+from methods.pirl import PIRL
+from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+
+PRETEXT = 0.3
+
+
+def build(mode: Mode) -> Method:
+    method = PIRL(ConvNet(4, mode), form="softmax", temperature=TEMPERATURE, momentum=MOMENTUM, pretext=PRETEXT, dim=8)
+    method.prepare(IMAGES)
+    return method
+
+
+def softmax_formula(v: Tensor, rows: Tensor, first: int) -> Tensor:
+    """Misra and van der Maaten, eq. 5, with the softmax. v (n, 2, D), of images from `first` on; rows (IMAGES, D)."""
+    labels = torch.arange(first, first + len(v))
+    image, jigsaw = (F.cross_entropy(u @ rows.T / TEMPERATURE, labels) for u in v.unbind(1))
+    return PRETEXT * jigsaw + (1 - PRETEXT) * image
+
+
+def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    return softmax_formula(z["v"], held(method), 0)
+
+
+STANDARD = Standard(
+    build,
+    formula,
+    constructions=(
+        Construction(
+            "the bank of all ranks on every rank",
+            lambda method, z, t: softmax_formula(z["v"], whole(method), across.rank() * len(z["v"])),
+            formula,
+            True,
+        ),
+        Construction(
+            "whole loss on every rank, own slice",
+            lambda method, z, t: softmax_formula(own_slice(z["v"]), whole(method), 0),
+            formula,
+            False,
+        ),
+    ),
+    held=held,
+    remembered=remembered,
+)
