@@ -88,11 +88,12 @@ class Lost:
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a worker that hangs had come, and the end of its stacks."""
+    """How far a worker that hangs had come, and where it hangs. answered: it could still write its stacks."""
 
     rank: int
     host: str
     pace: int
+    answered: bool
     lines: list[str]
 
 
@@ -177,13 +178,16 @@ def _last_message(lines: list[str]) -> list[str]:
 
 
 def _stalled(stalled: Stalled, hung: list[Reached]) -> Ending:
-    """Names the worker that came the least far: the others wait for it. All came as far: nobody is named."""
+    """Names the workers for which the others wait: those that cannot even write their stacks, or else that came the
+    least far. Where all are alike, nobody is named."""
     how = f"no sign of life for {stalled.minutes:g} minutes"
     if not hung:
         return Ending("stalled", None, stalled.host, how)
-    least = min(hung, key=lambda worker: (worker.pace, worker.rank))
-    if least.pace == max(worker.pace for worker in hung):
-        return Ending("stalled", None, stalled.host, f"{how}; all ranks came as far", least.lines)
-    behind = [worker.rank for worker in hung if worker.pace == least.pace]
-    named = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind))}"
-    return Ending("stalled", least.rank, least.host, f"{how}; {named} came the least far", least.lines)
+    hung = sorted(hung, key=lambda worker: worker.rank)
+    deaf = [worker for worker in hung if not worker.answered]
+    behind = [worker for worker in hung if worker.pace == min(worker.pace for worker in hung)]
+    for named, why in ((deaf, "stopped, or stuck in the kernel: no stacks written"), (behind, "the least far")):
+        if 0 < len(named) < len(hung):
+            ranks = f"rank{'s' * (len(named) > 1)} {', '.join(str(worker.rank) for worker in named)}"
+            return Ending("stalled", named[0].rank, named[0].host, f"{how}; {ranks}: {why}", named[0].lines)
+    return Ending("stalled", None, stalled.host, f"{how}; all ranks came as far", hung[0].lines)

@@ -176,10 +176,12 @@ def _stacks(workers: Workers) -> list[Reached]:
     until = time.monotonic() + DUMP
     while time.monotonic() < until:
         workers.wait(until - time.monotonic())
-    return [Reached(w.rank, this_host(), w.pace, _innermost(list(w.output.lines))) for w in workers.alive]
+    return [_reached(worker) for worker in workers.alive]
 
 
-def _innermost(lines: list[str]) -> list[str]:
-    """The frames in which the main thread hangs: it is the last of those dumped, and its latest frames come first."""
+def _reached(worker: Worker) -> Reached:
+    """Its lines: the frames in which the main thread hangs. That is the last one dumped, its latest frames first."""
+    lines = list(worker.output.lines)
     heads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
-    return lines[heads[-1] :][:LAST_LINES] if heads else lines[-LAST_LINES:]
+    shown = lines[heads[-1] :][:LAST_LINES] if heads else lines[-LAST_LINES:]
+    return Reached(worker.rank, this_host(), worker.pace, bool(heads), shown)

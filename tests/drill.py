@@ -71,7 +71,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     saved = open_saved(found)
     names = [name for name in saved.names() if name.startswith(("method.", "optimizer."))]
     assert len(names) > 40
-    return {name: saved.whole(name) for name in names}
+    own = {f"{name} of rank {rank}": saved.own(name, rank) for name in saved.own_names() for rank in range(saved.world)}
+    return {name: saved.whole(name) for name in names} | own
 
 
 def run_to_the_end(launcher: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL twenty times, at random moments and during saves, one worker or all: the run ends up the same, to the bit."""
+"""SIGKILL at random moments and during saves, of one worker or all: the run ends up the same, to the bit."""
 
 import os
 import random
@@ -12,19 +12,31 @@ import torch
 
 from tests.drill import RECIPE, command, lines_without_timings, logged, run_to_the_end, wait_for, weights, workers_of
 
-KILLS = 20
-LONG = [*RECIPE, "schedule.epochs=30"]  # 330 steps: more than the kills let pass
+QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
+BANK = ["method.name=instance_discrimination", "data.views.count=1"]
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", [[], QUEUE, BANK], ids=["simclr", "moco", "instance_discrimination"])
+def test_four_kills_change_no_bit(method: list[str], tmp_path: Path) -> None:
+    drill([*RECIPE, *method, "schedule.epochs=8"], 4, tmp_path)  # 88 steps: more than the kills let pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole" / "drill", tmp_path / "killed" / "drill"
-    run_to_the_end(command("train", *LONG, f"run.folder={whole.parent}", "--workers", "2"))
+    drill([*RECIPE, "schedule.epochs=30"], 20, tmp_path)
+
+
+def drill(recipe: list[str], kills: int, folder: Path) -> None:
+    """Kills a run so many times, half of them during a save, and compares its end with a run that was left alone."""
+    whole, killed = folder / "whole" / "drill", folder / "killed" / "drill"
+    run_to_the_end(command("train", *recipe, f"run.folder={whole.parent}", "--workers", "2"))
 
     chance = random.Random(0)
-    start = ["train", *LONG, f"run.folder={killed.parent}", "--workers", "2"]
+    start = ["train", *recipe, f"run.folder={killed.parent}", "--workers", "2"]
     during_saves = 0
-    for kill in range(KILLS):
+    for kill in range(kills):
         launcher = command(*start)
         start = ["resume", str(killed)]
         before = logged(killed)
@@ -45,7 +57,7 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
             os.kill(victim.pid, signal.SIGKILL)
         assert launcher.wait(timeout=30) == 1, "the launcher reports the death of a worker"
         assert not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims)
-    assert during_saves == KILLS // 2
+    assert during_saves == kills // 2
     run_to_the_end(command(*start))
 
     expected, found = weights(whole), weights(killed)

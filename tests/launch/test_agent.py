@@ -184,7 +184,7 @@ def test_a_silent_agent_is_lost(nodes: Nodes):
 def test_a_hang_is_named_with_the_stacks_of_all_ranks(nodes: Nodes):
     ending = nodes.run(2, "hangs", stall=2 / 60)
     assert (ending.kind, ending.rank, ending.host) == ("stalled", 1, "n0")
-    assert ending.how.endswith("rank 1 came the least far")
+    assert ending.how.endswith("rank 1: the least far")
     for rank in range(4):
         assert "most recent call first" in (nodes.folder / "logs" / f"rank-{rank}.log").read_text()
 

@@ -128,7 +128,7 @@ def test_a_refusal_of_all_is_rank_0s(folder: Path, capfd: pytest.CaptureFixture[
 def test_a_rank_that_hangs_is_named_and_all_stacks_are_logged(folder: Path):
     ending = here.run(folder, 2, "toy", ["hangs", str(folder)], stall_minutes=3 / 60)
     assert (ending.kind, ending.rank) == ("stalled", 1)
-    assert ending.how == "no sign of life for 0.05 minutes; rank 1 came the least far"
+    assert ending.how == "no sign of life for 0.05 minutes; rank 1: the least far"
     assert "(most recent call first):" in ending.lines[0]
     assert all("in sleeps_for_good" in line for line in ending.lines[1:])
     assert any("in waits_for_the_others" in line for line in said(folder, 0))

@@ -61,16 +61,21 @@ def test_a_refusal_is_its_whole_message():
     assert ending([REFUSING]).lines == ["kilobatch: no room:", "  left"]
 
 
-def test_a_hang_names_those_that_came_the_least_far():
-    done = Done(0, False, [Reached(0, "n0", 9, ["waits"])]), Done(1, False, [Reached(1, "n1", 8, ["sleeps"])])
-    found = ending([Stalled("n0", 30), *done])
-    assert found == Ending("stalled", 1, "n1", "no sign of life for 30 minutes; rank 1 came the least far", ["sleeps"])
-    level = Done(1, False, [Reached(1, "n1", 9, ["waits, too"])])
-    assert ending([Stalled("n0", 30), done[0], level]).rank is None
+def test_a_hang_names_those_for_which_the_others_wait():
+    stalled, first = Stalled("n0", 30), Done(0, False, [Reached(0, "n0", 9, True, ["waits"])])
+
+    def with_other(pace: int, answered: bool) -> Ending:
+        return ending([stalled, first, Done(1, False, [Reached(1, "n1", pace, answered, ["sleeps"])])])
+
+    how = "no sign of life for 30 minutes; "
+    assert with_other(8, True) == Ending("stalled", 1, "n1", how + "rank 1: the least far", ["sleeps"])
+    deaf = how + "rank 1: stopped, or stuck in the kernel: no stacks written"
+    assert with_other(10, False) == Ending("stalled", 1, "n1", deaf, ["sleeps"])
+    assert with_other(9, True).rank is None
 
 
 def test_news_travel_as_they_are():
-    hung = [Reached(1, "n1", 8, ["ü\n"])]
+    hung = [Reached(1, "n1", 8, True, ["ü\n"])]
     for news in (Came(1, "n1"), Together("10.0.0.1"), STOP, RAISED, LOST, Left(1), Stalled("n0", 0.5)):
         assert from_line(to_line(news)) == news
     for news in (Done(1, True, hung), Over(Ending("failed", 1, "n1", "exit code 1", ["a", "b"]))):
