@@ -9,8 +9,8 @@ from torch.autograd import Function
 
 from data.refusal import Refusal
 from methods import across
+from methods.exponents import LARGEST_EXPONENT
 from methods.nt_xent import NTXent
-from methods.tiles import LARGEST_EXPONENT
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.refusal import Refusal
+from methods.exponents import LARGEST_EXPONENT
 
 SHARDED_FROM = 262_144  # keys; below, a replicated queue is small beside an encoder: 134 MB at 128 dimensions in fp32
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-LARGEST_EXPONENT = 40.0  # exp(+-40), and its sum over any queue, are far inside fp32: no maximum has to be taken out
 
 
 class QueueOptions(BaseModel):

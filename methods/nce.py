@@ -16,7 +16,8 @@ from data.chance import keys, uniforms
 from methods import across
 from methods.bank import Bank
 
-PAIRS = 1 << 16  # of embeddings and noise rows, at a time
+CPU_PAIRS = 1 << 16  # of embeddings and noise rows, at a time
+ACCELERATOR_PAIRS = 1 << 20
 
 
 class NCE(nn.Module):
@@ -45,7 +46,7 @@ class NCE(nn.Module):
         -> (V,) the mean losses over n. Each embedding has noise of its own. The gradient goes to v alone.
 
         Embeddings are sent to the rows, and D + 1 sums of each back: (W - 1) n V (2 D + 1) numbers, and a fetch. The
-        first call sets Z, over the global batch. Memory is O(n * V * D * ranks) and PAIRS rows.
+        first call sets Z, over the global batch. Memory is O(n * V * D * ranks), and a row for each pair at a time.
         """
         across.refuse_unequal(len(v), "images", v.device)
         own = bank.fetch(index).to(v.dtype)[:, None]
@@ -82,7 +83,8 @@ class _Pairs:
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Some embeddings at a time, b: which; rows (b, p, D), similarities and whether they count (b, p)."""
         draws = torch.arange(self.noise, device=self.names.device)
-        height = max(1, PAIRS * across.size() // self.noise)
+        most = CPU_PAIRS if self.every.device.type == "cpu" else ACCELERATOR_PAIRS
+        height = max(1, most * across.size() // self.noise)  # a rank has one row in W
         for first in range(0, len(self.every), height):
             some = slice(first, first + height)
             index = (uniforms(self.names[some, None], draws) * self.bank.images).long()  # (b, m)

@@ -25,7 +25,7 @@ class Tile:
 
 class NTXent(Function):
     """u (2n, D): this rank's unit rows over the root of the temperature, first views then second views; bounded: no
-    similarity is beyond methods.tiles.LARGEST_EXPONENT -> the mean of the losses of its rows as anchors.
+    similarity is beyond methods.exponents.LARGEST_EXPONENT -> the mean of the losses of its rows as anchors.
 
     L_i = -log( e^s_ip / (e^s_ip + sum_k e^s_ik) ) = softplus(logsumexp_k s_ik - s_ip), with s = u u^T, p the other view
     of i, k its negatives on all ranks. The sum leaves the positive out, to keep a small loss's digits.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from methods import across
-from methods.memory_options import LARGEST_EXPONENT
+from methods.exponents import LARGEST_EXPONENT
 from methods.tiles import exp_and_sum_
 
 CPU_TILE = (256, 1024)  # queries x keys

@@ -43,6 +43,12 @@ STANDARD = Standard(
             True,
         ),
         Construction(
+            "the rows of the own rank's images only",
+            lambda method, z, t: softmax_formula(z["v"], whole(method)[across.own(len(z["v"]))], 0),
+            formula,
+            False,
+        ),
+        Construction(
             "whole loss on every rank, own slice",
             lambda method, z, t: softmax_formula(own_slice(z["v"]), whole(method), 0),
             formula,

@@ -35,9 +35,9 @@ def embeddings() -> Tensor:
     return unit(BATCH, 2, DIM, seed=3)
 
 
-def asked() -> dict[str, Any]:
+def asked() -> dict[Any, Any]:
     memory = bank()
-    found: dict[str, Any] = {"rows": memory.rows.clone(), "fetched": memory.fetch(own(INDEX))}
+    found: dict[Any, Any] = {"rows": memory.rows.clone(), "fetched": memory.fetch(own(INDEX))}
     for temperature in TEMPERATURES:
         v = own(embeddings()).requires_grad_()
         loss = softmax(v[:, 0], own(INDEX), memory, temperature)
@@ -58,16 +58,16 @@ def asked() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+def alone() -> dict[Any, Any]:
     return asked()
 
 
 @pytest.fixture(scope="module", params=[1, 3])  # 2 and 4: in the parity table
-def ranks(request: pytest.FixtureRequest, alone: dict[str, Any]) -> list[dict[str, Any]]:
+def ranks(request: pytest.FixtureRequest, alone: dict[Any, Any]) -> list[dict[Any, Any]]:
     return [alone] if request.param == 1 else run_ranks(request.param, asked, timeout=300)
 
 
-def whole(ranks: list[dict[str, Any]], name: str) -> Tensor:
+def whole(ranks: list[dict[Any, Any]], name: str) -> Tensor:
     """The rows in the order of images."""
     rows = torch.empty(IMAGES, DIM, dtype=torch.float64)
     for r, rank in enumerate(ranks):
@@ -75,17 +75,17 @@ def whole(ranks: list[dict[str, Any]], name: str) -> Tensor:
     return rows
 
 
-def test_rows_start_alike_on_any_number_of_ranks(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_rows_start_alike_on_any_number_of_ranks(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     assert torch.equal(whole(ranks, "rows"), alone["rows"])
     assert_close(alone["rows"].norm(dim=1), torch.ones(IMAGES, dtype=torch.float64), rtol=1e-6, atol=0)
     assert len(set(map(tuple, alone["rows"].tolist()))) == IMAGES
 
 
-def test_rows_are_fetched_from_whoever_has_them(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_rows_are_fetched_from_whoever_has_them(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     assert torch.equal(torch.cat([rank["fetched"] for rank in ranks]), alone["rows"][INDEX])
 
 
-def test_rows_follow_and_the_last_in_the_batch_counts(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_rows_follow_and_the_last_in_the_batch_counts(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     expected = alone["rows"].clone()
     for image, v in zip(INDEX.tolist(), embeddings()[:, 0], strict=True):
         expected[image] = F.normalize(MOMENTUM * alone["rows"][image] + (1 - MOMENTUM) * v, dim=0)
@@ -95,7 +95,7 @@ def test_rows_follow_and_the_last_in_the_batch_counts(ranks: list[dict[str, Any]
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_the_softmax_is_cross_entropy_over_all_images(
-    temperature: float, ranks: list[dict[str, Any]], alone: dict[str, Any]
+    temperature: float, ranks: list[dict[Any, Any]], alone: dict[Any, Any]
 ) -> None:
     v = embeddings()[:, 0].requires_grad_()
     expected = F.cross_entropy(v @ alone["rows"].T / temperature, INDEX)
@@ -118,11 +118,11 @@ def test_the_own_row_is_out_of_the_sum_so_that_a_small_loss_keeps_its_digits() -
     assert_close(loss.double(), exact.exp(), rtol=1e-4, atol=0)
 
 
-def test_fewer_images_than_ranks(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_fewer_images_than_ranks(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     assert_close(torch.stack([rank["few"] for rank in ranks]).mean(), alone["few"], rtol=1e-12, atol=0)
 
 
-def test_noise_is_the_same_on_any_number_of_ranks(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_noise_is_the_same_on_any_number_of_ranks(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     for step in range(2):
         losses = torch.stack([rank["nce", step][0] for rank in ranks]).mean(0)
         gradient = torch.cat([rank["nce", step][1] for rank in ranks]) / len(ranks)
@@ -132,7 +132,7 @@ def test_noise_is_the_same_on_any_number_of_ranks(ranks: list[dict[str, Any]], a
             assert_close(rank["nce", step][2], alone["nce", 0][2], rtol=1e-12, atol=0)  # Z once, from all images
 
 
-def test_noise_differs_by_step_and_view(alone: dict[str, Any]) -> None:
+def test_noise_differs_by_step_and_view(alone: dict[Any, Any]) -> None:
     (first, *_), (second, *_) = alone["nce", 0], alone["nce", 1]
     assert (first - second).abs().min() > 1e-3
     same_views = NCE(NOISE, 0.2).double()(embeddings()[:, :1].expand(-1, 2, -1), INDEX, bank())

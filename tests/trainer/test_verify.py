@@ -28,8 +28,11 @@ def test_every_wrong_construction_is_found_out(rows: list[Row]) -> None:
     assert wrong["VICReg, variance and covariance per rank"].cosine < 0.999
 
 
-@pytest.mark.parametrize(("name", "remembers"), [("moco", True), ("moco_v3", False)])
-def test_methods_with_momentum_encoders_have_the_formulas_gradients_and_queue(name: str, remembers: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "remembers"),
+    [("moco", True), ("moco_v3", False), ("mochi", True), ("instance_discrimination", True), ("pirl", True)],
+)
+def test_methods_have_the_formulas_gradients_and_memories(name: str, remembers: bool) -> None:
     rows = list(verify(name))
     assert [row for row in rows if not row.ok] == []
     assert sum(row.name == name for row in rows) == 2 * len(LAYOUTS)
