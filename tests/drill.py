@@ -71,8 +71,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     saved = open_saved(found)
     names = [name for name in saved.names() if name.startswith(("method.", "optimizer."))]
     assert len(names) > 40
-    own = {f"{name} of rank {rank}": saved.own(name, rank) for name in saved.own_names() for rank in range(saved.world)}
-    return {name: saved.whole(name) for name in names} | own
+    memories = [name for name in saved.own_names() if name.startswith("method.")]
+    of_ranks = {f"{name} of rank {rank}": saved.own(name, rank) for name in memories for rank in range(saved.world)}
+    return {name: saved.whole(name) for name in names} | of_ranks
 
 
 def run_to_the_end(launcher: subprocess.Popen[bytes]) -> None:

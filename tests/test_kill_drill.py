@@ -17,26 +17,33 @@ BANK = ["method.name=instance_discrimination", "data.views.count=1"]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", [[], QUEUE, BANK], ids=["simclr", "moco", "instance_discrimination"])
-def test_four_kills_change_no_bit(method: list[str], tmp_path: Path) -> None:
-    drill([*RECIPE, *method, "schedule.epochs=8"], 4, tmp_path)  # 88 steps: more than the kills let pass
+@pytest.mark.parametrize(
+    ("method", "kills"),
+    [([], range(4)), (QUEUE, range(1, 3)), (BANK, range(1, 3))],
+    ids=["simclr", "moco", "instance_discrimination"],
+)
+def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
+    drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than the kills let pass
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
-    drill([*RECIPE, "schedule.epochs=30"], 20, tmp_path)
+    drill([*RECIPE, "schedule.epochs=30"], range(20), tmp_path)
 
 
-def drill(recipe: list[str], kills: int, folder: Path) -> None:
-    """Kills a run so many times, half of them during a save, and compares its end with a run that was left alone."""
+def drill(recipe: list[str], kills: range, folder: Path) -> None:
+    """Kills a run so many times, half of them during a save, and compares its end with a run that was left alone.
+
+    The odd kills are of both workers, the second two of each four during a save.
+    """
     whole, killed = folder / "whole" / "drill", folder / "killed" / "drill"
     run_to_the_end(command("train", *recipe, f"run.folder={whole.parent}", "--workers", "2"))
 
     chance = random.Random(0)
     start = ["train", *recipe, f"run.folder={killed.parent}", "--workers", "2"]
     during_saves = 0
-    for kill in range(kills):
+    for kill in kills:
         launcher = command(*start)
         start = ["resume", str(killed)]
         before = logged(killed)
@@ -57,7 +64,7 @@ def drill(recipe: list[str], kills: int, folder: Path) -> None:
             os.kill(victim.pid, signal.SIGKILL)
         assert launcher.wait(timeout=30) == 1, "the launcher reports the death of a worker"
         assert not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims)
-    assert during_saves == kills // 2
+    assert during_saves == len(kills) // 2
     run_to_the_end(command(*start))
 
     expected, found = weights(whole), weights(killed)

@@ -211,6 +211,7 @@ def test_a_stranger_is_not_let_in_and_does_no_harm(nodes: Nodes):
     assert nodes.ending().kind == "finished"
 
 
+@pytest.mark.slow  # tests/slurm does it through a real cluster
 def test_real_workers_on_two_nodes_stop_and_go_on(nodes: Nodes):
     chosen, _ = recipe.read("demo", [*RECIPE[1:], "schedule.epochs=3", f"run.folder={nodes.folder}"])
     prepare(chosen.data.train, "train")
