@@ -30,6 +30,8 @@ types: setup
 bench: setup
 	$(BIN)/python -m pip install -q -c constraints.txt "lightly==1.6.0"
 	$(BIN)/python -m benchmarks.nt_xent
+	$(BIN)/python -m benchmarks.queue
+	$(BIN)/python -m benchmarks.queue_memory
 	$(BIN)/python -m benchmarks.loader
 
 setup: $(VENV)/installed

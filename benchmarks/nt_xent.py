@@ -6,14 +6,13 @@
 benchmarks/turns.py says how it is measured. Our tiles need 4 M^2 D floating-point operations for M = 2 pairs rows.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.turns import HEADER, NAMES, measure, row, take_turns, tell
+from benchmarks.turns import HEADER, arguments, measure, row, take_turns, tell
 
 DIM, TEMPERATURE = 128, 0.1
 
@@ -43,11 +42,7 @@ def views(pairs: int) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="*", type=int, default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = arguments(__doc__, "pairs", [1024, 2048, 4096, 8192])
     if options.measure:
         torch.set_num_threads(1)
         torch.manual_seed(0)

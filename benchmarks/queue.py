@@ -8,14 +8,13 @@ benchmarks/turns.py says how it is measured; all three start from the same keys.
 operations for N queries and K keys.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.turns import HEADER, NAMES, measure, row, take_turns, tell
+from benchmarks.turns import HEADER, arguments, measure, row, take_turns, tell
 
 LENGTH, DIM, TEMPERATURE = 65_536, 128, 0.2
 
@@ -55,11 +54,7 @@ def loss_of(name: str, keys: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("queries", nargs="*", type=int, default=[256, 1024])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = arguments(__doc__, "queries", [256, 1024])
     if options.measure:
         torch.set_num_threads(1)
         torch.manual_seed(0)

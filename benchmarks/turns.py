@@ -5,6 +5,7 @@ the CPU (one thread: the clock's, on an idle machine). Memory is what the kernel
 before the call) above what was resident before. The same process then measures the thread's fp32 matrix products.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -48,6 +49,15 @@ def resident(field: str) -> int:
     """VmRSS or VmHWM of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def arguments(description: str | None, sizes: str, default: list[int]) -> argparse.Namespace:
+    """The command line of a benchmark: its sizes, rounds, and, for its own processes, measure."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(sizes, nargs="*", type=int, default=default)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def tell(turn: Turn) -> None:

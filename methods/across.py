@@ -60,6 +60,14 @@ def all_sum(x: Tensor) -> Tensor:
     return _Sum.apply(x) if size() > 1 else x
 
 
+def all_max(x: Tensor) -> Tensor:
+    """The largest of each of x's elements over ranks, without gradient."""
+    largest = x.clone(memory_format=torch.contiguous_format)
+    if size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of x over ranks."""
     return all_sum(x) / size()

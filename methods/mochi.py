@@ -1,6 +1,6 @@
 """MoCHi: Kalantidis, Sariyildiz, Pion, Weinzaepfel, Larlus, 2020, arxiv.org/abs/2010.01028."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -30,8 +30,6 @@ class MoCHi(MoCo):
 
     step: Tensor  # 0-dim int64
     progress: Tensor  # 0-dim: the share of the training that is done
-
-    views: ClassVar[int | None] = 2
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
@@ -99,9 +98,7 @@ def _careful_sums(
         e = s.sub_(now[:, None]).exp_()
         sums[rows, :-1].addmm_(e, tile)
         sums[rows, -1] += e.sum(1)
-    shift = highest.clone()
-    if sharded and across.size() > 1:
-        dist.all_reduce(shift, op=dist.ReduceOp.MAX)
+    shift = across.all_max(highest) if sharded else highest
     sums *= (highest - shift).exp()[:, None]
     return sums, shift
 

@@ -15,21 +15,19 @@ import torch
 from trainer.checkpoint import newest, open_saved
 from trainer.monitor import TIMINGS
 
-RECIPE = [
+TINY = [
     "demo",
-    "data.batch=130",
     "data.views.size=16",
     "data.threads=1",
     "encoder.width=4",
     "optimizer.name=lars",
     "optimizer.lr=0.5",
     "schedule.warmup_epochs=2",
-    "checkpoint.every_steps=3",
     "evaluate.every_epochs=10",
     "evaluate.final=[knn]",
     "run.log_every=1",
-    "run.name=drill",
 ]
+RECIPE = [*TINY, "data.batch=130", "checkpoint.every_steps=3", "run.name=drill"]
 
 
 def command(*arguments: str) -> subprocess.Popen[bytes]:

@@ -70,10 +70,7 @@ class Engine:
 
     def agree(self, flags: Tensor) -> Tensor:
         """The maximum of each flag over ranks: one small all-reduce. flags: any shape, integer."""
-        agreed = flags.to(self.device)
-        if across.size() > 1:
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-        return agreed
+        return across.all_max(flags.to(self.device))
 
     def step(self, lr: float) -> None:
         """Averages the gradients over ranks, updates with this learning rate, and drops the gradients.

@@ -15,24 +15,11 @@ import torch
 
 from launch import ledger
 from launch.ledger import Attempt
-from tests.drill import lines_without_timings, weights
+from tests.drill import TINY, lines_without_timings, weights
 from tests.slurm.cluster import NODES, Cluster
 
 EVERY = 20  # steps between two checkpoints
-RECIPE = [
-    "demo",
-    "data.batch=132",  # ten steps an epoch
-    "data.views.size=16",
-    "data.threads=1",
-    "encoder.width=4",
-    "optimizer.name=lars",
-    "optimizer.lr=0.5",
-    "schedule.warmup_epochs=2",
-    f"checkpoint.every_steps={EVERY}",
-    "evaluate.every_epochs=10",
-    "evaluate.final=[knn]",
-    "run.log_every=1",
-]
+RECIPE = [*TINY, "data.batch=132", f"checkpoint.every_steps={EVERY}"]  # ten steps an epoch
 TWO_NODES = ["--nodes", "2", "--workers-per-node", "2", "--cpus-per-worker", "1"]
 EPOCHS = "schedule.epochs=40"  # 400 steps: time for all that happens
 LONG = ["--time", "01:00:00"]
