@@ -6,30 +6,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.refusal import Refusal
 from methods.encoder_options import Mode
 from methods.norm import BatchNorm
 
 
-class ProjectionHead(nn.Module):
-    """(N, features) -> (N, dim): linear, norm, ReLU, linear, norm without a bias.
+def hidden_layers(features: int, hidden: int, layers: int, norm: Mode) -> nn.Sequential:
+    """(N, features) -> (N, hidden): so many times linear without bias, norm, ReLU. Of 0 layers, the identity."""
+    modules: list[nn.Module] = []
+    for inside in (features, *(layers - 1) * (hidden,)) if layers else ():
+        modules += [nn.Linear(inside, hidden, bias=False), BatchNorm(hidden, norm), nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules)
 
-    As the authors of SimCLR run it (google-research/simclr, model_util.py, proj_head_mode "nonlinear"): no linear layer
-    has a bias of its own, since a norm follows, and the last norm only scales. Their hidden layer is as wide as the
-    features. The weights start as torch starts linear layers (standard deviation 0.013 at 2048 features; theirs: 0.01).
+
+class ProjectionHead(nn.Module):
+    """(N, features) -> (N, dim): layers - 1 times linear, norm, ReLU, then linear, norm without a bias.
+
+    As the authors of SimCLR (2 layers) and SimCLRv2 (3) run it (google-research/simclr, model_util.py, proj_head_mode
+    "nonlinear"): no linear layer has a bias of its own, since a norm follows, and the last norm only scales. Their
+    hidden layers are as wide as the features. The weights start as torch starts linear layers (standard deviation 0.013
+    at 2048 features; theirs: 0.01).
     """
 
-    def __init__(self, features: int, hidden: int, dim: int, norm: Mode) -> None:
+    def __init__(self, features: int, hidden: int, dim: int, norm: Mode, layers: int = 2) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(features, hidden, bias=False),
-            BatchNorm(hidden, norm),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, dim, bias=False),
-            BatchNorm(dim, norm, center=False),
-        )
+        assert layers > 0, layers
+        self.hidden_count = layers - 1
+        self.layers = hidden_layers(features, hidden, layers - 1, norm)
+        self.layers.append(nn.Linear(hidden if layers > 1 else features, dim, bias=False))
+        self.layers.append(BatchNorm(dim, norm, center=False))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features)
+
+    def first(self, count: int) -> nn.Sequential:
+        """The first hidden layers, sharing this head's modules, with the names of hidden_layers(..., count, ...).
+
+        Raises Refusal where there are fewer. The last layer, which makes the projections, is no hidden one.
+        """
+        if count > self.hidden_count:
+            raise Refusal(
+                f"{count} hidden layers are asked of a head of {self.hidden_count + 1} layers, of which "
+                f"{self.hidden_count} are hidden (the last makes the projections); use at most {self.hidden_count}"
+            )
+        return self.layers[: 3 * count]
 
 
 class MLP(nn.Sequential):

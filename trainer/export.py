@@ -1,8 +1,10 @@
-"""An encoder out of a checkpoint, in one file that other programs read: safetensors with torchvision's names."""
+"""An encoder out of a checkpoint, in one file that other programs read: safetensors with torchvision's names. Or all of
+a method, for other runs."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
@@ -13,52 +15,81 @@ from methods.vit import PATCH, SIZES, torchvision_vit_state_dict
 from trainer.files import in_words, write_whole
 from trainer.saved import DESCRIPTION, Saved, newest, open_saved
 
-PREFIX = "method.encoder."
+METHOD = "method."
+PREFIX = METHOD + "encoder."
 
 
-def export(source: Path, out: Path, *, force: bool = False, report: Callable[[str], None]) -> dict[str, str]:
+def export(
+    source: Path, out: Path, *, force: bool = False, whole: bool = False, report: Callable[[str], None]
+) -> dict[str, str]:
     """Writes the encoder of a run's newest whole checkpoint, or of one checkpoint, to out; returns its metadata.
 
-    source: a run folder, its `checkpoints` folder or a checkpoint folder. A ResNet with the ImageNet stem loads
+    source: a run folder, its `checkpoints` folder or a checkpoint folder. A plain ResNet with the ImageNet stem loads
     strictly into torchvision's model of that name, and a ViT into torchvision's VisionTransformer, with a classifier of
     zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
     says how images are to be prepared: size (pixels), mean and std (of 0..1), and the recipe, step, and what the file
     loads into.
+    whole: all of the method instead, for another run to start from or be taught by: `method.` and the names of its
+    state dict, but for what differs by rank, such as a sharded queue.
     report: told of the damaged checkpoints that are passed over. Raises Refusal.
     """
-    _check_out(out, force)
+    check_out(out, force)
     saved = _open(source, report)
     recipe = saved.meta.get("recipe")
     if recipe is None:
         raise Refusal(
             f"checkpoint {saved.folder} says nothing of its recipe; export one that `kilobatch train` has made"
         )
-    encoder, views = recipe["encoder"], recipe["data"]["views"]
-    tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
-    loads_into = "methods.encoders.build"
-    if encoder["name"].startswith("resnet") and encoder["stem"] == "imagenet":
-        tensors, loads_into = torchvision_state_dict(tensors), f"torchvision.models.{encoder['name']}"
-    elif encoder["name"] in SIZES:
-        features, blocks, heads = SIZES[encoder["name"]]
-        tensors = torchvision_vit_state_dict(tensors, views["size"])
-        loads_into = (
-            f"torchvision.models.VisionTransformer(image_size={views['size']}, patch_size={PATCH}, "
-            f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
-        )
-    metadata = {
-        "format": "pt",
-        "loads_into": loads_into,
-        "encoder": encoder["name"],
-        "method": recipe["method"]["name"],
-        "step": str(saved.step),
-        **{name: json.dumps(views[name]) for name in ("size", "mean", "std")},
-        "recipe": json.dumps(recipe),
-    }
-    _write(out, tensors, metadata)
+    if whole:
+        tensors = {name: saved.whole(name) for name in saved.names() if name.startswith(METHOD)}
+        metadata = whole_metadata(recipe, saved.step, saved.meta.get("images", 0), saved.meta.get("classes", 0))
+    else:
+        tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
+        tensors, loads_into = _for_others(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
+        metadata = _metadata(recipe, saved.step, "encoder", loads_into)
+    write(out, tensors, metadata)
     return metadata
 
 
-def _check_out(out: Path, force: bool) -> None:
+def whole_metadata(recipe: dict[str, Any], step: int, images: int, classes: int) -> dict[str, str]:
+    """Of a file with all of a method. images, classes: of the data that it was trained on; 0: unknown."""
+    told = _metadata(recipe, step, "method", f"kilobatch, as method {recipe['method']['name']}")
+    return {**told, "images": str(images), "classes": str(classes)}
+
+
+def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) -> dict[str, str]:
+    views = recipe["data"]["views"]
+    return {
+        "format": "pt",
+        "content": content,
+        "loads_into": loads_into,
+        "encoder": recipe["encoder"]["name"],
+        "method": recipe["method"]["name"],
+        "step": str(step),
+        **{name: json.dumps(views[name]) for name in ("size", "mean", "std")},
+        "recipe": json.dumps(recipe),
+    }
+
+
+def _for_others(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) -> tuple[dict[str, Tensor], str]:
+    """The encoder's tensors under the names that other programs know, where they know it, and what they load into."""
+    name, sk_ratio = encoder["name"], encoder.get("sk_ratio", 0.0)
+    if name.startswith("resnet") and encoder["stem"] == "imagenet":
+        width = len(tensors["bn1.weight"]) // 64
+        if width == 1 and not sk_ratio:
+            return torchvision_state_dict(tensors), f"torchvision.models.{name}"
+        return tensors, f"methods.resnet.resnet({name.removeprefix('resnet')}, width={width}, sk_ratio={sk_ratio:g})"
+    if name in SIZES:
+        features, blocks, heads = SIZES[name]
+        return torchvision_vit_state_dict(tensors, size), (
+            f"torchvision.models.VisionTransformer(image_size={size}, patch_size={PATCH}, "
+            f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
+        )
+    return tensors, "methods.encoders.build"
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raises Refusal where out cannot be a new .safetensors file."""
     if out.is_dir():
         raise Refusal(f"{out} is a folder; name a file in it, such as {out / 'encoder.safetensors'}")
     if out.suffix != ".safetensors":
@@ -79,7 +110,8 @@ def _open(source: Path, report: Callable[[str], None]) -> Saved:
     return open_saved(path, verify=False)  # newest has just verified it
 
 
-def _write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Whole or not at all. Raises Refusal where the disk does not take it."""
     try:
         write_whole(out, [save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)])
     except OSError as error:

@@ -3,6 +3,7 @@ from typing import get_args
 import pytest
 import torch
 import torchvision
+from pydantic import ValidationError
 from torch import nn
 from torch.testing import assert_close
 
@@ -34,7 +35,7 @@ def test_resnets_load_strictly_into_torchvisions_and_agree(name: str) -> None:
 
 
 def test_cifar_stem_keeps_the_side() -> None:
-    encoder = build(EncoderOptions(name="resnet18", stem="cifar", norm="local", zero_init=True, width=16))
+    encoder = build(EncoderOptions(name="resnet18", stem="cifar", norm="local", zero_init=True))
     seen: list[torch.Size] = []
     encoder.get_submodule("layer1").register_forward_hook(lambda m, args, out: seen.append(out.shape))
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 512)
@@ -43,17 +44,26 @@ def test_cifar_stem_keeps_the_side() -> None:
 
 def test_zero_init_starts_blocks_as_the_identity() -> None:
     for zero_init in (True, False):
-        encoder = build(EncoderOptions(name="resnet50", stem="imagenet", norm="local", zero_init=zero_init, width=16))
+        encoder = build(EncoderOptions(name="resnet50", stem="imagenet", norm="local", zero_init=zero_init))
         zeros = [n for n, p in encoder.named_parameters() if n.endswith("weight") and not p.any()]
         assert len(zeros) == (16 if zero_init else 0)
         assert all(name.endswith("bn3.weight") for name in zeros)
 
 
-@pytest.mark.parametrize("width", [4, 16])
-def test_convnet(width: int) -> None:
+@pytest.mark.parametrize("width", [4, None])
+def test_convnet(width: int | None) -> None:
     encoder = build(EncoderOptions(name="convnet", stem="imagenet", norm="local", zero_init=True, width=width))
-    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, encoder.features) == (2, 8 * width)
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, encoder.features) == (2, 8 * (width or 16))
     assert sum(isinstance(m, nn.Conv2d) for m in encoder.modules()) == 6
+
+
+def test_width_is_in_channels_for_convnets_and_a_factor_for_resnets() -> None:
+    with torch.device("meta"):
+        encoder = build(EncoderOptions(name="resnet34", width=2))
+    assert encoder.features == 1024 and encoder.get_parameter("conv1.weight").shape == (128, 3, 7, 7)
+    for wrong in ({"name": "resnet18", "width": 16}, {"name": "vit_small", "width": 2}):
+        with pytest.raises(ValidationError, match=f"width {wrong['width']} for {wrong['name']}"):
+            EncoderOptions.model_validate(wrong)
 
 
 def test_the_options_name_every_encoder() -> None:

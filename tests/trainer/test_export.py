@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import methods.resnet
 from data.refusal import Refusal
 from methods.encoder_options import EncoderOptions
 from methods.encoders import build
@@ -35,8 +36,9 @@ def trained(folder: Path, options: EncoderOptions, steps: tuple[int, ...] = (40,
         pieces["method.head.weight"] = pieces["optimizer.momentum_buffer.encoder.conv1.weight"] = Piece.of(
             torch.ones(3)
         )
+        pieces["method.queue.keys"] = Piece.of(torch.ones(3), own=True)
         for rank in ranks:
-            rank.save(step, pieces, {"recipe": recipe})
+            rank.save(step, pieces, {"recipe": recipe, "images": 1437, "classes": 10})
         for rank in ranks:
             rank.close()
     return encoder
@@ -81,6 +83,35 @@ def test_other_encoders_keep_their_own_names(tmp_path: Path) -> None:
     again.load_state_dict(load_file(tmp_path / "e.safetensors"), strict=True)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("options", [{"name": "resnet18", "width": 2}, {"name": "resnet50", "sk_ratio": 0.0625}])
+def test_big_resnets_say_what_they_load_into(tmp_path: Path, options: dict[str, Any]) -> None:
+    encoder = trained(tmp_path, EncoderOptions.model_validate(options), steps=(1,))
+    metadata = export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)
+    again = eval(metadata["loads_into"], {"methods": methods})
+    again.load_state_dict(load_file(tmp_path / "e.safetensors"), strict=True)
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_max_pool_padded_otherwise_is_no_network_of_torchvisions(tmp_path: Path) -> None:
+    trained(tmp_path, EncoderOptions(name="resnet18", stem="imagenet_same"), steps=(1,))
+    assert export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)["loads_into"] == "methods.encoders.build"
+    assert "fc.weight" not in load_file(tmp_path / "e.safetensors")
+
+
+def test_all_of_a_method(tmp_path: Path) -> None:
+    """What all ranks hold, under its own names; no optimizer, and nothing that differs by rank."""
+    encoder = trained(tmp_path, EncoderOptions(name="resnet18"), steps=(7,))
+    metadata = export(tmp_path, tmp_path / "all.safetensors", whole=True, report=pytest.fail)
+    found = load_file(tmp_path / "all.safetensors")
+    names = {f"method.encoder.{name}" for name in encoder.state_dict()}
+    assert {*found} == names | {"method.head.weight"} and torch.equal(found["method.head.weight"], torch.ones(3))
+    assert torch.equal(found["method.encoder.conv1.weight"], encoder.get_parameter("conv1.weight"))
+    assert metadata["content"] == "method" and metadata["step"] == "7"
+    assert (metadata["images"], metadata["classes"]) == ("1437", "10")
+    assert json.loads(metadata["recipe"])["encoder"]["name"] == "resnet18"
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud(tmp_path: Path) -> None:
