@@ -45,7 +45,7 @@ class InstanceDiscrimination(Method):
         self.head = nn.Linear(encoder.features, dim)
         self.nce = NCE(noise, temperature) if form == "nce" else None
 
-    def prepare(self, images: int) -> None:
+    def prepare(self, images: int, classes: int) -> None:
         self.bank = Bank(images, self.dim)
 
     def embed(self, views: Tensor) -> Tensors:

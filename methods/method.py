@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from data.batch import Batch
 
 Tensors = Mapping[str, Tensor]  # every tensor leads with the sample axis, so that chunks concatenate
+Trained = Callable[[str], "Method"]  # a reference that a recipe holds (run, checkpoint or file) -> what it left
 
 
 class Memory(nn.Module):
@@ -33,6 +34,9 @@ class Method(nn.Module):
 
     views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
     jigsaw: ClassVar[bool] = False  # whether the second view is to be shuffled patches: data/jigsaw.py
+    classifies: ClassVar[bool] = False  # whether it has logits
+    classes: int = 0  # that it tells apart, if it classifies
+    unadapted: ClassVar[tuple[str, ...]] = ()  # names of weights whose steps LARS and LAMB leave as SGD and Adam do
     encoder: nn.Module  # what is kept when training ends
     whole_batch: str = ""  # why its batch cannot be computed in chunks, as a clause; "": it can
 
@@ -46,8 +50,17 @@ class Method(nn.Module):
         """Names of the buffers that differ by rank."""
         return frozenset(f"{name}.{buffer}" for name, memory in self.sharded.items() for buffer in memory.state_dict())
 
-    def prepare(self, images: int) -> None:
-        """Once, before it is trained: makes what depends on the number of training images."""
+    def prepare(self, images: int, classes: int) -> None:
+        """Once, after the constructor, for training and evaluation alike: makes what depends on the number of training
+        images and of their classes."""
+
+    def take(self, trained: Trained, fresh: bool) -> None:
+        """Once, before it is trained, after prepare: takes from other runs what its options name.
+
+        trained(where) is a method as training left it, on the CPU, in eval mode and without gradients. Starting weights
+        are taken where `fresh` (training begins, from no checkpoint of its own), and what teaches it always. Raises
+        Refusal for what does not fit.
+        """
 
     def forward(self, views: Tensor) -> Tensors:
         return self.embed(views)
@@ -74,3 +87,7 @@ class Method(nn.Module):
     def represent(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W) -> (N, D) features that evaluators read."""
         return self.encoder(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> (N, classes), of a method that classifies: log-probabilities but for a constant."""
+        raise NotImplementedError

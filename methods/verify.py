@@ -21,6 +21,11 @@ Loss = Callable[[Method, Tensors, Tensors], Tensor]  # method, z, t -> 0-dim
 TEMPERATURE = 0.2
 
 
+def no_labels(samples: int) -> Tensor:
+    """(samples,) int64: what a method that reads no labels is given."""
+    return torch.zeros(samples, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Construction:
     """loss: of one rank's samples; formula: what it should be, of all samples in one process; right: whether it is."""
@@ -37,21 +42,28 @@ class Standard:
 
     formula: of all samples in one process. held: the rows (m, D) that a rank remembers; remembered: those of all ranks
     after one step's update, by plain code from the method before it, z and t, in one process, in any order.
+    views: of each sample; labels: of all samples, (samples,) int64, by their number.
     """
 
     build: Callable[[Mode], Method]
     formula: Loss
     constructions: tuple[Construction, ...] = ()
     samples: int = 16  # of the global batch
+    views: int = 2
+    labels: Callable[[int], Tensor] = no_labels
     held: Callable[[Method], Tensor] | None = None
     remembered: Callable[[Method, Tensors, Tensors], Tensor] | None = None
 
 
+def known() -> list[str]:
+    """The methods that have a standard."""
+    return [module.name for module in pkgutil.iter_modules(formulas.__path__)]
+
+
 def standard(method: str) -> Standard:
     """Raises Refusal for a method that has none."""
-    known = [module.name for module in pkgutil.iter_modules(formulas.__path__)]
-    if method not in known:
-        raise Refusal(f"there is no parity table for '{method}'{did_you_mean(method, known)}")
+    if method not in known():
+        raise Refusal(f"there is no parity table for '{method}'{did_you_mean(method, known())}")
     return importlib.import_module(f"methods.formulas.{method}").STANDARD
 
 

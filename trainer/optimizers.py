@@ -18,10 +18,11 @@ def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:
 
 
 def build(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Optimizer:
-    """An optimizer over the module's trainable parameters, with scaled_lr, in two groups.
+    """An optimizer over the module's trainable parameters, with scaled_lr, in two groups, or three.
 
-    Those with one dimension or none (biases, norms, scales) have no decay and, in LARS and LAMB, no adaptation. Each
-    group's "names" are its parameters' names. Put the module on its device first.
+    Those with one dimension or none (biases, norms, scales) have no decay and, in LARS and LAMB, no adaptation; those
+    that the module names as `unadapted` have decay alone. Each group's "names" are its parameters' names. Put the
+    module on its device first.
     """
     groups = [group for group in parameter_groups(module, options.weight_decay) if group["params"]]
     lr = scaled_lr(options, global_batch)
@@ -50,7 +51,8 @@ def build(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Op
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The decayed and adapted parameters, then the excluded ones; either may be empty."""
+    """The decayed and adapted parameters, then the decayed ones, then the excluded ones; any may be empty."""
+    plain = getattr(module, "unadapted", ())
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
     def group(members: list[tuple[str, nn.Parameter]], decay: float, adapt: bool) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         return {"params": params, "names": names, "weight_decay": decay, "adapt": adapt}
 
     return [
-        group([(name, p) for name, p in named if p.ndim > 1], weight_decay, True),
+        group([(name, p) for name, p in named if p.ndim > 1 and name not in plain], weight_decay, True),
+        group([(name, p) for name, p in named if p.ndim > 1 and name in plain], weight_decay, False),
         group([(name, p) for name, p in named if p.ndim <= 1], 0.0, False),
     ]

@@ -22,7 +22,7 @@ def build(mode: Mode) -> Method:
     method = InstanceDiscrimination(
         ConvNet(4, mode), noise=NOISE, temperature=TEMPERATURE, momentum=MOMENTUM, proximal=PROXIMAL, dim=8
     )
-    method.prepare(IMAGES)
+    method.prepare(IMAGES, 1)
     return method
 
 

@@ -17,7 +17,7 @@ PRETEXT = 0.3
 
 def build(mode: Mode) -> Method:
     method = PIRL(ConvNet(4, mode), form="softmax", temperature=TEMPERATURE, momentum=MOMENTUM, pretext=PRETEXT, dim=8)
-    method.prepare(IMAGES)
+    method.prepare(IMAGES, 1)
     return method
 
 

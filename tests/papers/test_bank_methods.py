@@ -86,7 +86,7 @@ def test_instance_discrimination_trains_as_its_authors(form: str) -> None:
         momentum=MOMENTUM,
         dim=DIM,
     )
-    method.prepare(IMAGES)
+    method.prepare(IMAGES, 1)
     method.double()
     theirs, lemniscate = copy.deepcopy(nn.Sequential(method.encoder, method.head)), NCEAverage(method.bank.rows)
     ours_optimizer = torch.optim.SGD(method.parameters(), LR)
@@ -108,7 +108,7 @@ def test_instance_discrimination_trains_as_its_authors(form: str) -> None:
 def test_pirl_trains_as_its_authors() -> None:
     torch.manual_seed(0)
     method = PIRL(ConvNet(2), noise=NOISE, temperature=TEMPERATURE, momentum=MOMENTUM, pretext=0.3, dim=DIM)
-    method.prepare(IMAGES)
+    method.prepare(IMAGES, 1)
     method.double()
     theirs = copy.deepcopy(method)
     nce_average = NCEAverage(method.bank.rows)

@@ -26,7 +26,7 @@ IMAGES, BATCH, SAVED, END = 31, 12, 3, 6
 def make(seed: int = 0, images: int = IMAGES) -> Engine:
     torch.manual_seed(seed)
     method = PIRL(ConvNet(2, "global"), noise=20, temperature=0.2, dim=6)
-    method.prepare(images)
+    method.prepare(images, 1)
     optimizer = build(OptimizerOptions(name="sgd", lr=0.1), method, BATCH)
     return Engine(method, optimizer, EngineOptions(), torch.device("cpu"), BATCH // dist.get_world_size())
 

@@ -21,7 +21,7 @@ from trainer.crc32c import crc32c
 from trainer.tensorflow_bundle import Bundle, find
 from trainer.tensorflow_names import read
 
-REAL = Path(__file__).parent / "tensorflow"
+REAL = Path(__file__).parent / "tensorflow_checkpoint"
 NAME = "model.ckpt-250228"
 
 

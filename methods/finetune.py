@@ -1,0 +1,116 @@
+"""Fine-tuning: Chen et al. 2020, SimCLRv2, arxiv.org/abs/2006.10029, section 2, "Fine-tuning".
+
+Authors' code: github.com/google-research/simclr, run.py with --train_mode=finetune and --ft_proj_selector.
+"""
+
+from typing import Annotated, ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from data.batch import Batch
+from data.refusal import Refusal
+from methods.classifier import Classifier, refuse_unlabelled
+from methods.encoder import Encoder
+from methods.heads import ProjectionHead, hidden_layers
+from methods.method import Method, Tensors, Trained
+from methods.reference_options import Reference
+
+
+class FineTune(Method):
+    """The encoder, the first `layer` layers of the projection head and a linear classifier, all trained on labels.
+
+    start: run or file whose encoder and head it begins with; None: from scratch. layer: 0 drops the whole head, as
+    is usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. Norms take
+    their batch's statistics while training, as the authors' do, and LARS does not adapt the classifier's steps (their
+    exclude_from_weight_decay, "head_supervised"). Every training image has a label.
+    """
+
+    views: ClassVar[int | None] = 1
+    classifies: ClassVar[bool] = True
+    unadapted: ClassVar[tuple[str, ...]] = ("classifier.weight",)
+    classifier: Classifier
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        start: Reference | None = None,
+        layer: Annotated[int, Field(ge=0)] = 1,
+        hidden: Annotated[int, Field(gt=0)] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.start, self.layer = encoder, start, layer
+        width = hidden or encoder.features
+        self.hidden_layers = hidden_layers(encoder.features, width, layer, encoder.norm)
+        self.features = width if layer else encoder.features  # that the classifier reads
+
+    def prepare(self, images: int, classes: int) -> None:
+        if classes < 2:
+            raise Refusal(
+                f"data.train has {classes} classes, and there is nothing to tell apart; a folder: source needs a "
+                "folder for each class"
+            )
+        self.classes = classes
+        self.classifier = Classifier(self.features, classes, zero=self.start is not None)
+
+    def take(self, trained: Trained, fresh: bool) -> None:
+        if fresh and self.start is not None:
+            begin(self, trained(self.start), self.start)
+
+    def represent(self, images: Tensor) -> Tensor:
+        return self.hidden_layers(self.encoder(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.classifier(self.represent(images))
+
+    def embed(self, views: Tensor) -> Tensors:
+        return {"logits": self.logits(views[:, 0])}  # (N, classes)
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        refuse_unlabelled(batch.label)
+        return F.cross_entropy(z["logits"], batch.label)
+
+
+def begin(method: FineTune, source: Method, where: str) -> None:
+    """Copies encoder and first layers of the head, running statistics too, from what `where` left. Raises Refusal
+    where they do not fit."""
+    _copy(
+        method.encoder,
+        source.encoder,
+        f"method.start '{where}' has another encoder",
+        "give this recipe the section encoder of what it starts from",
+    )
+    theirs = _hidden_layers(source)
+    if method.layer > (count := len(theirs) // 3):
+        raise Refusal(
+            f"method.layer is {method.layer}, but method.start '{where}' has {count} layers of a projection head to "
+            f"keep (its last, which makes the projections, is not among them); use method.layer={count}"
+        )
+    if method.layer:
+        _copy(
+            method.hidden_layers,
+            theirs[: 3 * method.layer],
+            f"method.start '{where}' has a head of another width",
+            f"use method.hidden={len(next(theirs.parameters()))}",
+        )
+
+
+def _hidden_layers(source: Method) -> nn.Sequential:
+    """All layers of a projection head but the last, or those that a fine-tuned one kept."""
+    if isinstance(source, FineTune):
+        return source.hidden_layers
+    head = getattr(source, "head", None)
+    return head.first(head.hidden_count) if isinstance(head, ProjectionHead) else nn.Sequential()
+
+
+def _copy(mine: nn.Module, theirs: nn.Module, differs: str, way_out: str) -> None:
+    """Raises Refusal for the first tensor that only one has, or that has another shape."""
+    here, there = ({name: tuple(x.shape) for name, x in module.state_dict().items()} for module in (mine, theirs))
+    for name in {**there, **here}:
+        if here.get(name) != there.get(name):
+            raise Refusal(
+                f"{differs}: its {name} is {there.get(name, 'absent')}, here {here.get(name, 'absent')}; {way_out}"
+            )
+    mine.load_state_dict(theirs.state_dict())

@@ -1,0 +1,57 @@
+"""Fine-tuning's formula, cross-entropy; and a construction that loses a part of its gradient."""
+
+import torch
+from torch import Tensor, nn
+
+from methods import across
+from methods.convnet import ConvNet
+from methods.encoder_options import Mode
+from methods.finetune import FineTune
+from methods.method import Method, Tensors
+from methods.verify import Construction, Standard, own_slice
+
+SAMPLES, CLASSES = 16, 5
+
+
+def labels(samples: int) -> Tensor:
+    return torch.arange(samples) * 7 % CLASSES
+
+
+def built(method: FineTune) -> FineTune:
+    """With a classifier whose logits are no longer nearly equal."""
+    method.prepare(SAMPLES, CLASSES)
+    nn.init.normal_(method.classifier.weight)
+    return method
+
+
+def build(mode: Mode) -> Method:
+    return built(FineTune(ConvNet(4, mode), layer=1, hidden=10))
+
+
+def cross_entropies(logits: Tensor, label: Tensor) -> Tensor:
+    """(n,) -log softmax(logits)_label."""
+    e = logits.exp()
+    return -(e[torch.arange(len(e)), label] / e.sum(1)).log()
+
+
+def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    n = len(z["logits"])
+    return cross_entropies(z["logits"], labels(SAMPLES)[across.own(n)]).mean()
+
+
+STANDARD = Standard(
+    build,
+    formula,
+    constructions=(
+        Construction("the mean of each rank's own images", formula, formula, True),
+        Construction(
+            "whole loss on every rank, own slice",
+            lambda method, z, t: cross_entropies(own_slice(z["logits"]), labels(SAMPLES)).mean(),
+            formula,
+            False,
+        ),
+    ),
+    samples=SAMPLES,
+    views=1,
+    labels=labels,
+)
