@@ -12,6 +12,8 @@ from data.images import BrokenImage, Stored, encode
 class Arrays:
     """images: (N, H, W, 3) uint8 RGB, or (N, H, W) grey; labels: (N,) integers, positions in `classes`."""
 
+    names = None
+
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]):
         assert len(images) == len(labels) and images.dtype == np.uint8 and images.ndim in (3, 4)
         self.images, self.labels, self.classes = images, labels, classes

@@ -1,6 +1,7 @@
 """What is done to cut-out views on an accelerator: torch, batched, with each image's own parameters.
 
-The same operations, order and draws as augment_planar.py. The keys stay on the host, where what is drawn is known
+The same operations, order and draws as augment_planar.py; where there are kernels (kernels/photometric.py) and no
+affine moves, those do it. The keys stay on the host, where what is drawn is known
 without waiting for the device: so each operation runs only on the images that drew it.
 """
 
@@ -11,14 +12,24 @@ from torch.nn import functional as F
 from data import plan as columns
 from data.blur_planar import REACH
 from data.drawn import all_drawn
+from data.kernels.chosen import fused
 from data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, ORDERS
 from data.views import Views
 
 GREY = (0.2989, 0.587, 0.114)
 
 
-def augment(images: Tensor, keys: Tensor, views: Views) -> Tensor:
-    """images (N, V, 3, H, W) uint8 on any device, keys (N, V) int64 on the host -> the views, float32, normalised."""
+def augment(images: Tensor, keys: Tensor, views: Views, dtype: torch.dtype = torch.float32) -> Tensor:
+    """images (N, V, 3, H, W) uint8 on any device, keys (N, V) int64 on the host -> the views, normalised."""
+    if fused("augmentation", images.device, "affine moves have no kernel" if views.affine else None):
+        from data.kernels import photometric
+
+        return photometric.augment(images, keys, views, dtype)
+    return augment_by_torch(images, keys, views).to(dtype)
+
+
+def augment_by_torch(images: Tensor, keys: Tensor, views: Views) -> Tensor:
+    """As augment, float32."""
     plans = torch.from_numpy(views.plans())  # (V, COLUMNS)
     drawn = all_drawn(keys, plans).flatten(0, 1)  # (M, DRAWN), M = N * V
     plans = plans.repeat(len(images), 1)  # (M, COLUMNS): each view's
@@ -107,15 +118,23 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
 def blur(x: Tensor, sigma: Tensor, radius: Tensor) -> Tensor:
     """(M, 3, H, W), (M,) and (M,) pixels: each image by its own sigma, with a kernel cut as in blur_planar.taps."""
     m, _, height, width = x.shape
-    reach = torch.minimum(radius, torch.ceil(REACH * sigma))
-    most = int(reach.max())
-    taps = torch.arange(-most, most + 1)
-    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2) * (taps.abs() <= reach[:, None])
-    weights = (weights / weights.sum(1, keepdim=True)).to(x.dtype).to(x.device, non_blocking=True)  # (M, 2 most + 1)
+    weights, _ = taps(sigma, radius)
+    most = weights.shape[1] - 1
+    weights = torch.cat([weights.flip(1)[:, :-1], weights], 1)  # (M, 2 most + 1)
+    weights = weights.to(x.dtype).to(x.device, non_blocking=True)
     kernel = weights.repeat_interleave(3, dim=0)[:, None, None, :]  # (M * 3, 1, 1, taps)
     x = F.pad(x, (most,) * 4, mode="reflect").view(1, 3 * m, height + 2 * most, width + 2 * most)
     x = F.conv2d(x, kernel, groups=3 * m)
     return F.conv2d(x, kernel.transpose(2, 3), groups=3 * m).view(m, 3, height, width)
+
+
+def taps(sigma: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """(M,), (M,) pixels -> weights (M, 1 + the farthest reach) of the middle and of the taps to one side, and each
+    one's reach (M,); as blur_planar.taps."""
+    reach = torch.minimum(radius, torch.ceil(REACH * sigma))
+    away = torch.arange(int(reach.max()) + 1)
+    weights = torch.exp(-0.5 * (away / sigma[:, None]) ** 2) * (away <= reach[:, None])
+    return weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1]), reach
 
 
 def move(x: Tensor, drawn: Tensor, fill: float) -> Tensor:

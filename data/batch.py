@@ -9,8 +9,8 @@ from torch import Tensor
 class Batch:
     """This rank's part of one global batch.
 
-    views: (N, V, 3, H, W) float32, normalised; index: (N,) int64, which samples of the dataset these are;
-    label: (N,) int64.
+    views: (N, V, 3, H, W) floating, normalised; index: (N,) int64, which samples of the dataset these are;
+    label: (N,) int64, -1 for an image that has none.
     """
 
     views: Tensor

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.refusal import Refusal, did_you_mean
@@ -57,10 +58,15 @@ class Info(BaseModel):
     max_side: int | None
     quality: int
     skipped: list[str]
+    names_sha256: str | None = None  # of the list of the images' names beside it; None: they have none
 
 
 def note_of(beton: Path) -> Path:
     return beton.with_name(beton.name + ".json")
+
+
+def names_file(beton: Path) -> Path:
+    return beton.with_name(beton.name + ".names")
 
 
 def fields() -> np.ndarray:
@@ -102,7 +108,35 @@ def verify(path: Path, full: bool = False) -> Info:
             found = checksum(file)
         if found != info.sha256:
             raise Refusal(f"{path} is damaged: its SHA-256 is {found[:16]}…, should be {info.sha256[:16]}…; {again}")
+        if info.names_sha256 is not None:
+            names_of(path)
     return info
+
+
+def labels_of(path: Path) -> NDArray[np.int64]:
+    """(samples,) the labels in a .beton. Raises Refusal as verify."""
+    samples = verify(path).samples
+    rows = np.fromfile(path, SAMPLE, samples, offset=HEADER.itemsize + len(FIELDS) * FIELD.itemsize)
+    return rows["label"].astype(np.int64)
+
+
+def names_of(path: Path) -> list[str]:
+    """The names of a .beton's images: paths within the folder that it was made from. Raises Refusal where it has none,
+    or where the file with them is not the one that was written with it."""
+    info, names = verify(path), names_file(path)
+    if info.names_sha256 is None:
+        raise Refusal(
+            f"{path} does not know the names of its images: it was made from a source without any, or before names "
+            f"were kept; convert the folder again: kilobatch convert folder:PATH {path}"
+        )
+    again = f"convert the folder again, or copy {names.name} together with {path.name}"
+    try:
+        data = names.read_bytes()
+    except OSError as error:
+        raise Refusal(f"{names} cannot be read: {error.strerror}; {again}") from None
+    if hashlib.sha256(data).hexdigest() != info.names_sha256:
+        raise Refusal(f"{names} is not the one that was written with {path.name}: its SHA-256 differs; {again}")
+    return data.decode().split("\n")[:-1]
 
 
 def _header(path: Path) -> np.void:

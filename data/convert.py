@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
-from data.beton import NOTE_FORMAT, Info, Writer, checksum, note_of, verify
+from data.beton import NOTE_FORMAT, Info, Writer, checksum, names_file, note_of, verify
 from data.images import LONGEST, BrokenImage, Stored
 from data.refusal import Refusal
 from data.sources import Source, Split, open_source
@@ -38,31 +38,35 @@ def convert(
     skip_broken: bool = False,
     progress: bool = True,
 ) -> Info:
-    """Writes `source` as FFCV's .beton with fields image and label, and `out`.json beside it; replaces what was there.
+    """Writes `source` as FFCV's .beton with fields image and label, and beside it `out`.json and, where the images have
+    names, `out`.names; replaces what was there.
 
     JPEG files of up to `max_side` pixels are kept byte for byte, other photos become JPEGs of `quality`, images of up
     to 64 pixels are stored as pixels. Broken images are left out with `skip_broken`; else, all of them found, refused.
     A killed conversion leaves `out`.partial, which the next one to the same place overwrites. Raises Refusal.
     """
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    partial, partial_note = (path.with_name(path.name + ".partial") for path in (out, note_of(out)))
+    beside = out, names_file(out), note_of(out)
+    partial, partial_names, partial_note = (path.with_name(path.name + ".partial") for path in beside)
     try:
         _check(out, max_side, quality, threads)
         with _claimed(partial) as file:
             try:
-                info = _write(source, file, out, max_side, quality, threads, skip_broken, progress)
-                with partial_note.open("w") as note:
-                    note.write(info.model_dump_json(indent=1) + "\n")
-                    note.flush()
-                    os.fsync(note.fileno())
+                info, names = _write(source, file, out, max_side, quality, threads, skip_broken, progress)
+                if info.names_sha256 is not None:
+                    _write_synced(partial_names, names)
+                _write_synced(partial_note, (info.model_dump_json(indent=1) + "\n").encode())
             except BaseException:
-                partial.unlink(missing_ok=True)
-                partial_note.unlink(missing_ok=True)
+                for path in (partial, partial_names, partial_note):
+                    path.unlink(missing_ok=True)
                 raise
             # The note goes first and comes last: whenever this is killed, no note lies beside another file's bytes.
             note_of(out).unlink(missing_ok=True)
             sync_folder(out.parent)
             partial.replace(out)
+            names_file(out).unlink(missing_ok=True)
+            if info.names_sha256 is not None:
+                partial_names.replace(names_file(out))
             partial_note.replace(note_of(out))
             sync_folder(out.parent)
     except OSError as error:
@@ -82,22 +86,25 @@ def _write(
     threads: int,
     skip_broken: bool,
     progress: bool,
-) -> Info:
-    """Fills the empty file and syncs it."""
+) -> tuple[Info, bytes]:
+    """Fills the empty file and syncs it. Returns the note's content and that of the list of names."""
     writer = Writer(file, len(source))
+    names, kept = source.names, bytearray()
     broken: list[str] = []
     with _shown(len(source), out, progress) as advance:
-        for sample in _all_stored(source, max_side, quality, threads):
+        for i, sample in enumerate(_all_stored(source, max_side, quality, threads)):
             if isinstance(sample, BrokenImage):
                 broken.append(str(sample))
             elif skip_broken or not broken:  # after a broken one it will be refused, and only counts the others
                 stored, label = sample
                 writer.append(stored.mode, stored.width, stored.height, stored.data, label)
+                if names:
+                    kept += names[i].encode() + b"\n"
             advance()
     _judge(broken, len(source), skip_broken)
     table = writer.finish()
     os.fsync(file.fileno())
-    return Info(
+    info = Info(
         samples=writer.samples,
         classes=source.classes,
         bytes=file.seek(0, os.SEEK_END),
@@ -106,7 +113,16 @@ def _write(
         max_side=max_side,
         quality=quality,
         skipped=broken,
+        names_sha256=hashlib.sha256(kept).hexdigest() if names else None,
     )
+    return info, bytes(kept)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def prepare(spec: str, split: Split) -> Path:
@@ -122,6 +138,8 @@ def prepare(spec: str, split: Split) -> Path:
         return path
     source = open_source(spec, split)
     key = repr((NOTE_FORMAT, spec, split, PREPARED_SIDE, source.fingerprint()))
+    if source.names:
+        key += " with names"
     cache = Path(os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch").expanduser()
     out = cache / f"{spec.partition(':')[0]}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.beton"
     try:

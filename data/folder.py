@@ -54,6 +54,11 @@ class Folder:
             )
         self._labels = np.array(labels, np.int64)
 
+    @property
+    def names(self) -> list[str]:
+        """Paths within the folder, each on one line."""
+        return [_readable(file).replace("\n", "\\n").replace("\r", "\\r") for file in self._files]
+
     def __len__(self) -> int:
         return len(self._files)
 

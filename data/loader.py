@@ -13,6 +13,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.chance import keys
 from data.jigsaw import jigsaw
+from data.labels import UNLABELLED
 from data.order import block, cut, order
 from data.refusal import Refusal
 from data.views import Views
@@ -33,7 +34,10 @@ class Loader:
     epoch is dropped. Batches may be held.
 
     batch: the global one. jigsaw: the second view of each image is cut into patches and shuffled, as data/jigsaw.py has
-    it. Raises Refusal if the batch does not divide over the ranks, or if the file has fewer samples.
+    it. labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled,
+    else their label is -1. Either way Batch.index is the file's own, and so are the views that go by it.
+    dtype: of the views.
+    Raises Refusal if the batch does not divide over the ranks, or if there are fewer samples.
     """
 
     def __init__(
@@ -48,19 +52,29 @@ class Loader:
         threads: int,
         device: torch.device,
         jigsaw: bool = False,
+        labelled: NDArray[np.int64] | None = None,
+        drop_unlabelled: bool = False,
+        dtype: torch.dtype = torch.float32,
     ):
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
             raise Refusal(f"global batch {batch} does not divide over {world} ranks; use {near}")
         self.views, self.device, self.seed, self.jigsaw = views, device, seed, jigsaw
-        self.batch, self.rank, self.world = batch, rank, world
+        self.batch, self.rank, self.world, self.dtype = batch, rank, world, dtype
         self.beton = opened(beton, views, seed, 0, threads, device)
-        self.samples = self.beton.samples
+        self.of = labelled if drop_unlabelled else None  # what is trained on; None: all
+        self.samples = self.beton.samples if self.of is None else len(self.of)
         if self.samples < batch:
+            which = "samples" if self.of is None else "samples with labels"
             raise Refusal(
-                f"{beton} has {self.samples:,} samples, fewer than one global batch of {batch:,}; "
+                f"{beton} has {self.samples:,} {which}, fewer than one global batch of {batch:,}; "
                 f"set data.batch to at most {self.samples // world * world}, or use more images"
             )
+        self.hidden: Tensor | None = None  # (samples of the file,) bool, whose label is not to be seen
+        if labelled is not None and not drop_unlabelled:
+            self.hidden = torch.ones(self.beton.samples, dtype=torch.bool)
+            self.hidden[torch.from_numpy(labelled)] = False
+            self.hidden = self.hidden.to(device)
         self.steps_per_epoch = self.samples // batch
         self.stream: Stream | None = None
         self.next: tuple[int, int] | None = None  # epoch and step of the batch that the stream gives next
@@ -91,7 +105,7 @@ class Loader:
         for e in count(epoch):
             rows = cut(order(self.seed, e, self.samples), self.batch, self.rank, self.world)
             for step in range(first_step, len(rows)):
-                yield Work(e, step, rows[step])
+                yield Work(e, step, rows[step] if self.of is None else self.of[rows[step]])
             first_step = 0
 
     def steps(self, stream: "Stream", epoch: int, first_step: int) -> Iterator[Batch]:
@@ -102,10 +116,12 @@ class Loader:
             assert (work.epoch, work.step) == (epoch, step)
             last = step + 1 == self.steps_per_epoch
             self.next = (epoch + 1, 0) if last else (epoch, step + 1)
-            views = finished(views, work.index, self.views, self.seed, epoch)
+            views = finished(views, work.index, self.views, self.seed, epoch, self.dtype)
             if self.jigsaw:
                 names = keys(self.seed, epoch, torch.from_numpy(work.index), 2)[:, 1]
                 views = torch.stack([views[:, 0], jigsaw(views[:, 1], names)], 1)
+            if self.hidden is not None:
+                label = label.masked_fill(self.hidden[index], UNLABELLED)
             yield Batch(views, index, label)
 
     def close(self) -> None:
@@ -170,10 +186,17 @@ def opened(path: Path, views: Views, seed: int, central: float, threads: int, de
     return Beton(path, CutViews(path, views, seed, central, threads, device), device)
 
 
-def finished(views: Tensor, index: NDArray[np.int64], options: Views, seed: int, epoch: int) -> Tensor:
+def finished(
+    views: Tensor,
+    index: NDArray[np.int64],
+    options: Views,
+    seed: int,
+    epoch: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """On a CPU views arrive finished; on an accelerator what is left to do is done there, with keys on the host."""
     if views.dtype == torch.float32:
-        return views
+        return views.to(dtype)
     from data.augment_batched import augment
 
-    return augment(views, keys(seed, epoch, torch.from_numpy(index), options.count), options)
+    return augment(views, keys(seed, epoch, torch.from_numpy(index), options.count), options, dtype)

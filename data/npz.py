@@ -31,16 +31,7 @@ def open_npz(path: Path, split: str) -> Arrays:
         labels = _labels(labels, path, y)
         if len(images) != len(labels):
             raise Refusal(f"npz:{path}: {x} has {len(images):,} images, {y} has {len(labels):,} labels; give one each")
-        highest = max(int(_labels(_array(file, path, key), path, key).max()) for key in _label_keys(file))
-        classes = [str(label) for label in range(highest + 1)]
-        if "class_names" in file.files:
-            classes = [str(name) for name in _array(file, path, "class_names").reshape(-1)]
-            if len(classes) <= highest:
-                raise Refusal(
-                    f"npz:{path}: class_names has {len(classes)} names, but the labels go up to {highest}; "
-                    "give a name for each, or leave class_names out"
-                )
-    return Arrays(images, labels, classes)
+        return Arrays(images, labels, _classes(file, path))
 
 
 def count_npz(path: Path, split: str) -> int:
@@ -48,6 +39,25 @@ def count_npz(path: Path, split: str) -> int:
     with _opened(path) as file:
         key = _keys(file, path, split)[1]
         return len(_labels(_array(file, path, key), path, key))
+
+
+def classes_of_npz(path: Path) -> list[str]:
+    """The classes' names that open_npz will find, read from the labels alone."""
+    with _opened(path) as file:
+        return _classes(file, path)
+
+
+def _classes(file: np.lib.npyio.NpzFile, path: Path) -> list[str]:
+    highest = max(int(_labels(_array(file, path, key), path, key).max()) for key in _label_keys(file))
+    if "class_names" not in file.files:
+        return [str(label) for label in range(highest + 1)]
+    classes = [str(name) for name in _array(file, path, "class_names").reshape(-1)]
+    if len(classes) <= highest:
+        raise Refusal(
+            f"npz:{path}: class_names has {len(classes)} names, but the labels go up to {highest}; "
+            "give a name for each, or leave class_names out"
+        )
+    return classes
 
 
 def _opened(path: Path) -> np.lib.npyio.NpzFile:

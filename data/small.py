@@ -11,6 +11,7 @@ from data.refusal import Refusal
 DIGITS_SIZES = {"train": 1437, "test": 360}
 DIGITS_SIDE = 32
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
+CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from data.beton import verify
 from data.folder import Folder
 from data.images import Stored
-from data.npz import count_npz, open_npz
+from data.npz import classes_of_npz, count_npz, open_npz
 from data.refusal import Refusal, did_you_mean
-from data.small import CIFAR_SIZES, DIGITS_SIZES, cifar_folder, open_cifar, open_digits
+from data.small import CIFAR_CLASSES, CIFAR_SIZES, DIGITS_SIZES, cifar_folder, open_cifar, open_digits
 
 Split = Literal["train", "test"]
 FORMS = {
@@ -32,6 +32,11 @@ class Source(Protocol):
     @property
     def classes(self) -> list[str]:
         """Names; a label is a position in this list."""
+        ...
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the images; None where they have none."""
         ...
 
     def __len__(self) -> int: ...
@@ -74,6 +79,27 @@ def count(spec: str, split: Split) -> int:
         return count_npz(where, split)
     cifar_folder(scheme, where)
     return CIFAR_SIZES[split]
+
+
+def count_classes(spec: str, split: Split) -> int:
+    """How many classes a source or a .beton file has; as count."""
+    if spec.endswith(".beton"):
+        return len(verify(Path(spec).expanduser()).classes)
+    scheme, where = _parse(spec)
+    if scheme == "digits":
+        return 10
+    if scheme == "folder":
+        return len(Folder(where, split).classes)
+    if scheme == "npz":
+        return len(classes_of_npz(where))
+    cifar_folder(scheme, where)
+    return CIFAR_CLASSES[scheme]
+
+
+def folder_of(spec: str) -> Path | None:
+    """The folder that holds the images; None where they lie in something else."""
+    scheme, where = _parse(spec)
+    return where if scheme == "folder" else None
 
 
 def absolute(spec: str) -> str:

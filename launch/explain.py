@@ -12,10 +12,17 @@ from launch.settings import Key, Settings, shown
 
 def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> Refusal:
     """The first error as a message, unknown keys before all else: a misspelt key also leaves one missing."""
-    errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    errors: list[Any] = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     more = {_key(e["loc"], settings.values) for e in errors[1:]} - {_key(errors[0]["loc"], settings.values)}
     tail = f" (and {len(more)} more)" if more else ""
-    return Refusal(_sentence(errors[0], settings, model) + tail)
+    # Of a union, such as a number or "auto", each member has its own error: the words that it takes come last.
+    words = [
+        e["ctx"]["expected"]
+        for e in errors[1:]
+        if e["type"] == "literal_error" and _key(e["loc"], settings.values) == _key(errors[0]["loc"], settings.values)
+    ]
+    either = ", or " + ", ".join(words) if words else ""
+    return Refusal(_sentence(errors[0], settings, model) + either + tail)
 
 
 def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:

@@ -17,11 +17,12 @@ FOLDER = Path(methods.__file__).parent
 @dataclass(frozen=True)
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
-    views: how many of each image it takes, None for any number."""
+    views: how many of each image it takes, None for any number; classifies: whether it has logits."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]
     views: int | None
+    classifies: bool
 
 
 def files() -> list[str]:
@@ -43,7 +44,8 @@ def declared(name: str) -> Declared | None:
             arguments = origin.arguments(constructor)
             break
     views = next((value for origin, cls in found[0] for value in origin.assigned_in(cls, "views")), None)
-    return Declared(found[0][0][1].name, arguments, views)
+    classifies = next((value for origin, cls in found[0] for value in origin.assigned_in(cls, "classifies")), False)
+    return Declared(found[0][0][1].name, arguments, views, classifies)
 
 
 class _File:

@@ -66,6 +66,11 @@ def load(path: Path) -> tuple[Recipe, Settings]:
     return _validated(settings), settings
 
 
+def given(values: dict[str, Any], origin: str) -> Recipe:
+    """A resolved recipe out of a checkpoint or an exported file; origin: its name, for messages. Raises Refusal."""
+    return _validated(Settings(values, {(): origin}))
+
+
 def _validated(settings: Settings) -> Recipe:
     for section, value in settings.values.items():
         if section in Recipe.model_fields and not isinstance(value, dict):

@@ -11,7 +11,7 @@ from launch import recipe, runs
 from launch.checks import check
 from launch.echo import tell
 from launch.ending import Ending
-from launch.settings import Settings
+from launch.references import begun
 
 FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 STATUS: dict[int, runs.Status] = {
@@ -29,7 +29,8 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
         from launch.devices import default_workers
 
         workers = default_workers(chosen)
-    _check(chosen, workers, settings)
+    check(chosen, workers, settings)
+    _check_device(chosen, workers)
     prepare_data(chosen)
     folder = runs.create(chosen.run, Path(name).stem, chosen.dump_yaml(), workers)
     print(f"run: {folder}", flush=True)
@@ -42,7 +43,8 @@ def resume(run: str, workers: int | None) -> int:
     chosen, settings = recipe.load(folder / "recipe.yaml")
     if workers is None:
         workers = runs.state(folder).workers
-    _check(chosen, workers, settings)
+    check(chosen, workers, settings, begun=begun(folder))
+    _check_device(chosen, workers)
     if runs.status(folder) == "finished":
         raise Refusal(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
     prepare_data(chosen)
@@ -58,19 +60,19 @@ def evaluate(run: str, evaluators: list[str], test: str | None, workers: int | N
     if chosen.data.test is None:
         raise Refusal(f"{folder} was trained without a test set; give --test, a .beton or a source")
     if not evaluators:
-        raise Refusal("nothing to evaluate; give --knn, --linear or --fast-linear")
+        raise Refusal("nothing to evaluate; give --knn, --linear, --fast-linear or --classify")
     if workers is None:
         workers = runs.state(folder).workers
-    _check(chosen, workers, settings, evaluators)
+    check(chosen, workers, settings, evaluators)
+    _check_device(chosen, workers)
     if not any((folder / "checkpoints").glob("step-*")):
         raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     prepare_data(chosen)
     return _work(folder, workers, ["--evaluate", ",".join(evaluators), *(["--test", test] if test else [])])
 
 
-def _check(chosen: recipe.Recipe, workers: int, settings: Settings, evaluators: list[str] | None = None) -> None:
-    """Raises Refusal for what does not fit together, and where this machine lacks the devices."""
-    check(chosen, workers, settings, evaluators)
+def _check_device(chosen: recipe.Recipe, workers: int) -> None:
+    """Raises Refusal where this machine lacks the devices. They are asked last, as that loads torch."""
     from launch.devices import check_device
 
     check_device(chosen, workers)

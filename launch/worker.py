@@ -1,7 +1,9 @@
 """What each worker runs: `python -m launch.worker RUN [--evaluate knn,linear]`. Builds the parts and wires them."""
 
 import argparse
+import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -11,20 +13,24 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NoReturn, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from data.beton import verify
+from data.beton import Info, verify
 from data.convert import prepare
+from data.kernels import chosen as kernels
+from data.labels import labelled
 from data.loader import Loader, PlainLoader
 from data.refusal import Refusal
 from data.threads import spare_threads
 from data.views import Views
-from launch import method_options, recipe
+from launch import recipe, trained
 from launch.ending import INTERRUPTED, REFUSED
 from launch.recipe import Recipe, with_test
+from launch.trained import Pinned
 from launch.world import World, world
-from methods import encoders
 from methods.method import Method
 from trainer import optimizers
 from trainer.checkpoint import Checkpoints, Saved, newest, open_saved
@@ -49,6 +55,8 @@ def main() -> None:
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
     arguments = parser.parse_args()
     asked = _listen()  # before anything slow: a signal during the start-up counts as well
+    kernels.log.setLevel(logging.INFO)
+    kernels.log.addHandler(logging.StreamHandler())
     chosen, _ = recipe.load(arguments.run / "recipe.yaml")
     if arguments.test:
         chosen = with_test(chosen, arguments.test)
@@ -87,28 +95,38 @@ def _listen() -> Callable[[], bool]:
 
 
 def _work(run: Path, chosen: Recipe, here: World, asked: Callable[[], bool], evaluators: list[str]) -> bool:
-    method = _method(chosen)
+    method, saved = _method(chosen), _newest(run, here)
     if not evaluators:
-        method.prepare(verify(_prepared(chosen.data.train, "train")).samples)
+        method.take(Pinned(run, here.rank, here.size).trained, fresh=saved is None)
     method.to(here.device)
     torch.manual_seed(chosen.run.seed + 1 + here.rank)  # weights are the same on all ranks; dropout is not
     if evaluators:
         _stop_at_once()
-        _evaluate(run, chosen, here, method, cast(list[Evaluator], evaluators))
+        _evaluate(run, chosen, here, method, saved, cast(list[Evaluator], evaluators))
         return True
     with Checkpoints(run / "checkpoints", chosen.checkpoint, here.rank, here.size) as checkpoints:
-        return _train(run, chosen, here, method, checkpoints, asked)
+        return _train(run, chosen, here, method, saved, checkpoints, asked)
 
 
 def _train(
-    run: Path, chosen: Recipe, here: World, method: Method, checkpoints: Checkpoints, asked: Callable[[], bool]
+    run: Path,
+    chosen: Recipe,
+    here: World,
+    method: Method,
+    saved: Saved | None,
+    checkpoints: Checkpoints,
+    asked: Callable[[], bool],
 ) -> bool:
-    batch = chosen.data.batch
+    batch, images = chosen.data.batch, _images(chosen)
     optimizer = optimizers.build(chosen.optimizer, method, batch)
     engine = Engine(method, optimizer, chosen.engine, here.device, batch // here.size)
     base = optimizers.scaled_lr(chosen.optimizer, batch)
     scene = _scene(run, chosen, here, method)
-    with _loader(chosen, here, chosen.data.views, batch, method.jigsaw) as loader:
+    some = labelled(_prepared(chosen.data.train, "train"), chosen.data.labels)
+    # bf16 is what autocast makes of the views anyway; on a CPU they come out of the decoder as fp32.
+    halved = chosen.engine.precision == "bf16" and here.device.type == "cuda"
+    dtype = torch.bfloat16 if halved else torch.float32
+    with _loader(chosen, here, chosen.data.views, batch, method.jigsaw, some, dtype) as loader:
         loop = Loop(
             engine=engine,
             loader=loader,
@@ -121,9 +139,10 @@ def _train(
             monitor=None,
             log_every=chosen.run.log_every,
             recipe=chosen.model_dump(mode="json"),
-            data_sha256=verify(_prepared(chosen.data.train, "train")).sha256,
+            images=images.samples,
+            classes=len(images.classes),
+            data_sha256=images.sha256 if some is None else _sha256(images.sha256.encode(), some.tobytes()),
         )
-        saved = _newest(run, here)
         step = loop.restore(saved) if saved else 0
         if here.rank == 0:
             loop.monitor = Monitor(run, loop.steps, step, loop.epochs)
@@ -140,14 +159,32 @@ def _train(
     return finished
 
 
+def _images(chosen: Recipe) -> Info:
+    """What the training images are."""
+    return verify(_prepared(chosen.data.train, "train"))
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def _method(chosen: Recipe) -> Method:
     """As the run's seed initialises it: the same on every rank."""
     torch.manual_seed(chosen.run.seed)
-    return method_options.build(chosen.method, encoders.build(chosen.encoder))
+    images = _images(chosen)
+    return trained.build(chosen, images.samples, len(images.classes))
 
 
-def _loader(chosen: Recipe, here: World, views: Views, batch: int, jigsaw: bool = False) -> Loader:
-    """The training images, augmented."""
+def _loader(
+    chosen: Recipe,
+    here: World,
+    views: Views,
+    batch: int,
+    jigsaw: bool = False,
+    some: NDArray[np.int64] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Loader:
+    """The training images, augmented. some: those that have labels; None: all."""
     return Loader(
         _prepared(chosen.data.train, "train"),
         views,
@@ -158,6 +195,9 @@ def _loader(chosen: Recipe, here: World, views: Views, batch: int, jigsaw: bool 
         threads=_threads(chosen, here),
         device=here.device,
         jigsaw=jigsaw,
+        labelled=some,
+        drop_unlabelled=chosen.data.unlabelled == "drop",
+        dtype=dtype,
     )
 
 
@@ -212,7 +252,7 @@ def _newest(run: Path, here: World) -> Saved | None:
 
 def _after_epoch(chosen: Recipe, scene: Scene | None, epoch: int) -> dict[str, float]:
     every = chosen.evaluate.every_epochs
-    return dict(scene.evaluate("knn")) if scene and every and epoch % every == 0 else {}
+    return dict(scene.evaluate(chosen.evaluate.during)) if scene and every and epoch % every == 0 else {}
 
 
 def _final(run: Path, chosen: Recipe, scene: Scene, loop: Loop) -> None:
@@ -229,15 +269,14 @@ def _final(run: Path, chosen: Recipe, scene: Scene, loop: Loop) -> None:
             print(f"picture: {run / 'pictures' / 'neighbours.png'}", flush=True)
 
 
-def _evaluate(run: Path, chosen: Recipe, here: World, method: Method, evaluators: list[Evaluator]) -> None:
+def _evaluate(
+    run: Path, chosen: Recipe, here: World, method: Method, saved: Saved | None, evaluators: list[Evaluator]
+) -> None:
     """The newest checkpoint's answers, on the terminal and in evaluations.jsonl."""
-    saved, scene = _newest(run, here), _scene(run, chosen, here, method)
+    scene = _scene(run, chosen, here, method)
     if saved is None or scene is None:
         raise Refusal(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
-    with torch.no_grad():
-        for name, tensor in method.state_dict().items():
-            if name not in method.own_buffers:
-                tensor.copy_(saved.whole(f"method.{name}"))
+    trained.restore(method, saved.whole)
     values = {key: value for name in evaluators for key, value in scene.evaluate(name)}
     if here.rank == 0:
         print(f"{run}, {saved.folder.name}, {chosen.data.test}:")
@@ -259,6 +298,10 @@ def _tell(values: dict[str, float], chosen: Recipe, scene: Scene) -> None:
 
 
 LABELS = {
+    "classify/top1": "top-1 of its classifier",
+    "classify/top5": "top-5 of its classifier",
+    "classify_moved/top1": "top-1 of its classifier on moved images",
+    "classify_moved/top5": "top-5 of its classifier on moved images",
     "knn/top1": "k-NN top-1 (k {knn.k}, temperature {knn.temperature:g})",
     "linear/top1": "linear top-1 (the papers' protocol: SGD on frozen features, augmented)",
     "linear/top5": "linear top-5 (the papers' protocol)",

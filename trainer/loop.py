@@ -28,8 +28,8 @@ class Loop:
 
     learning_rate: of a step; evaluate: of the epochs that have ended, run on all ranks together, returns what to log;
     asked_to_stop: whether this process was sent a signal; monitor: rank 0's, None on the others; recipe: kept in
-    checkpoints, so that an export needs nothing else; data_sha256: of the training images, likewise, so that a resume
-    notices others.
+    checkpoints, so that an export needs nothing else; images, classes: how many the training data have, likewise;
+    data_sha256: of the training images and which of them have labels, so that a resume notices others.
     """
 
     engine: Engine
@@ -43,6 +43,8 @@ class Loop:
     monitor: Monitor | None
     log_every: int
     recipe: dict[str, Any]
+    images: int
+    classes: int
     data_sha256: str
 
     @property
@@ -120,7 +122,8 @@ class Loop:
     def _save(self, step: int, wait: bool) -> None:
         per_epoch = self.loader.steps_per_epoch
         meta: dict[str, Any] = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch}
-        meta |= {"recipe": self.recipe, "data_sha256": self.data_sha256}
+        meta |= {"recipe": self.recipe, "images": self.images, "classes": self.classes}
+        meta["data_sha256"] = self.data_sha256
         self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
 
     def restore(self, saved: Saved) -> int:
@@ -138,7 +141,7 @@ class Loop:
             )
         if saved.meta["data_sha256"] != self.data_sha256:
             raise Refusal(
-                f"{saved.folder} was trained on other images than data.train holds now (SHA-256 "
+                f"{saved.folder} was trained on other images or labels than data.train holds now (SHA-256 "
                 f"{saved.meta['data_sha256'][:12]}…, now {self.data_sha256[:12]}…); put the old ones back, or start "
                 "a new run"
             )

@@ -17,12 +17,15 @@ NAMES = {
     "train/data_wait": "data_wait",
     "knn/top1": "knn",
     "final/knn/top1": "knn",
+    "classify/top1": "top1",
+    "final/classify/top1": "top1",
 }
 
 
 class Standing(BaseModel):
     """time: when it was written, seconds since 1970; seconds_left: to the last step, at the speed since the start or
-    the resume; loss, knn: the newest; images_per_second: of all ranks; data_wait: share of the time."""
+    the resume; loss, knn, top1 (of the method's own classifier): the newest; images_per_second: of all ranks;
+    data_wait: share of the time."""
 
     step: int
     steps: int
@@ -34,6 +37,7 @@ class Standing(BaseModel):
     images_per_second: float | None = None
     data_wait: float | None = None
     knn: float | None = None
+    top1: float | None = None
 
     @classmethod
     def of(cls, run: Path) -> "Standing | None":
@@ -57,7 +61,7 @@ class Stand:
         self._run, self._total, self._epochs = run, total_steps, epochs
         self._start, self._step, self._pace = start_step, start_step, Pace(start_step, total_steps)
         before = Standing.of(run)
-        self._newest = {"knn": before.knn} if before else {}
+        self._newest = {"knn": before.knn, "top1": before.top1} if before else {}
         self._write()
 
     def move(self, step: int) -> None:
@@ -68,7 +72,7 @@ class Stand:
     def show(self, values: Mapping[str, float]) -> None:
         found = {NAMES[name]: value for name, value in values.items() if name in NAMES}
         self._newest |= found
-        if "knn" in found:
+        if "knn" in found or "top1" in found:
             self._write()
 
     def _write(self) -> None:

@@ -125,7 +125,7 @@ def test_a_damaged_run_hides_no_other(kilobatch: Kilobatch) -> None:
     assert "bad: runs/bad/state.json is damaged" in said
 
 
-def test_a_sweep_is_ranked_by_knn_then_loss(kilobatch: Kilobatch) -> None:
+def test_a_sweep_is_ranked_by_top1_or_knn_then_loss(kilobatch: Kilobatch) -> None:
     for name, knn, loss in (("0-lr-1", 0.5, 1.0), ("1-lr-2", 0.7, 3.0)):
         make(name, "finished", folder="runs/lr", step=1, epoch=1.0, knn=knn, loss=loss)
     for name, loss in (("2-lr-3", 0.2), ("3-lr-4", 0.1)):
@@ -136,11 +136,15 @@ def test_a_sweep_is_ranked_by_knn_then_loss(kilobatch: Kilobatch) -> None:
     assert [line.split()[0] for line in listed] == [
         f"lr/{n}" for n in ("1-lr-2", "0-lr-1", "3-lr-4", "2-lr-3", "4-lr-5")
     ]
+    for name, top1 in (("0", 0.3), ("1", 0.4)):
+        make(name, "finished", folder="runs/fine", step=1, epoch=1.0, knn=0.9 - top1, top1=top1)
+    header, *listed = kilobatch("status", "--sweep", "fine").out.splitlines()
+    assert "top-1" in header and [line.split()[0] for line in listed] == ["fine/1", "fine/0"] and "40.0%" in listed[0]
     assert set(rows("lr")) == set(rows("runs/lr")) == set(rows(sweep="lr"))
-    assert len(rows()) == 6
+    assert len(rows()) == 8
     said = kilobatch("status", "--sweep", "ls")
     assert said.code == 2
-    assert "there is no sweep 'ls'; known: lr" in said.err
+    assert "there is no sweep 'ls'; known: fine, lr" in said.err
 
 
 def test_a_narrow_terminal_gets_fewer_columns(kilobatch: Kilobatch) -> None:

@@ -1,7 +1,7 @@
 """From images to features: each rank its own block; and the exchanges of rows that evaluators need."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,18 +33,27 @@ class Features:
     label: Tensor
 
 
-@contextmanager
-def representing(method: Method) -> Iterator[Represent]:
+def representing(method: Method) -> AbstractContextManager[Represent]:
     """The method's features, without gradient and in evaluation mode; every module's mode is put back afterwards."""
+    return _evaluated(method, method.represent)
+
+
+def classifying(method: Method) -> AbstractContextManager[Represent]:
+    """The method's logits, likewise."""
+    return _evaluated(method, method.logits)
+
+
+@contextmanager
+def _evaluated(method: Method, output: Represent) -> Iterator[Represent]:
     training = {module: module.training for module in method.modules()}
     method.eval()
 
     @torch.no_grad()
-    def represent(images: Tensor) -> Tensor:
-        return method.represent(images).float()
+    def evaluated(images: Tensor) -> Tensor:
+        return output(images).float()
 
     try:
-        yield represent
+        yield evaluated
     finally:
         for module, mode in training.items():
             module.training = mode

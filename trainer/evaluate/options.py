@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Evaluator = Literal["knn", "linear", "fast_linear", "moved", "picture"]
+Evaluator = Literal["knn", "linear", "fast_linear", "moved", "picture", "classify", "classify_moved"]
+CLASSIFYING: tuple[Evaluator, ...] = ("classify", "classify_moved")  # they ask for classes, not for features
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -41,9 +42,11 @@ class FastLinearOptions(_Options):
 
 
 class EvaluateOptions(_Options):
-    """Recipe section `evaluate`. every_epochs: k-NN while training (0: never); final: what runs when it has ended."""
+    """Recipe section `evaluate`. every_epochs: how often `during` runs while training (0: never); final: what runs when
+    it has ended."""
 
     every_epochs: Annotated[int, Field(ge=0)] = 1
+    during: Evaluator = "knn"
     knn: KNNOptions = KNNOptions()
     linear: LinearOptions = LinearOptions()
     fast_linear: FastLinearOptions = FastLinearOptions()

@@ -8,8 +8,8 @@ from pathlib import Path
 from data.views import Views
 from methods import across
 from methods.method import Method
-from trainer.evaluate import fast_linear, knn, linear, moved, picture
-from trainer.evaluate.features import Images, representing
+from trainer.evaluate import classify, fast_linear, knn, linear, moved, picture
+from trainer.evaluate.features import Images, classifying, representing
 from trainer.evaluate.gallery import Gallery, collect
 from trainer.evaluate.linear import Epochs
 from trainer.evaluate.options import EvaluateOptions, Evaluator
@@ -47,6 +47,12 @@ class Scene:
                 case "moved":
                     with representing(self.untrained()) as untrained:
                         yield from moved.evaluate(represent, untrained, self.train, self.test, mean, std)
+                case "classify":
+                    with classifying(self.method) as logits:
+                        yield from classify.evaluate(logits, self.test, name)
+                case "classify_moved":
+                    with classifying(self.method) as logits:
+                        yield from classify.evaluate(logits, moved.Moved(self.test, mean, std), name)
                 case "picture":
                     bank, asked = self.gallery(self.train, picture.BANK), self.gallery(self._asked(), picture.ASKED)
                     if across.rank() == 0:
@@ -60,5 +66,5 @@ class Scene:
 
     def _asked(self) -> Images:
         """The test images: as hard as the run's own question."""
-        hard = "moved" in self.options.final
+        hard = not {"moved", "classify_moved"}.isdisjoint(self.options.final)
         return moved.Moved(self.test, self.views.mean, self.views.std) if hard else self.test
