@@ -2,7 +2,7 @@
 
     python -m benchmarks.loader
 
-All of them read the same generated photographs (benchmarks/photos.py) and make two 224-pixel views of each. The
+All of them read the same generated photographs (trainer/bench/photos.py) and make two 224-pixel views of each. The
 contestants take turns, and the median turn counts, as chance makes some dearer; processor time, since other work on the
 machine changes it least. FFCV's own pipeline and this loader read the .beton through FFCV; torchvision and lightly
 decode the same JPEG bytes with Pillow, once for both views.
@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms
 
-from benchmarks.photos import jpeg, write_beton
 from data.decode import CutViews, Work
 from data.stream import Beton, Stream
 from data.views import Views
+from trainer.bench.photos import jpeg, write_beton
 
 PHOTOS = 64
 BATCH = 16

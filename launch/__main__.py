@@ -83,10 +83,46 @@ def submit(
     submitting.submit(recipe, overrides or [], sweep or [], name, cluster, resources, dry_run)
 
 
+@app.command("pipeline")
+@with_resources
+def run_pipeline(
+    recipe: Recipe,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Changes, to one stage as finetune.schedule.epochs=3, or to all", metavar="[stage.a.b=value]..."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="What fine-tuning may see: 1%, or a file of images' names; else its recipe's.", metavar="1%"),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="A run or an exported file, in place of the first stage.", show_default=False)
+    ] = None,
+    self_distill: Annotated[
+        bool, typer.Option("--self-distill", help="The student is as large as its teacher.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of its folder, instead of recipe and time.", show_default=False)
+    ] = None,
+    workers: Workers = None,
+    cluster: ClusterName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what sbatch would get; make nothing.")] = False,
+    **resources: Any,
+) -> None:
+    """Pre-trains, fine-tunes on few labels, and distils: a run each, here or, with resources, as dependent jobs."""
+    from launch import pipeline_runs
+    from launch.pipeline_recipes import Asked
+
+    asked = Asked(recipe, overrides or [], labels, pretrained, self_distill)
+    raise typer.Exit(pipeline_runs.start(asked, name, workers, cluster, resources, dry_run))
+
+
 @app.command()
 @with_resources
 def resume(run: Run, workers: Workers = None, cluster: ClusterName = None, **resources: Any) -> None:
-    """Goes on with a run from its newest whole checkpoint: here, or as a job if it was one."""
+    """Goes on with a run from its newest whole checkpoint, or with a pipeline: here, or as a job if it was one."""
     from launch import resubmitting
 
     raise typer.Exit(resubmitting.resume(run, workers, cluster, resources))
@@ -141,12 +177,75 @@ def drill(recipe: Recipe, overrides: Overrides = None, cluster: ClusterName = No
     raise typer.Exit(0 if drill.drill(recipe, overrides or [], cluster, resources) else 1)
 
 
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str, typer.Option(help="h100, h200, a100, a100-40, v100, v100-16, l40s, or cpu.", show_default=False)
+    ] = "cpu",
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="Workers of each; with cpu, too.")] = 1,
+    images: Annotated[
+        int | None, typer.Option(help="Training images, where the data are not here.", show_default=False)
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Classes, for methods that classify.")] = 1000,
+    cores: Annotated[
+        int | None, typer.Option(help="Processors of each node, for the loader.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB of a GPU, if not its data sheet's.", show_default=False)
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="What kilobatch bench --json wrote, for its rates.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Predicts a run's memory, traffic and time on machines that need not be there; refuses what cannot fit."""
+    from launch import plan
+
+    plan.plan(
+        recipe,
+        overrides or [],
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        images=images,
+        classes=classes,
+        cores=cores,
+        memory_gib=memory,
+        measured=measured,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def bench(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure.")] = "auto",
+    ranks: Annotated[
+        int | None,
+        typer.Option(help="For the collectives.  [default: one for each GPU, else 2; 1: none]", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write it here, too, for kilobatch plan --measured.", show_default=False),
+    ] = None,
+) -> None:
+    """Measures loader, loss, step and collectives on this machine, each beside what limits it."""
+    from launch import bench
+
+    bench.bench(device, ranks, file)
+
+
 @app.command("eval")
 def evaluate(
     run: Run,
     knn: Annotated[bool, typer.Option("--knn", help="Weighted k-NN.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Linear probe by the papers' protocol.")] = False,
     fast_linear: Annotated[bool, typer.Option("--fast-linear", help="Linear probe on cached features.")] = False,
+    classify: Annotated[
+        bool, typer.Option("--classify", help="The run's own classifier, on clean and on moved test images.")
+    ] = False,
     test: Annotated[str | None, typer.Option(help="Test images, if not the recipe's.", show_default=False)] = None,
     workers: Workers = None,
 ) -> None:
@@ -154,6 +253,7 @@ def evaluate(
     from launch import training
 
     asked = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
+    asked |= {"classify": classify, "classify_moved": classify}
     raise typer.Exit(training.evaluate(run, [name for name, wanted in asked.items() if wanted], test, workers))
 
 
@@ -182,22 +282,53 @@ def convert(
 def export(
     run: Run,
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
+    whole: Annotated[
+        bool, typer.Option("--whole", help="All of the method, for other runs to start from or to learn from.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Writes a run's encoder as safetensors, with torchvision's names."""
     from launch import converting
 
-    converting.export(run, out, force=force)
+    converting.export(run, out, force=force, whole=whole)
+
+
+@app.command("import")
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A TensorFlow checkpoint: its name, a file of it, its folder.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
+    projections: Annotated[
+        bool, typer.Option("--projections", help="Take the projection head, where there is a classifier too.")
+    ] = False,
+    classifier_after: Annotated[
+        int | None,
+        typer.Option(help="Take the classifier, which stands on so many layers of the head.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Writes a checkpoint of SimCLR's authors as safetensors, for runs to start from."""
+    from launch import converting
+
+    converting.import_tensorflow(
+        checkpoint, out, projections=projections, classifier_after=classifier_after, force=force
+    )
 
 
 @app.command()
 def verify(
-    method: Annotated[str, typer.Argument(help="A file in methods/, such as simclr.", show_default=False)],
+    method: Annotated[
+        str | None, typer.Argument(help="A file in methods/, such as simclr.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every method, with a summary at the end.")] = False,
 ) -> None:
     """Prints the parity table of a method: ranks × chunks against the paper's formula, and wrong constructions."""
-    from launch import tables
+    from launch import method_options, tables
 
-    raise typer.Exit(0 if tables.parity(method) else 1)
+    if (method is None) != everything:
+        raise Refusal("give a method's name, such as simclr, or --all")
+    raise typer.Exit(0 if tables.parity([method] if method else method_options.names()) else 1)
 
 
 def main(argv: list[str] | None = None) -> None:

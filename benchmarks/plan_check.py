@@ -1,0 +1,100 @@
+"""What `kilobatch plan` predicts of memory, against what real steps on this machine take.
+
+    python -m benchmarks.plan_check              # a few minutes
+    python -m benchmarks.plan_check --ranks 2
+
+Each case is a method, its optimizer and DeepSpeed's engine in processes of their own, three steps on the same random
+views. Measured is the most that torch's CPU allocator had given out at once, by its own records (the profiler's), from
+before the method is built; predicted is all parts of the plan but the loader's. The largest of the ranks is shown.
+"""
+
+import argparse
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from data.batch import Batch
+from launch import method_options, recipe
+from launch.planning_machines import machine
+from launch.planning_memory import memory
+from launch.planning_pass import Layout, step
+from launch.recipe import Recipe
+from methods import across, encoders, norm
+from trainer import optimizers
+from trainer.engine import Engine
+from trainer.ranks import run_ranks
+from trainer.step import check_finite, forward_backward
+
+IMAGES, CLASSES = 1000, 10
+SMALL = ["data.views.size=32", "encoder.name=resnet18", "encoder.stem=cifar", "engine.precision=fp32"]
+CASES: dict[str, tuple[str, list[str]]] = {
+    "the demo, 64 images": ("demo", ["data.batch=64"]),
+    "the demo, 256 images": ("demo", ["data.batch=256"]),
+    "the demo in 4 chunks, 2 kept": (
+        "demo",
+        ["data.batch=256", "encoder.norm=local", "engine.chunks=4", "engine.keep=2"],
+    ),
+    "SimCLR, ResNet-18, 32 images": ("simclr_imagenet", ["data.batch=32", *SMALL]),
+    "SimCLR, ResNet-18, 128 images": ("simclr_imagenet", ["data.batch=128", *SMALL]),
+    "the same in bf16": ("simclr_imagenet", ["data.batch=128", *SMALL, "engine.precision=bf16"]),
+    "the same at ZeRO 2": ("simclr_imagenet", ["data.batch=32", *SMALL, "engine.zero=2"]),
+    "MoCo v2, ResNet-18, 64 images": (
+        "moco_v2_imagenet",
+        ["data.batch=64", *SMALL, "method.shuffle=false", "method.queue.length=16384"],
+    ),
+    "MoCo v3, ViT-S, 16 images": ("moco_v3_vit_small_imagenet", ["data.batch=16", "data.views.size=96", *SMALL[3:]]),
+}
+
+
+def predicted(chosen: Recipe, ranks: int) -> int:
+    layout = Layout(ranks, chosen.data.batch // ranks, int(chosen.engine.chunks))
+    keep = chosen.engine.keep if isinstance(chosen.engine.keep, int) else layout.chunks
+    found = step(chosen, layout, IMAGES, CLASSES)
+    held = memory(found, layout, keep, chosen.engine.zero, chosen.data.views, machine("cpu"))
+    return held.total - held.parts["views"]
+
+
+def measured(name: str, changes: list[str]) -> int:
+    """Bytes, of this rank."""
+    chosen = recipe.resolve(name, changes)
+    n, views = chosen.data.batch // across.size(), chosen.data.views
+    batch = Batch(torch.randn(n, views.count, 3, views.size, views.size), torch.arange(n), torch.arange(n) % CLASSES)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+        method = method_options.build(chosen.method, encoders.build(chosen.encoder))
+        method.prepare(IMAGES, CLASSES)
+        engine = Engine(
+            method, optimizers.build(chosen.optimizer, method, chosen.data.batch), chosen.engine, torch.device("cpu"), n
+        )
+        for i in range(3):
+            outcome = forward_backward(engine, batch)
+            check_finite(engine, outcome, i)
+            engine.step(1e-3)
+            norm.commit(method)
+            method.update(outcome.z, outcome.t, batch, 0.5)
+    events = records.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+    live = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        peak = max(peak, live)
+    return peak
+
+
+def both(name: str, changes: list[str], ranks: int) -> tuple[int, int]:
+    """Predicted and measured bytes."""
+    found = run_ranks(ranks, measured, name, changes, timeout=600)
+    return predicted(recipe.resolve(name, changes), ranks), max(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--cases", nargs="*", default=[*CASES])
+    asked = parser.parse_args()
+    print("case | predicted, MiB | measured, MiB | predicted / measured")
+    for case in asked.cases:
+        guess, found = both(*CASES[case], asked.ranks)
+        print(f"{case} | {guess / 2**20:.1f} | {found / 2**20:.1f} | {guess / found:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

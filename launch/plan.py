@@ -1,0 +1,158 @@
+"""`kilobatch plan`: what a run will hold, send and take on machines that need not be there. Takes no memory itself.
+
+What imports torch stands in the functions that need it, so that a bad recipe is refused before it is loaded.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.labels import count_labelled
+from data.refusal import Refusal
+from data.sources import count
+from launch import planning_machines, recipe
+from launch.checks import check
+from launch.planning_fit import Fit, Fitting, ways_out
+from launch.planning_machines import GIB, Machine, Measured
+from launch.planning_time import Time, time
+from launch.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """steps: from the recipe's start to its end; stages: bytes of optimizer and ZeRO, and the total, by ZeRO stage."""
+
+    recipe: Recipe
+    machine: Machine
+    nodes: int
+    fit: Fit
+    stages: dict[int, tuple[int, int]]
+    time: Time
+    steps: int
+    measured: Measured | None
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.time.step is None else self.time.step * self.steps
+
+    def as_json(self) -> dict[str, Any]:
+        seconds, ranks = self.seconds, self.fit.layout.ranks
+        return {
+            "gpu": self.machine.name,
+            "nodes": self.nodes,
+            "ranks": ranks,
+            "samples_per_rank": self.fit.layout.samples,
+            "chunks": self.fit.layout.chunks,
+            "keep": self.fit.keep,
+            "zero": self.fit.zero,
+            "memory": {
+                "moment": self.fit.memory.moment,
+                "parts": dict(self.fit.memory.parts),
+                "total": self.fit.memory.total,
+                "limit": self.fit.limit,
+                "by_zero_stage": {z: {"optimizer": own, "total": total} for z, (own, total) in self.stages.items()},
+            },
+            "step": {**asdict(self.time), "binds": self.time.binds},
+            "steps": self.steps,
+            "days": None if seconds is None else seconds / 86_400,
+            "gpu_hours": None if seconds is None else seconds / 3600 * ranks,
+            "assumed": list(planning_machines.ASSUMED),
+            "measured": None if self.measured is None else self.measured.model_dump(),
+        }
+
+
+def plan(
+    name: str,
+    overrides: list[str],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    gpu: str,
+    images: int | None,
+    classes: int,
+    cores: int | None,
+    memory_gib: float | None,
+    measured: Path | None,
+    as_json: bool,
+) -> None:
+    """Prints the plan of a recipe. Raises Refusal for a recipe that is wrong, and for one that cannot fit, with the
+    smallest change that does."""
+    for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("classes", classes)):
+        if value < 1:
+            raise Refusal(f"--{option} is {value}; it should be 1 or more")
+    machine = planning_machines.machine(gpu)
+    if memory_gib is not None:
+        machine = replace(machine, memory=int(memory_gib * GIB))
+    rates = planning_machines.measured(measured) if measured else None
+    if rates and (rates.device == "cpu") != (machine.bandwidth is None):
+        raise Refusal(f"--measured {measured} is of {rates.device}, and --gpu is {gpu}; measure on such a machine")
+    chosen, settings = recipe.read(name, overrides)
+    try:
+        check(chosen, nodes * gpus_per_node, settings, images=images)
+    except Refusal as refusal:
+        if images is None and not _here(chosen):
+            raise Refusal(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
+        raise
+    if machine.memory is None:
+        machine = replace(machine, memory=_this_machine() // gpus_per_node)
+    trained = _trained(chosen, images)
+    made = _plan(chosen, machine, nodes, gpus_per_node, trained, classes, cores, rates)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        from launch import planning_table
+
+        planning_table.show(made)
+
+
+def _plan(
+    chosen: Recipe,
+    machine: Machine,
+    nodes: int,
+    gpus: int,
+    images: int,
+    classes: int,
+    cores: int | None,
+    rates: Measured | None,
+) -> Plan:
+    fitting = Fitting(chosen, machine, images, classes)
+    fit = fitting.best(chosen, nodes * gpus)
+    if fit.memory.total > fit.limit:
+        way_out = ways_out(fitting, chosen, nodes, gpus)
+        raise Refusal(f"{fit.words()}, and {machine.name} has {planning_machines.words(fit.limit)}; {way_out}")
+    step = fitting.step(fit.layout)
+    stages = {zero: fitting.stage(fit, zero) for zero in (0, 1, 2)}
+    took = time(chosen, step, fit.layout, fit.keep, nodes, machine, rates, cores)
+    steps = chosen.schedule.epochs * (images // chosen.data.batch)
+    return Plan(chosen, machine, nodes, fit, stages, took, steps, rates)
+
+
+def _here(chosen: Recipe) -> bool:
+    """Whether the training images are on this machine."""
+    try:
+        return count(chosen.data.train, "train") > 0
+    except Refusal:
+        return False
+
+
+def _trained(chosen: Recipe, images: int | None) -> int:
+    """Images of an epoch."""
+    labels = chosen.data.labels
+    if images is None:
+        images = count(chosen.data.train, "train")
+        if not labels.all and chosen.data.unlabelled == "drop":
+            return count_labelled(chosen.data.train, labels)
+        return images
+    if chosen.data.unlabelled == "drop" and not labels.all:
+        return max(1, round(labels.share * images))
+    return images
+
+
+def _this_machine() -> int:
+    """Bytes that are free here."""
+    import torch
+
+    from trainer.room import free
+
+    return free(torch.device("cpu"), 1)

@@ -1,0 +1,29 @@
+"""The measuring itself: rates are rates of what was done, and limits are limits."""
+
+import time
+
+import pytest
+import torch
+
+from trainer.bench import collectives, loader, rates
+
+CPU = torch.device("cpu")
+
+
+def test_the_best_run_counts() -> None:
+    waits = iter([0.0, 0.03, 0.01, 0.02])
+    took = rates.best(lambda: time.sleep(next(waits, 0.01)), CPU, seconds=0, least=3)
+    assert 0.01 <= took < 0.02
+
+
+def test_the_loader_is_slower_than_decoding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SECONDS", 0.2)
+    (row,) = loader.rows(CPU)
+    assert 0 < row.rate < row.limit
+
+
+def test_collectives_give_a_plan_its_link() -> None:
+    rows, link = collectives.rows(CPU, 2)
+    assert [row.what.split()[0] for row in rows] == ["all-gather", "all-reduce"]
+    assert all(0 < row.rate < row.limit for row in rows)
+    assert link["link"] == rows[1].rate and 0 < link["latency"] < 1

@@ -1,0 +1,60 @@
+"""A whole SimCLR step against the bare encoder's forward and backward on the same views."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.batch import Batch
+from methods import encoders, norm
+from methods.encoder_options import EncoderOptions
+from methods.simclr import SimCLR
+from trainer import optimizers
+from trainer.bench.rates import Row, best, gemm
+from trainer.engine import Engine
+from trainer.options import EngineOptions, OptimizerOptions
+from trainer.step import check_finite, forward_backward
+
+
+def rows(device: torch.device) -> tuple[list[Row], float]:
+    """Inside a process group of this process alone. Returns the rows, and the floating-point operations a second of
+    the whole step."""
+    on_gpu = device.type == "cuda"
+    samples, side = (128, 224) if on_gpu else (128, 32)
+    options = EncoderOptions(name="resnet50" if on_gpu else "convnet")
+    precision = "bf16" if on_gpu else "fp32"
+    torch.manual_seed(0)
+    method = SimCLR(encoders.build(options)).to(device)
+    engine = Engine(
+        method,
+        optimizers.build(OptimizerOptions(), method, samples),
+        EngineOptions(precision=precision, chunks=1),
+        device,
+        samples,
+    )
+    views = torch.randn(samples, 2, 3, side, side, device=device)
+    index = torch.arange(samples, device=device)
+    batch = Batch(views, index, torch.zeros_like(index))
+
+    def bare() -> None:
+        with engine.autocast():
+            features = method.encoder(views.flatten(0, 1))
+        features.float().sum().backward()
+        method.zero_grad()
+
+    def whole() -> None:
+        outcome = forward_backward(engine, batch)
+        check_finite(engine, outcome, 0)
+        engine.step(1e-3)
+        norm.commit(method)
+        method.update(outcome.z, outcome.t, batch, 0.5)
+
+    with FlopCounterMode(display=False) as count:
+        bare()
+    operations = count.get_total_flops()
+    limit, ours = best(bare, device, 2), best(whole, device, 2)
+    peak = gemm(device, torch.bfloat16 if on_gpu else torch.float32)
+    what = f"{options.name}, {side} pixels, {precision}"
+    found = [
+        Row(f"SimCLR step, {what}", samples / ours, samples / limit, "images", "the encoder's forward and backward"),
+        Row(f"forward and backward, {what}", operations / limit, peak, "FLOP", f"matrix product, {precision}"),
+    ]
+    return found, operations / ours
