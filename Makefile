@@ -8,11 +8,16 @@ SYSTEM_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++ python3-dev py
 TEST_PACKAGES := slurm-wlm munge
 export KILOBATCH_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test test-all lint types bench setup system slurm clean
+.PHONY: demo demo-pipeline test test-all lint types bench setup system slurm clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(BIN)/kilobatch train demo --workers 2
+
+# The same network from scratch on the same 72 labels comes last, to compare with.
+demo-pipeline: setup
+	$(BIN)/kilobatch pipeline simclr_v2_digits --workers 2
+	$(BIN)/kilobatch train simclr_v2_digits_finetune --workers 2
 
 test: setup slurm lint types
 	$(BIN)/python -m pytest -q
@@ -33,6 +38,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.queue_memory
 	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.cached
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.scaling
 
 setup: $(VENV)/installed
 

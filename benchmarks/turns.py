@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def arguments(description: str | None, sizes: str, default: list[int]) -> argpar
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(sizes, nargs="*", type=int, default=default)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -64,15 +64,15 @@ def tell(turn: Turn) -> None:
     print(json.dumps(asdict(turn)))
 
 
-def take_turns(module: str, size: int, rounds: int) -> dict[str, list[Turn]]:
+def take_turns(module: str, size: int, rounds: int, names: Sequence[str] = NAMES) -> dict[str, list[Turn]]:
     """`python -m module size --measure name` tells one turn."""
-    turns: dict[str, list[Turn]] = {name: [] for name in NAMES}
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name in NAMES:
+        for name in names:
             command = [sys.executable, "-m", module, str(size), "--measure", name]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             turns[name].append(Turn(**json.loads(out)))
-    losses = [turn.loss for name in NAMES for turn in turns[name]]
+    losses = [turn.loss for name in names for turn in turns[name]]
     assert max(losses) - min(losses) < 1e-4, losses
     return turns
 

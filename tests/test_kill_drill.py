@@ -13,7 +13,7 @@ import torch
 from tests.drill import RECIPE, command, lines_without_timings, logged, run_to_the_end, wait_for, weights, workers_of
 
 QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
-BANK = ["method.name=instance_discrimination", "data.views.count=1"]
+BANK = ["method.name=instance_discrimination", "data.views.count=1", "engine.zero=2"]
 
 
 @pytest.mark.timeout(900)

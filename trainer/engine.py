@@ -10,11 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from data.refusal import Refusal
-from methods import across, norm
+from methods import across
 from methods.method import Method, Tensors
+from trainer.chunking import Chunking
+from trainer.lars import LARS
 from trainer.options import EngineOptions
 from trainer.saved import Saved
 from trainer.shard import Piece
+from trainer.zero import partitions, refresh, restore_state, state_pieces
+from trainer.zero_memory import BUCKET
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,28 +27,30 @@ class Engine:
     """One method, its optimizer, and the process group that they train in.
 
     The process group is initialised and the optimizer built on the method before; the method is moved to the device.
-    A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step.
+    A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step; at ZeRO 2
+    each backward averages its part of them, and a rank keeps the averages that it will update with alone.
 
     Raises Refusal for chunks that do not divide the batch, or that a norm over the global batch or the method rules
-    out.
+    out, and under ZeRO for an optimizer that needs whole tensors.
     """
 
     def __init__(
         self, method: Method, optimizer: Optimizer, options: EngineOptions, device: torch.device, batch_per_rank: int
     ) -> None:
-        if batch_per_rank % options.chunks:
-            raise Refusal(
-                f"engine.chunks is {options.chunks}, which does not divide the {batch_per_rank} samples of a rank"
-            )
-        if options.chunks > 1 and norm.requires_whole_batch(method):
-            raise Refusal(
-                f"engine.chunks is {options.chunks}, but the BatchNorm is 'global': its statistics need the whole batch"
-                " at once; use engine.chunks=1 or encoder.norm=local"
-            )
-        if options.chunks > 1 and method.whole_batch:
-            raise Refusal(f"engine.chunks is {options.chunks}, but {method.whole_batch}; use engine.chunks=1")
+        self.chunking = Chunking(options, method, batch_per_rank, device, self.autocast)
         self.method, self.optimizer, self.options, self.device = method, optimizer, options, device
+        _refuse_whole_tensors(optimizer, options)
+        # At ZeRO 2 gradients are gone after a backward: a sum of their norms, which their infinities and NaNs reach.
+        self._seen = torch.zeros((), device=device) if options.zero == 2 else None
+        if self._seen is not None:
+            for p in method.parameters():
+                if p.requires_grad:
+                    p.register_post_accumulate_grad_hook(self._see)  # before DeepSpeed's own, which averages
         self._deepspeed = _initialize(method, optimizer, options, device, batch_per_rank)
+        names = {p: name for name, p in method.named_parameters()}
+        self._parts = partitions(self._deepspeed.optimizer, names) if options.zero else []
+        if self._parts and isinstance(optimizer, LARS):
+            optimizer.cut(self._parts)
         self._scaler: torch.amp.GradScaler | None = self._deepspeed.torch_autocast_z0_gradscaler
         self.loss_scale = self._scaler.get_scale() if self._scaler else 1.0
         self.skipped = 0  # steps that fp16 overflow left out
@@ -65,8 +71,20 @@ class Engine:
             return self.method.target(views)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradient to this rank's own; nothing crosses ranks here but what the loss itself sends."""
+        """Adds the loss's gradient to this rank's own; below ZeRO 2 nothing crosses ranks but what the loss sends."""
         self._deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def finite(self) -> Tensor:
+        """0-dim bool: whether all of this rank's own gradients since the last step are finite."""
+        if self._seen is not None:
+            return self._seen.isfinite()
+        grads = [p.grad for p in self.method.parameters() if p.grad is not None]
+        return torch.stack(torch._foreach_norm(grads)).isfinite().all()  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def _see(self, p: Tensor) -> None:
+        assert self._seen is not None and p.grad is not None
+        self._seen += torch.linalg.vector_norm(p.grad)
 
     def agree(self, flags: Tensor) -> Tensor:
         """The maximum of each flag over ranks: one small all-reduce. flags: any shape, integer."""
@@ -80,6 +98,10 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._deepspeed.step()
+        if self._parts:
+            assert not self._deepspeed.optimizer.overflow, "DeepSpeed left out a step of finite gradients"
+        if self._seen is not None:
+            self._seen.zero_()
         if self._scaler:
             before, self.loss_scale = self.loss_scale, self._scaler.get_scale()
             self.skipped += self.loss_scale < before
@@ -91,8 +113,9 @@ class Engine:
     def pieces(self) -> dict[str, Piece]:
         """Everything that training changes, for a checkpoint:
 
-        method.NAME parameters and persistent buffers; optimizer.KEY.NAME the optimizer's state of parameter NAME;
-        scaler.* the fp16 loss scale.
+        method.NAME parameters (fp32: ZeRO's masters are equal to them) and persistent buffers; optimizer.KEY.NAME the
+        optimizer's state of parameter NAME, under ZeRO this rank's slice of it, under the same name;
+        scaler.* the fp16 loss scale; engine.parts what engine.chunks=auto came to, over all ranks.
         """
         own = self.method.own_buffers
         pieces = {f"method.{name}": Piece.of(tensor, own=name in own) for name, tensor in self._state().items()}
@@ -100,6 +123,9 @@ class Engine:
             for key, value in self.optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
                     pieces[f"optimizer.{key}.{name}"] = Piece.of(value)
+        pieces |= state_pieces(self.optimizer, self._parts)
+        if parts := self.chunking.parts:
+            pieces["engine.parts"] = Piece.of(torch.tensor(parts))
         if self._scaler:
             counters = self._scaler.state_dict()
             pieces["scaler.scale"] = Piece.of(torch.tensor(counters["scale"], dtype=torch.float64))
@@ -109,8 +135,11 @@ class Engine:
 
     @torch.no_grad()
     def restore(self, saved: Saved) -> None:
-        """Takes all that pieces() gave, on any number of ranks. Raises Refusal when the checkpoint lacks a tensor, or
-        has it in another shape, or by rank and not whole, or the other way round."""
+        """Takes all that pieces() gave, on any number of ranks and at any ZeRO stage.
+
+        Raises Refusal when the checkpoint lacks a tensor, or has it in another shape, or by rank and not whole, or the
+        other way round.
+        """
         own, world = self.method.own_buffers, across.size()
         whole, parts = set(saved.names()), set(saved.own_names())
         for name, tensor in self._state().items():
@@ -132,22 +161,31 @@ class Engine:
         if saved.world != world:
             for name, memory in self.method.sharded.items():
                 memory.reshard(saved.world, lambda buffer, rank, of=name: saved.own(f"method.{of}.{buffer}", rank))
-        parameters = dict(self.method.named_parameters())
-        self.optimizer.state.clear()
-        for stored_name in saved.names():
-            if stored_name.startswith("optimizer."):
-                _, key, name = stored_name.split(".", 2)
-                if name not in parameters:
-                    raise Refusal(f"the checkpoint has optimizer state of '{name}', which this run does not have")
-                value, p = saved.whole(stored_name), parameters[name]
-                # torch's optimizers count steps on the CPU
-                self.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+        self._restore_optimizer(saved)
+        if "engine.parts" in saved.names():
+            self.chunking.pin(int(saved.whole("engine.parts")))
         if self._scaler:
             counters = self._scaler.state_dict()
             counters["scale"] = self.loss_scale = saved.whole("scaler.scale").item()
             counters["_growth_tracker"] = int(saved.whole("scaler.growth").item())
             self._scaler.load_state_dict(counters)
             self.skipped = int(saved.whole("scaler.skipped").item())
+
+    def _restore_optimizer(self, saved: Saved) -> None:
+        parameters = dict(self.method.named_parameters())
+        names = [name.split(".", 2) for name in saved.names() if name.startswith("optimizer.")]
+        for _, _, name in names:
+            if name not in parameters:
+                raise Refusal(f"the checkpoint has optimizer state of '{name}', which this run does not have")
+        self.optimizer.state.clear()
+        if self._parts:
+            refresh(self._deepspeed.optimizer)
+            return restore_state(self.optimizer, self._parts, saved)
+        for _, key, name in names:
+            value, p = saved.whole(f"optimizer.{key}.{name}"), parameters[name]
+            # torch's optimizers count steps on the CPU
+            self.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+        return None
 
     def _state(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers, the tensors themselves."""
@@ -186,16 +224,41 @@ def _initialize(
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
     }
+    if options.zero:
+        config["zero_optimization"] |= {
+            "round_robin_gradients": False,
+            "overlap_comm": False,
+            "contiguous_gradients": options.zero == 2,  # at 1 it would copy all gradients once more
+            "reduce_bucket_size": BUCKET,  # its own default takes 2 GB
+            "compute_grad_norm": options.clip > 0,
+        }
     if options.precision != "fp32":
         # Not "bf16"/"fp16": they cast parameters and leave buffers. No module communicates in low precision.
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[options.precision]
         config["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
 
     phantom = optimizer.register_step_pre_hook(_refuse_phantom_step)
+    logging.getLogger("DeepSpeed").addFilter(_not_of_untested_optimizers)
     engine, *_ = deepspeed.initialize(model=method, optimizer=optimizer, config=config, dist_init_required=False)
     phantom.remove()
     assert engine.device == device or device.index is None and engine.device.type == device.type, engine.device
     return engine
+
+
+def _refuse_whole_tensors(optimizer: Optimizer, options: EngineOptions) -> None:
+    """ZeRO gives the optimizer flat tensors: right for what works by element, and for LARS, which is told of the cuts.
+
+    Raises Refusal for an optimizer that is neither.
+    """
+    if options.zero and not isinstance(optimizer, LARS | torch.optim.SGD | torch.optim.AdamW):
+        raise Refusal(
+            f"engine.zero is {options.zero}, under which {type(optimizer).__name__} would take the norms of a rank's "
+            "pieces for those of whole tensors; use engine.zero=0, or optimizer.name=lars, sgd or adamw"
+        )
+
+
+def _not_of_untested_optimizers(record: logging.LogRecord) -> bool:
+    return "untested optimizer" not in record.getMessage()  # the tests have them
 
 
 def _refuse_phantom_step(*_: Any) -> None:

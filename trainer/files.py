@@ -12,6 +12,7 @@ from typing import Any
 
 from data.sync import sync_folder
 
+DESCRIPTION = "checkpoint.json"  # in a checkpoint's folder: what it holds, sealed
 CHUNK = 1 << 24  # bytes; hashing and writing alternate on pieces that stay in the processor's cache
 Bytes = bytes | memoryview
 

@@ -3,7 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 # torch._foreach_* have an underscore, but are what torch's own optimizers are made of.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from data.refusal import Refusal, did_you_mean
+from methods import across
 from trainer.options import Dialect
+from trainer.zero import Partition
 
+ROW = 1024  # elements of a tensor that are squared and summed in fp32; the sums of rows are added in fp64
 EPSILON = 1e-8  # in the denominators of bolts and larc, as their authors have it
 
 
@@ -33,6 +36,11 @@ class LARS(Optimizer):
     A parameter group has `adapt`: False is plain momentum SGD. A group that does not say is split: tensors with one
     dimension or none (biases, norms) are neither adapted nor decayed. `names` of a group, if given, name its tensors in
     trust_ratios().
+
+    Under DeepSpeed's ZeRO 1 and 2 a group holds one flat tensor of this rank, and step() is called for one group at a
+    time: cut() says where in it the parameters stand. The squares of each parameter's fragments are then summed over
+    ranks, in one all-reduce of two numbers for each parameter of the adapted group, which all ranks join, also one that
+    holds no fragment.
 
     Raises Refusal for an unknown dialect or a negative number.
     """
@@ -55,6 +63,7 @@ class LARS(Optimizer):
                 raise Refusal(f"LARS: {name} is {value}; it must be 0 or more")
         self.dialect, self.nesterov = dialect, nesterov
         self._ratios: dict[str, Tensor] = {}
+        self._partitions: dict[Tensor, Partition] = {}
         super().__init__(params, numbers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -69,14 +78,9 @@ class LARS(Optimizer):
             super().add_param_group({**param_group, "params": vectors, "adapt": False, "weight_decay": 0.0})
         return None
 
-    @torch.no_grad()
-    def allocate(self) -> None:
-        """Makes the momentum of every group, where it is not yet there: DeepSpeed's ZeRO links the optimizer's state
-        once, after the first group's step."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad and "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    def cut(self, partitions: Sequence[Partition]) -> None:
+        """Each group's only parameter is its partition's flat tensor now: once, when ZeRO has cut the groups."""
+        self._partitions = {part.flat: part for part in partitions}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -84,7 +88,6 @@ class LARS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.allocate()
         for i, group in enumerate(self.param_groups):
             held = [k for k, p in enumerate(group["params"]) if p.grad is not None]
             if held:
@@ -93,22 +96,43 @@ class LARS(Optimizer):
 
     def _step_group(self, i: int, group: dict[str, Any], held: list[int]) -> None:
         """held: which of the group's parameters have a gradient."""
-        weights: list[Tensor] = [group["params"][k] for k in held]
-        grads: list[Tensor] = [w.grad for w in weights if w.grad is not None]
-        buffers: list[Tensor] = [self.state[w]["momentum_buffer"] for w in weights]
+        tensors: list[Tensor] = [group["params"][k] for k in held]
+        grads: list[Tensor] = [p.grad for p in tensors if p.grad is not None]
+        for p in tensors:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers: list[Tensor] = [self.state[p]["momentum_buffer"] for p in tensors]
+        part = self._partitions.get(tensors[0])
+        if part is None:
+            names = group.get("names") or [f"{i}.{k}" for k in range(len(group["params"]))]
+            self._update(group, tensors, grads, buffers, [names[k] for k in held], None)
+        else:
+            self._update(group, part.of(tensors[0]), part.of(grads[0]), part.of(buffers[0]), part.names, part)
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        names: list[str],
+        part: Partition | None,
+    ) -> None:
+        """weights, grads, buffers: whole tensors, one for each of names, or the fragments of part."""
         lr, momentum = group["lr"], group["momentum"]
         inside = lr if self.dialect == "google" else 1.0  # what the momentum holds besides q u
         outside = 1.0 if self.dialect == "google" else lr
 
         if group["adapt"]:
-            updates, ratios = self._adapted(weights, grads, group)
-            names = group.get("names") or [f"{i}.{k}" for k in range(len(group["params"]))]
-            self._ratios.update(zip((names[k] for k in held), ratios, strict=True))
-            torch._foreach_mul_(updates, [inside * q for q in ratios])
+            updates, ratios = self._adapted(weights, grads, group, part)
+            self._ratios.update(zip(names, ratios.unbind(), strict=True))
+            factors = (inside * (ratios if part is None else ratios[part.parameters])).unbind()
         else:
-            decayed = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
-            updates = list(torch._foreach_mul(decayed, inside))
-
+            updates = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"])) if weights else []
+            factors = inside
+        if not weights:  # a rank without a fragment of this group has joined the all-reduce, and is done
+            return
+        torch._foreach_mul_(updates, factors)
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
         if self.nesterov:
@@ -118,29 +142,57 @@ class LARS(Optimizer):
         torch._foreach_add_(weights, updates, alpha=-outside)
 
     def _adapted(
-        self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """u and q of every tensor."""
+        self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any], part: Partition | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """u of every tensor or fragment, and (P,) the q of every parameter, also of those without a fragment here."""
         decay, trust = group["weight_decay"], group["trust_coefficient"]
         if self.dialect == "google":
-            updates = list(torch._foreach_add(grads, weights, alpha=decay))
-            w, u = norms(weights), norms(updates)
-            ratios = torch.where((w > 0) & (u > 0), trust * w / u, 1.0)
-            return updates, ratios.unbind()
-        w, g = norms(weights), norms(grads)
+            updates = list(torch._foreach_add(grads, weights, alpha=decay)) if weights else []
+            w, u = self._norms(weights, updates, part)
+            return updates, torch.where((w > 0) & (u > 0), trust * w / u, 1.0)
+        w, g = self._norms(weights, grads, part)
         ratios = trust * w / (g + decay * w + EPSILON)
         if self.dialect == "larc":
             ratios = (ratios / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else torch.ones_like(ratios)
         defined = (w > 0) & (g > 0)
-        updates = list(torch._foreach_mul(weights, (decay * defined).unbind()))
+        ratios = torch.where(defined, ratios, 1.0)
+        if not weights:
+            return [], ratios
+        decays = decay * (defined if part is None else defined[part.parameters])
+        updates = list(torch._foreach_mul(weights, decays.to(weights[0].dtype).unbind()))
         torch._foreach_add_(updates, grads)
-        return updates, torch.where(defined, ratios, 1.0).unbind()
+        return updates, ratios
+
+    def _norms(self, first: list[Tensor], second: list[Tensor], part: Partition | None) -> tuple[Tensor, Tensor]:
+        """(P,) and (P,): the norms of every parameter, from whole tensors or from the fragments of all ranks."""
+        if part is None:
+            squared = torch.stack([squares(first), squares(second)])
+            dtype = first[0].dtype
+        else:
+            dtype = part.flat.dtype
+            squared = torch.zeros(2, len(part.names), dtype=torch.float64, device=part.flat.device)
+            if first:
+                squared[:, part.parameters] = torch.stack([squares(first), squares(second)])
+            squared = across.all_sum(squared)
+        a, b = squared.sqrt().to(dtype).unbind()
+        return a, b
 
     def trust_ratios(self) -> dict[str, Tensor]:
         """q of the last step for every adapted tensor, 0-dimensional on its device; reading them waits for it."""
         return dict(self._ratios)
 
 
-def norms(tensors: list[Tensor]) -> Tensor:
-    """(P,) the 2-norm of each tensor. Where tensors are cut over ranks, this is the place that must cross them."""
-    return torch.stack(torch._foreach_norm(tensors))
+def squares(tensors: list[Tensor]) -> Tensor:
+    """(P,) fp64: each tensor's squared 2-norm, to fp32's precision however large it is, so that it does not depend on
+    where a tensor is cut. torch's own norm on a CPU adds one element after the other: 4e-5 off at 2.4 million."""
+    if tensors[0].is_cuda:  # there it adds by blocks, and in one kernel for all
+        return torch.stack(torch._foreach_norm(tensors)).double().square()
+    return torch.stack([_square(x.reshape(-1)) for x in tensors])
+
+
+def _square(x: Tensor) -> Tensor:
+    whole = len(x) // ROW * ROW
+    rest = torch.linalg.vector_norm(x[whole:]).double().square()
+    if not whole:
+        return rest
+    return torch.linalg.vector_norm(x[:whole].view(-1, ROW), dim=1).double().square().sum() + rest

@@ -38,6 +38,20 @@ def restore_rng(saved: Saved, rank: int) -> None:
         torch.cuda.set_rng_state(saved.own("rng.cuda", rank))
 
 
+def random_state(device: torch.device) -> list[Tensor]:
+    """Of torch's generators that a forward on this device draws from: for set_random_state."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
 def _from_text(text: str) -> Tensor:
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 

@@ -12,10 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data.refusal import Refusal, did_you_mean
-from trainer.files import sha256, unsealed
+from trainer.files import DESCRIPTION, sha256, unsealed
 from trainer.shard import TYPES, Entry, read_entries
-
-DESCRIPTION = "checkpoint.json"
 
 
 class Damaged(Refusal):

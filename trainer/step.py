@@ -10,6 +10,7 @@ from data.batch import Batch
 from methods import across, norm
 from methods.method import Tensors
 from trainer.engine import Engine
+from trainer.rng import random_state, set_random_state
 
 
 @dataclass(frozen=True)
@@ -37,44 +38,51 @@ class NonFinite(RuntimeError):
 def forward_backward(engine: Engine, batch: Batch) -> Outcome:
     """This rank's gradients of method.loss over its whole batch, added to the parameters' .grad; not yet averaged.
 
-    With chunks C > 1, the memory of one chunk (Gao et al., 2021, arxiv.org/abs/2101.06983): embeddings first without
+    In chunks C > 1, the memory of one chunk (Gao et al., 2021, arxiv.org/abs/2101.06983): embeddings first without
     gradient, the loss and its gradient by embedding from all of them, then chunk by chunk once more for the
     parameters. Dropout draws the same in both passes, and only the first counts for running statistics.
+
+    The last `keep` chunks keep the graph of their first pass instead of a second one. Chunks go back from the last to
+    the first: the kept graphs are gone when the others are made, and gradients add up in the same order for any keep.
     """
-    parts = batch.chunks(engine.options.chunks)
+    chunks, keep = engine.chunking.decided(batch.views)
+    parts = batch.chunks(chunks)
     t = join([engine.target(part.views) for part in parts])
-    if len(parts) == 1:
+    if chunks == 1:
         z = engine.embed(batch.views)
         loss = engine.method.loss(z, t, batch)
         engine.backward(loss)
-        return Outcome(loss.detach(), {name: x.detach() for name, x in z.items()}, t)
+        return Outcome(loss.detach(), _detached(z), t)
 
     draws: list[list[Tensor]] = []
     embedded: list[Tensors] = []
-    with torch.no_grad():
-        for part in parts:
-            draws.append(_random_state(engine.device))
+    for k, part in enumerate(parts):
+        draws.append(random_state(engine.device))
+        with torch.set_grad_enabled(k >= chunks - keep):
             embedded.append(engine.embed(part.views))
-    after = _random_state(engine.device)
+    after = random_state(engine.device)
 
-    z = {name: _leaf(x) for name, x in join(embedded).items()}
+    z = {name: _leaf(x) for name, x in join([_detached(part) for part in embedded]).items()}
     loss = engine.method.loss(z, t, batch)
     leaves = {name: x for name, x in z.items() if x.requires_grad}
     parameters = [p for p in engine.method.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
-    by_leaf = {name: g.chunk(len(parts)) for name, g in zip(leaves, found, strict=False) if g is not None}
+    by_leaf = {name: g.chunk(chunks) for name, g in zip(leaves, found, strict=False) if g is not None}
     # A parameter that stands in the loss itself, such as a learnable temperature, has its gradient already.
-    direct = [(p * g).sum() for p, g in zip(parameters, found[len(leaves) :], strict=True) if g is not None]
+    terms = [(p * g).sum() for p, g in zip(parameters, found[len(leaves) :], strict=True) if g is not None]
 
-    with norm.frozen(engine.method):
-        for k, part in enumerate(parts):
-            _set_random_state(draws[k], engine.device)
-            again = engine.embed(part.views)
-            # A number with the wanted gradient, for the engine to scale as it would the loss.
-            terms = [(again[name] * g[k]).sum() for name, g in by_leaf.items() if again[name].requires_grad]
-            engine.backward(torch.stack(terms + (direct if k == 0 else [])).sum())
-    _set_random_state(after, engine.device)
-    return Outcome(loss.detach(), {name: x.detach() for name, x in z.items()}, t)
+    for k in reversed(range(chunks)):
+        again = embedded.pop()
+        if k < chunks - keep:
+            set_random_state(draws[k], engine.device)
+            with norm.frozen(engine.method):
+                again = engine.embed(parts[k].views)
+        # A number with the wanted gradient, for the engine to scale as it would the loss.
+        terms += [(again[name] * g[k]).sum() for name, g in by_leaf.items() if again[name].requires_grad]
+        engine.backward(torch.stack(terms).sum())
+        terms = []
+    set_random_state(after, engine.device)
+    return Outcome(loss.detach(), _detached(z), t)
 
 
 def check_finite(engine: Engine, outcome: Outcome, step: int, flags: Sequence[bool] = ()) -> list[bool]:
@@ -86,9 +94,7 @@ def check_finite(engine: Engine, outcome: Outcome, step: int, flags: Sequence[bo
     Raises NonFinite, on every rank.
     """
     world, rank = across.size(), across.rank()
-    grads = [p.grad for p in engine.method.parameters() if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
-    mine = torch.stack([outcome.loss.isfinite(), norms.isfinite().all()]).logical_not()
+    mine = torch.stack([outcome.loss.isfinite(), engine.finite()]).logical_not()
     found = torch.zeros(2, world, dtype=torch.int64, device=engine.device)
     found[:, rank] = mine
     raised = torch.tensor(flags, dtype=torch.int64).to(engine.device)
@@ -105,22 +111,13 @@ def join(parts: list[Tensors]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def _detached(z: Tensors) -> dict[str, Tensor]:
+    return {name: x.detach() for name, x in z.items()}
+
+
 def _leaf(x: Tensor) -> Tensor:
     """In fp32 at least: a gradient by an fp16 embedding would underflow, for the loss scale comes later."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_() if x.is_floating_point() else x
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -1,8 +1,8 @@
 """The parity table: gradients and memories of any ranks x chunks against the paper's formula in one process, fp64."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from data.batch import Batch
 from methods import across, norm
 from methods.method import Method, Tensors
 from methods.verify import Construction, Loss, Standard, standard
+from trainer.chunking import Chunking
 from trainer.engine import Engine
 from trainer.options import EngineOptions
 from trainer.ranks import run_ranks
@@ -20,20 +21,28 @@ Norm = Literal["fixed", "global", "local"]  # fixed: by the running statistics, 
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
+RANKS = 1, 2, 4
 SIDE = 12
 
 
 @dataclass(frozen=True)
 class Layout:
+    """kept: chunks that keep their graph."""
+
     norm: Norm
     ranks: int
     chunks: int
+    kept: int = 0
 
 
 LAYOUTS = (
     *(Layout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (4, 1))),
+    Layout("fixed", 1, 4, 2),
+    Layout("fixed", 2, 2, 1),
     *(Layout("global", ranks, 1) for ranks in (1, 2, 4)),
     *(Layout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (4, 1))),
+    Layout("local", 1, 4, 2),
+    Layout("local", 2, 2, 1),
 )
 
 
@@ -42,9 +51,7 @@ class Row:
     """One comparison with the formula. error: |got - want| / |want| over all parameters' gradients, or all keys."""
 
     name: str
-    norm: Norm
-    ranks: int
-    chunks: int
+    layout: Layout
     precision: Precision
     error: float
     cosine: float
@@ -61,30 +68,35 @@ class Row:
         return self.agrees == self.right
 
 
-def verify(name: str) -> Iterator[Row]:
-    """The parity table of methods/<name>.py on real process groups, then constructions that the check must tell apart.
+def verify(*names: str) -> dict[str, list[Row]]:
+    """By method: the parity table of methods/<name>.py on real process groups, then constructions that the check must
+    tell apart. All methods share the groups: to start one takes longer than to check a method in it.
 
     Raises Refusal for a method without a table.
     """
-    expected = standard(name)
-    wants = {parts_of: _reference(expected, expected.formula, *parts_of) for parts_of in {_parts(x) for x in LAYOUTS}}
-    for ranks in (1, 2, 4):
-        layouts = [layout for layout in LAYOUTS if layout.ranks == ranks]
-        constructions = expected.constructions if ranks == 4 else ()
-        asked = name, layouts, len(constructions)
+    rows: dict[str, list[Row]] = {name: [] for name in names}
+    standards = {name: standard(name) for name in names}
+    for ranks in RANKS:
         # Rank 0 speaks for all: after averaging, every rank holds the same gradients, and each gathers what is kept.
-        got = _found(*asked) if ranks == 1 else run_ranks(ranks, _found, *asked, timeout=600.0)[0]
-        for layout in layouts:
-            for precision in DTYPE:
-                gradient, kept = got[layout, precision]
-                want = wants[_parts(layout)]
-                yield _row(name, layout, precision, gradient, want.gradient, right=True)
-                if kept is not None and want.kept is not None:
-                    yield _row(f"{name}, what it remembers", layout, precision, kept, want.kept, right=True)
-        for k, construction in enumerate(constructions):
-            layout = Layout("fixed", ranks, 1)
-            want = _reference(expected, construction.formula, "fixed", 1)
-            yield _row(construction.name, layout, "fp64", got[k].gradient, want.gradient, right=construction.right)
+        found = _found(names) if ranks == 1 else run_ranks(ranks, _found, names, timeout=900.0)[0]
+        for name, expected in standards.items():
+            rows[name] += _rows(name, expected, ranks, found[name])
+    return rows
+
+
+def _rows(name: str, expected: Standard, ranks: int, got: "_Table") -> Iterator[Row]:
+    layouts = [layout for layout in LAYOUTS if layout.ranks == ranks]
+    wants = {parts_of: _reference(expected, expected.formula, *parts_of) for parts_of in map(_parts, layouts)}
+    for layout in layouts:
+        for precision in DTYPE:
+            gradient, kept = got.layouts[layout, precision]
+            want = wants[_parts(layout)]
+            yield _row(name, layout, precision, gradient, want.gradient, right=True)
+            if kept is not None and want.kept is not None:
+                yield _row(f"{name}, what it remembers", layout, precision, kept, want.kept, right=True)
+    for construction, gradient in zip(expected.constructions, got.constructions, strict=False):
+        layout, want = Layout("fixed", ranks, 1), _reference(expected, construction.formula, "fixed", 1)
+        yield _row(construction.name, layout, "fp64", gradient, want.gradient, right=construction.right)
 
 
 def _row(name: str, layout: Layout, precision: Precision, got: Tensor, want: Tensor, right: bool) -> Row:
@@ -92,7 +104,7 @@ def _row(name: str, layout: Layout, precision: Precision, got: Tensor, want: Ten
     error = ((got - want).norm() / want.norm()).item()
     cosine = torch.cosine_similarity(got, want, dim=0).item()
     ratio = (got.norm() / want.norm()).item()
-    return Row(name, layout.norm, layout.ranks, layout.chunks, precision, error, cosine, ratio, right)
+    return Row(name, layout, precision, error, cosine, ratio, right)
 
 
 def _parts(layout: Layout) -> tuple[Norm, int]:
@@ -103,7 +115,7 @@ def _parts(layout: Layout) -> tuple[Norm, int]:
 def _method(expected: Standard, mode: Norm) -> Method:
     """The same weights in every process; fp64."""
     torch.manual_seed(0)
-    method = expected.build("local" if mode == "local" else "global").double()
+    method = expected.build("global" if mode == "global" else "local").double()
     for module in norm.norms(method):
         if isinstance(module.weight, nn.Parameter):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -111,10 +123,11 @@ def _method(expected: Standard, mode: Norm) -> Method:
     return method
 
 
-def _batch(samples: int) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    views = torch.randn(samples, 2, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
-    return Batch(views, torch.arange(samples), torch.zeros(samples, dtype=torch.int64))
+def _batch(expected: Standard) -> Batch:
+    """The global batch."""
+    generator, samples = torch.Generator().manual_seed(1), expected.samples
+    views = torch.randn(samples, expected.views, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    return Batch(views, torch.arange(samples), expected.labels(samples))
 
 
 class _Found(NamedTuple):
@@ -130,7 +143,7 @@ def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _Fo
     for name, ours in list(method.named_modules()):
         if isinstance(ours, norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
-    chunks = _batch(expected.samples).chunks(parts)
+    chunks = _batch(expected).chunks(parts)
     z = join([method.embed(part.views) for part in chunks])
     t = join([method.target(part.views) for part in chunks])
     formula(method, z, t).backward()
@@ -150,15 +163,13 @@ def _torch_norm(ours: norm.BatchNorm) -> nn.BatchNorm2d:
     return theirs
 
 
-class _Plain(Engine):
+class PlainEngine(Engine):
     """The engine's verbs without DeepSpeed, for parameters of any type."""
 
-    def __init__(self, method: Method, chunks: int) -> None:
-        self.method, self.options, self.device = (
-            method,
-            EngineOptions.model_validate({"chunks": chunks}),
-            torch.device("cpu"),
-        )
+    def __init__(self, method: Method, samples: int, **options: Any) -> None:
+        """samples: of a rank; options: of EngineOptions."""
+        self.method, self.options, self.device = method, EngineOptions(**options), torch.device("cpu")
+        self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
 
     def embed(self, views: Tensor) -> Tensors:
         return self.method.embed(views)
@@ -170,23 +181,32 @@ class _Plain(Engine):
         loss.backward()
 
 
-def _found(name: str, layouts: list[Layout], constructions: int) -> dict[tuple[Layout, Precision] | int, _Found]:
-    """In each of the ranks, by layout and precision, and by construction."""
-    expected = standard(name)
-    mine = _batch(expected.samples).chunks(across.size())[across.rank()]
-    got: dict[tuple[Layout, Precision] | int, _Found] = {}
-    for layout in layouts:
+class _Table(NamedTuple):
+    """constructions: each one's gradient, on as many ranks as the check of them is made."""
+
+    layouts: dict[tuple[Layout, Precision], _Found]
+    constructions: list[Tensor]
+
+
+def _found(names: Sequence[str]) -> dict[str, _Table]:
+    """In each of the ranks, by method."""
+    return {name: _table(standard(name)) for name in names}
+
+
+def _table(expected: Standard) -> _Table:
+    mine = _batch(expected).chunks(across.size())[across.rank()]
+    got: dict[tuple[Layout, Precision], _Found] = {}
+    for layout in (layout for layout in LAYOUTS if layout.ranks == across.size()):
         for precision, dtype in DTYPE.items():
             method = _method(expected, layout.norm).to(dtype)
             batch = Batch(mine.views.to(dtype), mine.index, mine.label)
-            outcome = forward_backward(_Plain(method, layout.chunks), batch)
+            outcome = forward_backward(PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept), batch)
             gradient = across.mean(_flat(method))
             method.update(outcome.z, outcome.t, batch, 0.5)
             kept = _sorted(across.gather(expected.held(method))) if expected.held else None
             got[layout, precision] = _Found(gradient, kept)
-    for k, construction in enumerate(expected.constructions[:constructions]):
-        got[k] = _Found(_constructed(expected, construction, mine), None)
-    return got
+    constructions = expected.constructions if across.size() == RANKS[-1] else ()
+    return _Table(got, [_constructed(expected, construction, mine) for construction in constructions])
 
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:

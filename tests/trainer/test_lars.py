@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.refusal import Refusal
-from trainer.lars import LARS
+from trainer.lars import LARS, squares
 
 LR, MOMENTUM, DECAY, TRUST = 0.7, 0.9, 1e-2, 0.02
 STEPS = 20
@@ -156,12 +156,10 @@ def test_names_follow_the_tensors_that_have_gradients() -> None:
     assert torch.equal(a, torch.ones(2, 2))
 
 
-def test_momentum_of_all_groups_comes_before_the_first_groups_step() -> None:
-    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimizer = LARS([weight, bias], 0.1)
-    weight.grad = torch.ones(2, 2)
-    optimizer.step()
-    assert torch.equal(optimizer.state[bias]["momentum_buffer"], torch.zeros(2))
+def test_norms_of_large_tensors_are_exact() -> None:
+    for size in (1, 1023, 1024, 1025, 3_000_000):
+        x = torch.randn(size, generator=torch.Generator().manual_seed(size))
+        assert squares([x]).sqrt().item() == pytest.approx(x.double().norm().item(), rel=1e-7)
 
 
 def test_a_state_dict_goes_on_bit_for_bit() -> None:

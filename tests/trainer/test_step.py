@@ -1,6 +1,8 @@
 """The step on real DeepSpeed engines: ranks and chunks change nothing, and what is not finite updates nothing."""
 
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from torch import Tensor
 from methods import norm
 from tests.ranks.groups import run_ranks
 from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
+from trainer import chunking
+from trainer.checkpoint import Checkpoints, open_saved
+from trainer.chunking import Need
 from trainer.engine import Engine
-from trainer.options import EngineOptions
+from trainer.options import CheckpointOptions, EngineOptions
 from trainer.step import NonFinite, check_finite, forward_backward
 
 CPU = torch.device("cpu")
@@ -31,20 +36,69 @@ def averaged(engine: Engine) -> dict[str, Tensor]:
     return seen
 
 
-def taken(method: Toy, chunks: int) -> dict[str, Any]:
+def taken(method: Toy, **options: Any) -> dict[str, Any]:
     """The loss, the averaged gradients and the running statistics of one step."""
-    engine = make(method, chunks=chunks)
+    engine = make(method, **options)
+    torch.manual_seed(5 + dist.get_rank())
     outcome = forward_backward(engine, own_batch())
     counted = [int(m.pending_forwards.item()) for m in norm.norms(method)]
     norm.commit(method)
-    seen = averaged(engine)
+    seen, draw = averaged(engine), torch.rand(3)
     running = {name: x for name, x in weights(method).items() if "running" in name or "batches" in name}
-    return {"loss": outcome.loss, "z": outcome.z["z"], "gradients": seen, "running": running, "counted": counted}
+    return {
+        "loss": outcome.loss,
+        "z": outcome.z["z"],
+        "gradients": seen,
+        "running": running,
+        "counted": counted,
+        "draw": draw,
+    }
+
+
+def kept() -> dict[str, list[dict[str, Any]]]:
+    """By precision: steps with dropout and a local norm in four chunks, of which none to all keep their graph."""
+    return {
+        precision: [
+            taken(toy(batch_norm=True, dropout=0.5), chunks=4, keep=keep, precision=precision) for keep in (0, 1, 3, 4)
+        ]
+        for precision in ("fp32", "bf16")
+    }
+
+
+def kept_under_zero() -> dict[int, list[dict[str, Tensor]]]:
+    """By ZeRO stage: the weights after a step in four chunks, of which none or three keep their graph."""
+    found: dict[int, list[dict[str, Tensor]]] = {}
+    for stage in (0, 1, 2):
+        for keep in (0, 3):
+            engine = make(toy(batch_norm=True), chunks=4, keep=keep, zero=stage)
+            forward_backward(engine, own_batch())
+            engine.step(0.1)
+            found.setdefault(stage, []).append(weights(engine.method))
+    return found
+
+
+def automatic(folder: Path) -> dict[str, Any]:
+    """Each rank with room of its own: what both take; and what a resumed run takes, with all the room there is."""
+    method = toy(batch_norm=True)
+    engine = make(method, chunks="auto")
+    before, draws = weights(method), torch.get_rng_state()
+    need = Need.measure(method, own_batch().views, CPU, engine.autocast)
+    room = int((need.of(4, 1), need.of(2, 2))[dist.get_rank()] / chunking.SHARE) + 2
+    untouched = all(torch.equal(x, before[name]) for name, x in weights(method).items())
+    untouched &= torch.equal(torch.get_rng_state(), draws) and not gradients(method)
+    with mock.patch.object(chunking, "free", lambda device, sharing: room):
+        decided = engine.chunking.decided(own_batch().views)
+    with Checkpoints(folder, CheckpointOptions(), dist.get_rank(), dist.get_world_size()) as checkpoints:
+        checkpoints.save(1, engine.pieces(), {}, wait=True)
+    again = make(toy(batch_norm=True, seed=1), chunks="auto")
+    again.restore(open_saved(folder / "step-00000001"))
+    resumed = again.chunking.decided(own_batch().views)
+    return {"decided": decided, "resumed": resumed, "untouched": untouched, "sharing": chunking._on_this_machine(CPU)}
 
 
 def dropout() -> dict[str, Any]:
     """Chunked gradients against one graph over the same chunks and random numbers; what is drawn afterwards."""
-    engine = make(toy(dropout=0.5), chunks=2)
+    engine = make(toy(dropout=0.5), chunks=2, keep=0)
     reference = toy(dropout=0.5)
     torch.manual_seed(5 + dist.get_rank())
     plain_loss(reference, own_batch(), chunks=2).backward()
@@ -115,23 +169,25 @@ def agreed() -> list[bool]:
     return check_finite(engine, outcome, 0, [dist.get_rank() == 1, False, dist.get_rank() == 0])
 
 
-def scenarios() -> dict[str, Any]:
-    found: dict[str, Any] = {f"chunks {c}": taken(toy(), c) for c in (1, 2, 8)}
-    found["batch norm"] = taken(toy(batch_norm=True), chunks=2)
+def scenarios(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {f"chunks {c}": taken(toy(), chunks=c, keep=0) for c in (1, 2, 8)}
+    found["batch norm"] = taken(toy(batch_norm=True), chunks=2, keep=0)
+    found["kept"] = kept()
     if dist.get_world_size() > 1:
-        for scenario in (dropout, bad_loss, bad_gradient, overflow, agreed):
+        for scenario in (dropout, bad_loss, bad_gradient, overflow, agreed, kept_under_zero):
             found[scenario.__name__] = scenario()
+        found["automatic"] = automatic(folder)
     return found
 
 
 @pytest.fixture(scope="module")
-def two() -> list[dict[str, Any]]:
-    return run_ranks(2, scenarios)
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(2, scenarios, tmp_path_factory.mktemp("two"), timeout=300.0)
 
 
 @pytest.fixture(scope="module")
-def one() -> list[dict[str, Any]]:
-    return run_ranks(1, scenarios)
+def one(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(1, scenarios, tmp_path_factory.mktemp("one"), timeout=300.0)
 
 
 def reference(chunks: int = 1, batch_norm: bool = False) -> Toy:
@@ -172,6 +228,33 @@ def test_dropout_draws_the_same_in_both_passes(two: list[dict[str, Any]]) -> Non
     for rank in two:
         torch.testing.assert_close(rank["dropout"]["gradients"], rank["dropout"]["expected"], rtol=1e-4, atol=1e-5)
         assert rank["dropout"]["same_draws"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kept_graphs_change_no_bit(one: list[dict[str, Any]], two: list[dict[str, Any]], precision: str) -> None:
+    for rank in (*one, *two):
+        none, *others = rank["kept"][precision]
+        assert none["counted"] == [4] and none["gradients"]["encoder.0.weight"].abs().max() > 0
+        for other in others:
+            torch.testing.assert_close(other, none, rtol=0, atol=0)
+
+
+def test_kept_graphs_change_no_bit_under_zero(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        (unsharded, _), before = rank["kept_under_zero"][0], weights(toy(batch_norm=True))
+        assert not torch.equal(unsharded["encoder.0.weight"], before["encoder.0.weight"])
+        for none, three in rank["kept_under_zero"].values():
+            torch.testing.assert_close(three, none, rtol=0, atol=0)
+            torch.testing.assert_close(none, unsharded, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_is_agreed_on_and_pinned(two: list[dict[str, Any]]) -> None:
+    """Rank 0 has room for chunks of 4 samples, rank 1 for two graphs of 2: 4 chunks of 2 fit both, and 2 graphs."""
+    for rank in two:
+        assert rank["automatic"]["sharing"] == 2
+        assert rank["automatic"]["decided"] == (4, 2)
+        assert rank["automatic"]["resumed"] == (4, 4)  # the chunks are the run's, the graphs kept are the machine's
+        assert rank["automatic"]["untouched"]
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks(two: list[dict[str, Any]]) -> None:

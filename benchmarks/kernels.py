@@ -1,0 +1,141 @@
+"""What kernels/ gain on an accelerator: checked against fp64, then timed beside the device's own matrix rate.
+
+    python -m benchmarks.kernels                            # NT-Xent, InfoNCE against a queue, augmentation
+    KILOBATCH_KERNELS=off python -m benchmarks.kernels      # the same by torch's operations
+    python -m benchmarks.kernels --device cpu --pairs 64    # whether this script runs
+
+Seconds are the median of rounds after warm-ups, by the device's clock; memory is what a forward and backward takes at
+the peak beyond its inputs. NT-Xent's kernels need 6 M^2 D floating-point operations for M = 2 pairs rows, a queue's
+4 N K D; the share is of a product of 8192^3 in bf16, measured in the same run.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data import augment_batched
+from data.chance import keys
+from data.views import Views
+from methods.losses import nt_xent
+from methods.memory import Queue, info_nce
+from methods.memory_options import QueueOptions
+from methods.operand_options import Operands
+
+DIM, TEMPERATURE, KEYS, ROUNDS = 128, 0.1, 65_536, 20
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    for _ in range(3):
+        work()
+    taken = []
+    for _ in range(ROUNDS):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        work()
+        last.record()
+        last.synchronize()
+        taken.append(first.elapsed_time(last) / 1e3)
+    return statistics.median(taken)
+
+
+def memory(work: Callable[[], object], device: torch.device) -> float:
+    """MiB at the peak, beyond what was there."""
+    if device.type != "cuda":
+        return float("nan")
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def pairs_of(n: int, device: torch.device) -> list[Tensor]:
+    torch.manual_seed(0)
+    z = torch.randn(n, DIM, device=device)
+    return [(z + torch.randn(n, DIM, device=device)).requires_grad_() for _ in range(2)]
+
+
+def step(z: list[Tensor], operands: Operands) -> Callable[[], object]:
+    return lambda: torch.autograd.grad(nt_xent(z[0], z[1], TEMPERATURE, operands=operands), z)
+
+
+def checked(device: torch.device, operands: Operands) -> float:
+    """The largest relative error of a gradient, of 500 pairs, against fp64 by torch's operations."""
+    z = pairs_of(500, device)
+    exact = [x.detach().double().requires_grad_() for x in z]
+    want = torch.autograd.grad(nt_xent(exact[0], exact[1], TEMPERATURE), exact)
+    got = torch.autograd.grad(nt_xent(z[0], z[1], TEMPERATURE, operands=operands), z)
+    return max(((g - w).norm() / w.norm()).item() for g, w in zip(got, want, strict=True))
+
+
+def of_batch(pairs: list[int], device: torch.device, gemm: float) -> None:
+    print("NT-Xent, forward and backward: operands | error | pairs: ms, MiB, share of the matrix rate")
+    for operands in get_args(Operands):
+        found = [f"{operands} | {checked(device, operands):.1e}"]
+        for n in pairs:
+            work = step(pairs_of(n, device), operands)
+            taken = seconds(work, device)
+            share = 6 * (2 * n) ** 2 * DIM / taken / gemm
+            found.append(f"{n}: {1e3 * taken:.3f} {memory(work, device):.0f} {share:.0%}")
+        print(" | ".join(found), flush=True)
+
+
+def of_queue(device: torch.device, gemm: float) -> None:
+    print(f"InfoNCE, {KEYS} keys: operands | queries: ms, share of the matrix rate")
+    queue = Queue(QueueOptions(length=KEYS, dtype="bf16"), DIM).to(device)
+    for operands in get_args(Operands):
+        found: list[str] = [operands]
+        for n in (256, 4096) if device.type == "cuda" else (16,):
+            q, k = (F.normalize(x.detach(), dim=1) for x in pairs_of(n, device))
+            q.requires_grad_()
+
+            def work(q: Tensor = q, k: Tensor = k, operands: Operands = operands) -> object:
+                return torch.autograd.grad(info_nce(q, k, queue, TEMPERATURE, operands=operands), q)
+
+            taken = seconds(work, device)
+            found.append(f"{n}: {1e3 * taken:.3f} {4 * n * KEYS * DIM / taken / gemm:.0%}")
+        print(" | ".join(found), flush=True)
+
+
+def of_augmentation(images: int, size: int, device: torch.device) -> None:
+    views = Views(size=size)
+    pixels = torch.randint(256, (images, 2, size, size, 3), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
+    of = keys(0, 0, torch.arange(images), 2)
+    forms: dict[str, Callable[[], Tensor]] = {
+        "torch, fp32": lambda: augment_batched.augment_by_torch(pixels, of, views),
+        "chosen, fp32": lambda: augment_batched.augment(pixels, of, views),
+        "chosen, bf16": lambda: augment_batched.augment(pixels, of, views, torch.bfloat16),
+    }
+    away = (forms["chosen, fp32"]() - forms["torch, fp32"]()).abs().max().item() * 255 * max(views.std)
+    print(f"SimCLR's colours and blur, two views of {size} pixels: {away:.1e} of 255 apart at most; views per second")
+    for name, form in forms.items():
+        print(f"{name}: {2 * images / seconds(form, device):,.0f}, {memory(form, device):.0f} MiB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[4096, 16_384, 65_536])
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    side = 8192 if device.type == "cuda" else 512
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    gemm = 2 * side**3 / seconds(lambda: a @ a, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}: {gemm / 1e12:.3g} TFLOP/s in bf16", flush=True)
+    of_batch(options.pairs, device, gemm)
+    of_queue(device, gemm)
+    of_augmentation(*((256, 224) if device.type == "cuda" else (4, 32)), device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""How many chunks fit, and how many graphs: what a probe foretells against what a step takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batch import Batch
+from data.refusal import Refusal
+from methods.convnet import ConvNet
+from methods.encoder_options import Mode
+from methods.method import Method, Tensors
+from methods.simclr import SimCLR
+from trainer import chunking, room
+from trainer.chunking import SHARE, Need
+from trainer.room import cost
+from trainer.step import forward_backward
+from trainer.verify import PlainEngine
+
+CPU = torch.device("cpu")
+SAMPLES = 64
+
+
+class Wide(Method):
+    """Two layers whose graph can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(48, 100, bias=False), nn.Tanh(), nn.Linear(100, 10, bias=False))
+
+    def embed(self, views: Tensor) -> Tensors:
+        return {"z": self.encoder(views.flatten(2))}
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        first, second = z["z"].unbind(1)
+        return F.mse_loss(first, second)
+
+
+def batch() -> Batch:
+    views = torch.randn(SAMPLES, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
+
+
+def simclr(norm: Mode = "local") -> SimCLR:
+    torch.manual_seed(0)
+    return SimCLR(ConvNet(8, norm), temperature=0.2)
+
+
+def engine(method: Method, **options: int | str) -> PlainEngine:
+    return PlainEngine(method, SAMPLES, **options)
+
+
+def need_of(method: Method) -> Need:
+    return Need.measure(method, batch().views, CPU, engine(method).autocast)
+
+
+@pytest.fixture
+def may_use(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the bytes that chunks may take."""
+    return lambda size: monkeypatch.setattr(chunking, "free", lambda device, sharing: int(size / SHARE) + 1)
+
+
+def test_the_bytes_of_a_graph_are_those_counted_by_hand() -> None:
+    method, views = Wide(), torch.randn(8, 2, 3, 4, 4)
+    weights = list(method.parameters())
+    found = cost(lambda: method.embed(views)["z"], lambda z: torch.autograd.grad(z.sum(), weights), CPU)
+    assert found.held == 16 * (100 + 10) * 4  # the tanh's output is saved, its input is dropped; the output
+    assert found.held < found.peak < found.held + (16 * 210 + sum(p.numel() for p in weights)) * 4 + 64
+
+
+@pytest.mark.parametrize(("chunks", "keep"), [(1, 1), (2, 1), (8, 0), (8, 1), (8, 4), (8, 8)])
+def test_a_step_takes_the_memory_foretold(chunks: int, keep: int) -> None:
+    """From probes of 2 and 8 samples. Need.of counts the update, which is not made here."""
+    method, whole = simclr(), batch()
+    need, plain = need_of(method), engine(method, chunks=chunks, keep=keep)
+    rest, loss = need.rest, 4 * SAMPLES * 2 * 128 * 4
+    taken = cost(lambda: None, lambda _: forward_backward(plain, whole), CPU).peak
+    assert need.of(SAMPLES // chunks, keep) - rest + loss == pytest.approx(taken, rel=0.1)
+
+
+def test_the_fewest_chunks_that_fit_and_the_most_graphs(may_use: Callable[[int], None]) -> None:
+    need = need_of(simclr())
+    for size, expected in (
+        (need.of(SAMPLES, 1), (1, 1)),
+        (need.of(SAMPLES, 1) - 1024, (2, 1)),
+        (need.of(SAMPLES // 2, 1), (2, 1)),
+        (need.of(SAMPLES // 2, 1) - 1024, (4, 1)),
+        (need.of(1, 1), (SAMPLES, 1)),
+    ):
+        may_use(size)
+        assert engine(simclr(), chunks="auto").chunking.decided(batch().views) == expected
+    for size, kept in ((need.of(8, 3), 3), (need.of(8, 3) - 1024, 2), (2**40, 8), (0, 0)):
+        may_use(size)
+        assert engine(simclr(), chunks=8).chunking.decided(batch().views) == (8, kept)  # as asked, fits or not
+    may_use(need.of(1, 1) - 1024)
+    with pytest.raises(Refusal, match="not even one sample at a time fits"):
+        engine(simclr(), chunks="auto").chunking.decided(batch().views)
+
+
+def test_a_norm_over_the_global_batch_makes_auto_one_chunk(may_use: Callable[[int], None]) -> None:
+    may_use(0)
+    whole = engine(simclr("global"), chunks="auto")
+    assert whole.chunking.decided(batch().views) == (1, 1)
+    whole.chunking.pin(4)  # as of 4 ranks
+    assert whole.chunking.decided(batch().views) == (1, 1)
+
+
+def test_another_number_of_ranks_keeps_the_parts_of_the_batch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ranks, parts, expected in ((1, 8, 8), (2, 8, 4), (4, 8, 2)):
+        monkeypatch.setattr("methods.across.size", lambda ranks=ranks: ranks)
+        resumed = engine(simclr(), chunks="auto")
+        resumed.chunking.pin(parts)
+        assert (resumed.chunking.chunks, resumed.chunking.parts) == (expected, parts)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr("methods.across.size", lambda: 3)
+    resumed = engine(simclr(), chunks="auto")
+    resumed.chunking.pin(8)
+    assert resumed.chunking.chunks is None and "8 parts, which do not divide over 3 ranks" in capsys.readouterr().out
+
+
+def test_limits_of_every_group_above_count(tmp_path: Path) -> None:
+    """Both kinds of control groups; what the kernel may drop is free; no limit is none."""
+    new, old = tmp_path / "job" / "step", tmp_path / "memory" / "job"
+    for folder, limit, used, dropped, names in (
+        (new, "max", 600, 100, ("memory.max", "memory.current", "inactive_file")),
+        (new.parent, "1000", 700, 50, ("memory.max", "memory.current", "inactive_file")),
+        (old, "3000", 900, 200, ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {dropped}\n")
+    of = tmp_path / "cgroup"
+    of.write_text("0::/job/step\n")
+    assert list(room._groups(tmp_path, str(of))) == [1000 - 700 + 50]
+    of.write_text("3:cpu,memory:/job\n2:cpuset:/\n")
+    assert list(room._groups(tmp_path, str(of))) == [3000 - 900 + 200]
+
+
+def test_there_is_memory_here() -> None:
+    assert 2**20 < room.free(CPU, 2) <= room.free(CPU, 1)
