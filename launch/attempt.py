@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.refusal import Refusal
-from launch import ledger, recipe, requeue, runs
+from launch import ledger, pipeline, pipeline_table, recipe, requeue, runs
 from launch.echo import tell
 from launch.ending import Ending, this_host
 from launch.ledger import JobFile, Reason
@@ -126,6 +126,10 @@ class _Attempt:
         if (self.folder / "cancelled").exists():
             runs.set_status(self.folder, "cancelled", runs.state(self.folder).workers)
             return Outcome(requeued=False, code=0)
+        if (early := pipeline.too_early(self.folder)) is not None:  # the stage before it did not end well
+            runs.set_status(self.folder, "cancelled", runs.state(self.folder).workers)
+            tell(f"kilobatch: not begun: {early}")
+            return Outcome(requeued=False, code=1)
         before = self._attempts()
         if not before or before[-1].ended:
             return None
@@ -196,6 +200,7 @@ class _Attempt:
         if ending.kind == "finished":
             ledger.ended(self.folder, self.number, "finished")
             runs.set_status(self.folder, "finished", workers)
+            pipeline_table.after(self.folder)
             return Outcome(requeued=False, code=0)
         fate = self._fate()
         reason = self._reason(ending, fate)

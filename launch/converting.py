@@ -1,4 +1,4 @@
-"""`kilobatch convert` and `export`: their arguments put together, their results in words."""
+"""`kilobatch convert`, `export` and `import`: their arguments put together, their results in words."""
 
 import sys
 from pathlib import Path
@@ -27,14 +27,42 @@ def verify(file: Path, source: str | None, out: Path | None) -> None:
     print(f"{file} is whole: {_words(conversion.verify(file, full=True))}")
 
 
-def export(run: str, out: Path, *, force: bool) -> None:
-    """Writes the encoder of a run, or of one checkpoint's folder. Raises Refusal, as trainer.export.export does."""
+def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
+    """Writes the encoder of a run, or of one checkpoint's folder, or the whole method. Raises Refusal, as
+    trainer.export.export does."""
     from launch import runs
     from trainer.export import export as export_encoder
 
     source = Path(run) if Path(run).is_dir() else runs.find(run)
-    told = export_encoder(source, out, force=force, report=lambda line: print(line, file=sys.stderr))
+    told = export_encoder(source, out, force=force, whole=whole, report=lambda line: print(line, file=sys.stderr))
     print(f"wrote {out}: {told['encoder']} of step {told['step']}, for {told['loads_into']}")
+
+
+def import_tensorflow(
+    checkpoint: Path, out: Path, *, classifier_after: int | None, projections: bool, force: bool
+) -> None:
+    """Writes a TensorFlow checkpoint as `export --whole` writes a run. Raises Refusal, as trainer.tensorflow_names.read
+    does."""
+    from launch import recipe
+    from trainer import export as exporting
+    from trainer import tensorflow_names
+    from trainer.tensorflow_bundle import Bundle, find
+
+    exporting.check_out(out, force)
+    bundle = Bundle(find(checkpoint))
+    found = tensorflow_names.read(bundle, classifier_after, projections)
+    classifies = found.method["name"] == "finetune"
+    # The authors' images are numbers from 0 to 1 as they come: data_util.py, preprocess_image.
+    views = {"mean": [0.0] * 3, "std": [1.0] * 3, "count": 1 if classifies else 2}
+    views |= {"size": 32, "blur": None} if found.encoder["stem"] == "cifar" else {"size": 224}
+    sections = {"data": {"views": views}, "method": found.method, "encoder": found.encoder}
+    resolved = recipe.given(sections, str(checkpoint)).model_dump(mode="json")
+    exporting.write(out, found.tensors, exporting.whole_metadata(resolved, 0, 0, found.classes))
+    print(f"wrote {out}: {tensorflow_names.in_words(found)}")
+    if found.left_out:
+        print(f"left out: {', '.join(sorted(found.left_out)[:6])}{', …' if len(found.left_out) > 6 else ''}")
+    given = " ".join(f"encoder.{name}={value}" for name, value in found.encoder.items())
+    print(f"recipes that start from it want {given} data.views.mean=[0,0,0] data.views.std=[1,1,1]")
 
 
 def _words(info: conversion.Info) -> str:

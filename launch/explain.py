@@ -17,7 +17,7 @@ def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) 
     tail = f" (and {len(more)} more)" if more else ""
     # Of a union, such as a number or "auto", each member has its own error: the words that it takes come last.
     words = [
-        e["ctx"]["expected"]
+        e.get("ctx", {})["expected"]
         for e in errors[1:]
         if e["type"] == "literal_error" and _key(e["loc"], settings.values) == _key(errors[0]["loc"], settings.values)
     ]

@@ -19,7 +19,7 @@ RECENT = timedelta(days=7)  # ended longer ago, a run is listed only when it is 
 
 
 class Row(BaseModel):
-    """A run as it stands. Ages and eta are seconds; data_wait and knn are shares; None: not known, or does not apply.
+    """A run as it stands. Ages and eta are seconds; data_wait, knn and top1 shares; None: not known, or does not apply.
 
     waiting: the scheduler's reason for a queued job; nodes: their number; hosts: where it runs; problem: what ended
     the last attempt, or why nothing can be said; rank, host: of the first to fail; lines: its last ones.
@@ -39,6 +39,7 @@ class Row(BaseModel):
     steps: int | None = None
     loss: float | None = None
     knn: float | None = None
+    top1: float | None = None
     images_per_second: float | None = None
     data_wait: float | None = None
     eta: float | None = None
@@ -192,7 +193,7 @@ def _requeued(attempts: list[Attempt]) -> list[Attempt]:
 def _add_standing(row: Row, standing: Standing | None) -> None:
     if standing is None:
         return
-    for name in ("epoch", "epochs", "step", "steps", "loss", "knn", "images_per_second", "data_wait"):
+    for name in ("epoch", "epochs", "step", "steps", "loss", "knn", "top1", "images_per_second", "data_wait"):
         setattr(row, name, getattr(standing, name))
     row.seen = time.time() - standing.time
     if row.state == "running" and standing.seconds_left is not None:
@@ -212,6 +213,7 @@ def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
 
 
 def _rank(row: Row) -> tuple[bool, float, float]:
-    """By k-NN, else by loss; what has neither comes last."""
+    """By top-1 of its own classifier or of k-NN, else by loss; what has none comes last."""
     loss = float("inf") if row.loss is None else row.loss
-    return (row.knn is None, -(row.knn or 0.0), loss)
+    right = row.knn if row.top1 is None else row.top1
+    return (right is None, -(right or 0.0), loss)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.refusal import Refusal
-from launch import cluster, ledger, recipe, runs, snapshot, submitting
+from launch import cluster, ledger, pipeline, pipeline_runs, recipe, runs, snapshot, submitting
 from launch.ledger import JobFile
+from launch.references import begun
 from launch.scheduler import scheduler_of
 from trainer.files import write_whole
 
@@ -17,6 +18,8 @@ def resume(run: str, workers: int | None, given: str | None, resources: dict[str
 
     Raises Refusal where the run has finished, or is still queued or running.
     """
+    if (top := pipeline.find(run)) is not None:
+        return pipeline_runs.resume(top, workers, given, resources)
     folder = runs.find(run)
     submitted = ledger.job_file(folder)
     options = [cluster.flag(name) for name, value in resources.items() if value not in (None, [])]
@@ -38,6 +41,8 @@ def _refuse_open(folder: Path, submitted: JobFile | None) -> None:
         raise Refusal(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
     if submitted and status in ("queued", "running"):
         raise Refusal(f"{folder} is {status} as job {submitted.job_id}; kilobatch cancel {folder} ends it")
+    if (why := pipeline.too_early(folder)) is not None:
+        raise Refusal(why)
 
 
 def _submit(folder: Path, submitted: JobFile | None, given: str | None, resources: dict[str, Any]) -> None:
@@ -47,7 +52,7 @@ def _submit(folder: Path, submitted: JobFile | None, given: str | None, resource
     else:
         kind, asked = cluster.choose(given, resources)
     chosen, settings = recipe.load(folder / "recipe.yaml")
-    submitting.check_fit(chosen, settings, kind, asked)
+    submitting.check_fit(chosen, settings, kind, asked, begun=begun(folder))
     submitting.refuse_unqueued(kind, folder)
     paths = [folder / name for name in ("cancelled", "cluster.yaml", "job.json", "state.json")]
     before = {path: path.read_bytes() if path.exists() else None for path in paths}
@@ -66,7 +71,7 @@ def _submit(folder: Path, submitted: JobFile | None, given: str | None, resource
 
 
 def cancel(names: list[str]) -> None:
-    """Ends the jobs of runs, queued or running, for good; a sweep's name stands for all its points.
+    """Ends the jobs of runs, queued or running, for good; the name of a sweep or pipeline stands for all its runs.
 
     A running job saves first, and `resume` goes on from there. Raises Refusal for a run that is no job.
     """
@@ -91,9 +96,10 @@ def cancel(names: list[str]) -> None:
 
 
 def _runs_of(name: str) -> list[Path]:
-    """The run, or the points of the sweep."""
+    """The run, the points of the sweep, or the stages of the pipeline."""
     for folder in (Path(name), runs.FOLDER / name):
-        if not (folder / "recipe.yaml").exists() and (points := sorted(folder.glob("*/job.json"))):
+        points = sorted(folder.glob("*/job.json")) or sorted(folder.glob("*/recipe.yaml"))
+        if not (folder / "recipe.yaml").exists() and points:
             return [point.parent for point in points]
     return [runs.find(name)]
 

@@ -13,6 +13,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from data.refusal import Refusal
 from launch.cluster import Cluster, lead_seconds
 from launch.job import Job
+from launch.slurm import Slurm
 
 
 class _Executor(SlurmExecutor):
@@ -24,21 +25,23 @@ class _Executor(SlurmExecutor):
         return 1
 
 
-def script(cluster: Cluster, name: str, logs: Path, code: Path, points: int) -> str:
+def script(cluster: Cluster, name: str, logs: Path, code: Path, points: int, after: str | None = None) -> str:
     """The text that `queue` would hand to sbatch; nothing is written or asked."""
-    executor = _executor(cluster, name, logs, code)
+    executor = _executor(cluster, name, logs, code, after)
     if points > 1:  # as submitit does for an array
         executor.parameters["map_count"] = points
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def queue(cluster: Cluster, name: str, logs: Path, code: Path, runs: Sequence[Path]) -> list[str]:
+def queue(
+    cluster: Cluster, name: str, logs: Path, code: Path, runs: Sequence[Path], after: str | None = None
+) -> list[str]:
     """Submits a job for a run, or an array of jobs for several; returns their ids, such as 123, or 123_0 and 123_1.
 
-    logs: where submitit keeps the tasks' output and what it hands to them; code: the snapshot that the job is to run.
-    Raises Refusal with sbatch's own words where it takes no such job.
+    logs: where submitit keeps the tasks' output and what it hands to them; code: the snapshot that the job is to run;
+    after: as of chain. Raises Refusal with sbatch's own words where it takes no such job.
     """
-    executor = _executor(cluster, name, logs, code)
+    executor = _executor(cluster, name, logs, code, after)
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # submitit prints there what it raises
@@ -49,14 +52,32 @@ def queue(cluster: Cluster, name: str, logs: Path, code: Path, runs: Sequence[Pa
     return [job.job_id for job in jobs]
 
 
-def _executor(cluster: Cluster, name: str, logs: Path, code: Path) -> _Executor:
+def chain(cluster: Cluster, name: str, code: Path, runs: Sequence[Path], after: str | None = None) -> list[str]:
+    """Submits a job for each run, to begin when the one before has finished; returns their ids.
+
+    after: the job that the first waits for. A job that ends otherwise takes those behind it out of the queue. Raises
+    Refusal as queue; what it had queued by then is cancelled.
+    """
+    ids: list[str] = []
+    for run in runs:
+        try:
+            ids += queue(cluster, f"{name}-{run.name}", run / "submitit", code, [run], ids[-1] if ids else after)
+        except Refusal:
+            Slurm().cancel(ids)
+            raise
+    return ids
+
+
+def _executor(cluster: Cluster, name: str, logs: Path, code: Path, after: str | None = None) -> _Executor:
     executor = _Executor(logs, python=cluster.python)
-    executor.update_parameters(**_parameters(cluster, name, code))
+    executor.update_parameters(**_parameters(cluster, name, code, after))
     return executor
 
 
-def _parameters(cluster: Cluster, name: str, code: Path) -> dict[str, Any]:
+def _parameters(cluster: Cluster, name: str, code: Path, after: str | None) -> dict[str, Any]:
     """One task on each node: it starts the node's workers itself."""
+    # A requeued job keeps its id, and SLURM takes it for finished only when it ends without another requeue.
+    waits = {} if after is None else {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     cpus = cluster.workers * cluster.cpus_per_worker
     gpus = f"{cluster.gpu_type}:{cluster.gpus_per_node}" if cluster.gpu_type else cluster.gpus_per_node
     return {
@@ -79,7 +100,7 @@ def _parameters(cluster: Cluster, name: str, code: Path) -> dict[str, Any]:
         # Since SLURM 22.05, srun takes no --cpus-per-task from sbatch: the task would be bound to one CPU.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "wckey": None,  # submitit's own, which clusters that check it refuse
-        "additional_parameters": {"requeue": True} | cluster.extra,
+        "additional_parameters": {"requeue": True} | cluster.extra | waits,
         "setup": [*cluster.setup, *environment(code)],
     }
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.refusal import Refusal
+from launch import pipeline, pipeline_table
 from launch.overview import Overview, Row, overview
 
 WATCH = 10.0  # seconds; the scheduler is asked at each
@@ -33,6 +34,9 @@ def status(given: Sequence[str], sweep: str | None, *, everything: bool, watch: 
         console = Console(width=WIDE)  # a pipe: nothing is cut off
     if not watch:
         console.print(draw(found, console))
+        for top in filter(None, map(pipeline.find, given)):
+            if rows := pipeline_table.read(top):
+                pipeline_table.show(rows)
         return
     with Live(draw(found, console), console=console, auto_refresh=False) as live:
         try:
@@ -129,6 +133,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "step": lambda row: _of(row.step, row.steps, "d"),
     "loss": lambda row: _number(row.loss, ".4f"),
     "k-NN": lambda row: _number(row.knn, ".1%"),
+    "top-1": lambda row: _number(row.top1, ".1%"),
     "images/s": lambda row: _number(row.images_per_second, ",.0f"),
     "data wait": lambda row: _number(row.data_wait, ".0%"),
     "ETA": lambda row: UNKNOWN if row.eta is None else span(row.eta),

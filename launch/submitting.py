@@ -4,12 +4,13 @@ Loads no torch."""
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data.refusal import Refusal
 from data.sources import absolute
-from launch import cluster, ledger, local, recipe, runs, sbatch, snapshot, sweep
+from launch import cluster, ledger, local, recipe, references, runs, sbatch, snapshot, sweep
 from launch.checks import check
 from launch.cluster import KIND, Cluster, lead_seconds
 from launch.ledger import JobFile
@@ -59,15 +60,32 @@ def _read(name: str, changes: list[str], kind: KIND, asked: Cluster) -> Recipe:
     may stand in another folder."""
     chosen, settings = recipe.read(name, changes)
     check_fit(chosen, settings, kind, asked)
-    data = chosen.data
+    return with_absolute_paths(chosen)
+
+
+def with_absolute_paths(chosen: Recipe) -> Recipe:
+    """The recipe, its data and the runs that it takes from named so that the folder one stands in does not matter.
+    Raises Refusal for a data source of no known kind."""
+    data, labels = chosen.data, chosen.data.labels
+    if labels.list is not None:
+        labels = labels.model_copy(update={"list": str(Path(labels.list).expanduser().absolute())})
     test = None if data.test is None else absolute(data.test)
-    data = data.model_copy(update={"train": absolute(data.train), "test": test})
-    return chosen.model_copy(update={"data": data})
+    data = data.model_copy(update={"train": absolute(data.train), "test": test, "labels": labels})
+    taken = {name: references.absolute(where) for name, where in references.references(chosen).items()}
+    return chosen.model_copy(update={"data": data, "method": chosen.method.model_copy(update=taken)})
 
 
-def check_fit(chosen: Recipe, settings: Settings, kind: KIND, asked: Cluster) -> None:
-    """Raises Refusal where a recipe cannot be trained by so many workers, or on what they get."""
-    check(chosen, asked.nodes * asked.workers, settings)
+def check_fit(
+    chosen: Recipe,
+    settings: Settings,
+    kind: KIND,
+    asked: Cluster,
+    awaited: Mapping[str, Recipe] | None = None,
+    begun: bool = False,
+) -> None:
+    """Raises Refusal where a recipe cannot be trained by so many workers, or on what they get. awaited, begun: as of
+    check."""
+    check(chosen, asked.nodes * asked.workers, settings, awaited=awaited, begun=begun)
     device = chosen.run.device
     if (device == "cpu" and asked.gpus_per_node) or (device == "cuda" and not asked.gpus_per_node and kind == "slurm"):
         raise Refusal(
@@ -97,20 +115,35 @@ def _folders(top: Path, names: list[str], recipes: list[Recipe], recipe_name: st
     ]
 
 
-def queue(kind: KIND, asked: Cluster, top: Path, folders: list[Path], code: Path) -> list[str]:
+def queue(
+    kind: KIND,
+    asked: Cluster,
+    top: Path,
+    folders: list[Path],
+    code: Path,
+    *,
+    chained: bool = False,
+    after: str | None = None,
+) -> list[str]:
     """Hands runs to the scheduler and writes their job.json, which names the job as soon as it has an id.
 
-    top: the run's folder, or the sweep's; code: the snapshot that the jobs are to run. Returns the jobs' ids.
-    Raises Refusal where the scheduler refuses.
+    top: the run's folder, or the sweep's or pipeline's; code: the snapshot that the jobs are to run; chained: each run
+    waits for the one before it to finish, the first for the job `after`. Returns the jobs' ids. Raises Refusal where
+    the scheduler refuses.
     """
     files = [_job_file(kind, asked, top, folder, code) for folder in folders]
     for k, (folder, file) in enumerate(zip(folders, files, strict=True)):
         (folder / "cancelled").unlink(missing_ok=True)
-        files[k] = file.model_copy(update={"array_index": k if len(folders) > 1 else None})
+        if chained:
+            files[k] = file.model_copy(update={"sweep": None})
+        elif len(folders) > 1:
+            files[k] = file.model_copy(update={"array_index": k})
         write_whole(folder / "cluster.yaml", [asked.dump_yaml().encode()])
         ledger.write_job_file(folder, files[k])
         runs.set_status(folder, "queued", asked.nodes * asked.workers)
-    if kind == "slurm":
+    if kind == "slurm" and chained:
+        ids = sbatch.chain(asked, top.name, code, folders, after)
+    elif kind == "slurm":
         ids = sbatch.queue(asked, top.name, top / "submitit", code, folders)
     else:
         ids = local.start(folders, code)

@@ -49,6 +49,14 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
         ["train", "demo", "data.batch=2000"],
         ["data.batch 2000", "1437 images", "use at most 1437"],
     ),
+    "chunks neither a number nor auto": (
+        ["train", "demo", "engine.chunks=many"],
+        ["engine.chunks is many", "or 'auto'"],
+    ),
+    "more graphs kept than chunks": (
+        ["train", "demo", "encoder.norm=local", "engine.chunks=2", "engine.keep=3"],
+        ["keep 3 is more than chunks 2", "or auto"],
+    ),
     "chunks under global norm": (["train", "demo", "engine.chunks=2"], ["engine.chunks 2", "encoder.norm=local"]),
     "more views than the method takes": (
         ["train", "demo", "data.views.count=3"],
