@@ -3,5 +3,6 @@
 # usage: benchmarks/gpu.sh FOLDER-OF-CIFAR-10
 set -euo pipefail
 python -m benchmarks.kernels
+KILOBATCH_KERNELS=all python -m benchmarks.kernels
 KILOBATCH_KERNELS=off python -m benchmarks.kernels
 kilobatch train simclr_cifar10 "data.train=cifar10:$1" "data.test=cifar10:$1" schedule.epochs=200 engine.precision=bf16

@@ -1,6 +1,7 @@
 """What kernels/ gain on an accelerator: checked against fp64, then timed beside the device's own matrix rate.
 
     python -m benchmarks.kernels                            # NT-Xent, InfoNCE against a queue, augmentation
+    KILOBATCH_KERNELS=all python -m benchmarks.kernels      # kernels for fp32, too
     KILOBATCH_KERNELS=off python -m benchmarks.kernels      # the same by torch's operations
     python -m benchmarks.kernels --device cpu --pairs 64    # whether this script runs
 

@@ -10,18 +10,31 @@ from torch.autograd import Function
 from data.refusal import Refusal
 from methods import across
 from methods.exponents import LARGEST_EXPONENT
+from methods.memory import Queue
 from methods.nt_xent import NTXent
+from methods.operand_options import Operands
+from methods.queue_nce import QueueLogSumExp
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor,
+    queue: Queue | None = None,
+    operands: Operands = "fp32",
+) -> Tensor:
     """SimCLR's loss (Chen et al. 2020, eq. 1) over the batch of all ranks.
 
     z1, z2: (n, D), two views of this rank's n images, the same n on every rank; normalised here. Any floating type:
     halves are computed in fp32. temperature: a number > 0, or a scalar tensor, which gets its gradient if learnt.
+    queue: whose keys, of all ranks, are further negatives of every anchor; they get no gradient.
+    operands: what the matrix products are made of, their sums being fp32. Halves are faster where a processor has them
+    and cost digits: tests/methods/test_kernels.py states how many.
     Returns the mean over this rank's 2n anchors, each against its positive and the other images' views of all ranks.
     The average over ranks of the parameters' gradients is the gradient of the mean over all anchors.
 
-    Memory is O(n * D * ranks) and one tile; sent are the embeddings and one number per row, in the forward alone.
+    Memory is O(n * D * ranks) and one tile; sent are the embeddings and one number per row, in the forward alone; with
+    a sharded queue the embeddings once more and D + 1 sums of each, but no key.
     Raises Refusal for shapes that do not pair, fewer than two images, a temperature that is not positive, and unequal n
     (on an accelerator in a process group's first call alone: see across.refuse_unequal).
     """
@@ -36,8 +49,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
         z = torch.cat([z1, z2])
         z = z if z.dtype == torch.float64 else z.float()
         if isinstance(temperature, Tensor):  # may grow small, and reading it would make the host wait: the careful way
-            return NTXent.apply(_Directions.apply(z, 1.0) / temperature.to(z.dtype).sqrt(), False)
-        return NTXent.apply(_Directions.apply(z, temperature**-0.5), 1 / temperature <= LARGEST_EXPONENT)
+            root, bounded = temperature.to(z.dtype).sqrt(), False
+            u = _Directions.apply(z, 1.0) / root
+        else:
+            root, bounded = temperature**0.5, 1 / temperature <= LARGEST_EXPONENT
+            u = _Directions.apply(z, temperature**-0.5)
+        if queue is None:
+            return NTXent.apply(u, bounded, operands)
+        further = QueueLogSumExp.apply(u / root, queue.filled(), queue.sharded, bounded, operands)
+        return NTXent.apply(u, bounded, operands, further)
 
 
 class _Directions(Function):
@@ -55,5 +75,5 @@ class _Directions(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         u, shrink = ctx.saved_tensors
-        along = (grads[0] * u).sum(1, keepdim=True) / -(ctx.length**2)
+        along = torch.einsum("nd,nd->n", grads[0], u)[:, None] / -(ctx.length**2)  # without a product of all numbers
         return torch.addcmul(grads[0], u, along).mul_(shrink), None

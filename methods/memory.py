@@ -12,6 +12,7 @@ from data.refusal import Refusal
 from methods import across, norm
 from methods.memory_options import QueueOptions, share
 from methods.method import Memory
+from methods.operand_options import Operands
 from methods.queue_nce import QueueNCE, nearest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -153,13 +154,21 @@ class Queue(Memory):
             self.keys[count - 1 - newer[mine] // world] = keys[slot].to(self.keys)
 
 
-def info_nce(q: Tensor, k: Tensor, queue: Queue, temperature: float, further: Tensor | None = None) -> Tensor:
+def info_nce(
+    q: Tensor,
+    k: Tensor,
+    queue: Queue,
+    temperature: float,
+    further: Tensor | None = None,
+    operands: Operands = "fp32",
+) -> Tensor:
     """MoCo's loss (eq. 1): each query against its own key and the queue of all ranks.
 
     q, k: (n, D), unit rows, this rank's queries and their keys, the same n on every rank; halves are computed in fp32.
     further (n, S, D): keys of each query's own, beside the queue's. The gradient goes to q alone. temperature: a number
-    > 0. Returns the mean over this rank's n queries of -log( e^(q k / t) / (e^(q k / t) + sum of e^(q key / t)) ), the
-    sum over the queue and further.
+    > 0. operands: what the products with the queue's keys are made of, as nt_xent's.
+    Returns the mean over this rank's n queries of -log( e^(q k / t) / (e^(q k / t) + sum of e^(q key / t)) ), the sum
+    over the queue and further.
 
     Memory is O(n * D * ranks) and one tile. For a sharded queue the queries are sent, in an all-gather, and D + 1 sums
     of each, in a reduce-scatter, but no key; for a replicated one nothing here, but the keys at push: bytes are counted
@@ -176,4 +185,5 @@ def info_nce(q: Tensor, k: Tensor, queue: Queue, temperature: float, further: Te
     with torch.autocast(q.device.type, enabled=False):
         q = q if q.dtype == torch.float64 else q.float()
         further = None if further is None else further.detach().to(q.dtype)
-        return QueueNCE.apply(q, k.detach().to(q.dtype), queue.filled(), queue.sharded, temperature, further)
+        keys, k = queue.filled(), k.detach().to(q.dtype)
+        return QueueNCE.apply(q, k, keys, queue.sharded, temperature, further, None, operands)

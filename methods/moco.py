@@ -16,6 +16,7 @@ from methods.heads import unit
 from methods.memory import MomentumEncoder, Queue, info_nce
 from methods.memory_options import QueueOptions
 from methods.method import Method, Tensors
+from methods.operand_options import Operands
 from methods.shuffle import Shuffle
 
 QUEUE = QueueOptions()  # 65,536 keys
@@ -27,6 +28,7 @@ class MoCo(Method):
     v1: head linear, temperature 0.07; v2: head mlp, temperature 0.2. The first view is the query's, the second the
     key's; symmetric: each view once the one and once the other (the authors' CIFAR-10 notebook), the loss their mean.
     shuffle: shuffled BN, for encoder.norm local; a norm over the global batch gives the less away the larger that is.
+    operands: of the products with the queue's keys, whose sums are fp32.
     """
 
     views: ClassVar[int | None] = 2
@@ -42,6 +44,7 @@ class MoCo(Method):
         dim: Annotated[int, Field(gt=0)] = 128,
         shuffle: bool = False,
         symmetric: bool = False,
+        operands: Operands = "fp32",
     ) -> None:
         super().__init__()
         if shuffle and encoder.norm == "global":
@@ -50,6 +53,7 @@ class MoCo(Method):
                 "use encoder.norm=local or method.shuffle=false"
             )
         self.encoder, self.temperature, self.momentum, self.symmetric = encoder, temperature, momentum, symmetric
+        self.operands: Operands = operands
         width = encoder.features
         hidden = [nn.Linear(width, width), nn.ReLU(inplace=True)] if head == "mlp" else []
         self.head = nn.Sequential(*hidden, nn.Linear(width, dim))
@@ -75,7 +79,9 @@ class MoCo(Method):
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         pairs = zip(z["q"].unbind(1), t["k"].unbind(1), strict=True)
-        return torch.stack([info_nce(q, k, self.queue, self.temperature) for q, k in pairs]).mean()
+        return torch.stack(
+            [info_nce(q, k, self.queue, self.temperature, operands=self.operands) for q, k in pairs]
+        ).mean()
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
         self.momentum_encoder.follow(self.online(), self.momentum)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from methods import across
-from methods.tiles import exp_and_sum_, exp_and_weigh_
+from methods.operand_options import Operands
+from methods.tiles import add_product_, as_operand, exp_and_sum_, exp_and_weigh_, fused, product_
 
 CPU_TILE = (512, 256)  # rows x columns: half a megabyte of fp32 stays in a core's level-2 cache
 ACCELERATOR_TILE = (2048, 8192)
@@ -37,44 +38,80 @@ class NTXent(Function):
         du_i = sum_k (P_ik + P_ki) u_k - (a_i + a_p) u_p.
 
     It presumes that every rank weighs its mean alike, as an average over ranks does.
+
+    operands: what the similarities and their products with rows are computed from (methods/operand_options.py); the
+    positives' similarities are of u itself. Where methods.tiles.fused says so both passes are Triton's kernels.
+
+    further (2n,): for each row, the log-sum-exp of what stands in its sum besides, such as a memory's keys; then lse_i
+    and a_i are with that, and its gradient is the softmax's share of it, e^(further_i - lse_i).
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, bounded: bool) -> Tensor:
-        every = across.gather(u)  # (M, D)
-        sums = u.new_full((len(u),), 0.0 if bounded else -torch.inf)  # over negatives: of e^s, or its logarithm
-        for tile, s in _similarities(u, every):
-            if bounded:
-                exp_and_sum_(s, sums[tile.rows], sums[tile.columns] if tile.mirrored else None)
-            else:
-                sums[tile.rows] = torch.logaddexp(sums[tile.rows], s.logsumexp(1))
-                if tile.mirrored:
-                    sums[tile.columns] = torch.logaddexp(sums[tile.columns], s.logsumexp(0))
-        negatives = sums.log_() if bounded else sums
+    def forward(
+        ctx: Any, u: Tensor, bounded: bool, operands: Operands = "fp32", further: Tensor | None = None
+    ) -> Tensor:
+        ctx.bounded, ctx.operands, ctx.fused = bounded, operands, fused("NT-Xent", u, operands)
+        own = as_operand(u, operands, ctx.fused)
+        every = across.gather(own)  # (M, D)
+        if ctx.fused:
+            from methods.kernels import nt_xent as kernels
+
+            negatives = kernels.negatives(own, every, across.rank() * len(u), bounded, operands)
+        else:
+            negatives = _negatives(own, every, bounded)
+        if further is not None:
+            negatives = torch.logaddexp(negatives, further)
         first, second = u.tensor_split(2)
         positive = (first * second).sum(1).repeat(2)  # (2n,)
         lse = across.gather(torch.logaddexp(negatives, positive))  # (M,)
         margin = negatives - positive
-        ctx.save_for_backward(u, every, lse, margin.sigmoid())
-        ctx.bounded = bounded
+        ctx.save_for_backward(u, every, lse, margin.sigmoid(), further)
         return -F.logsigmoid(-margin).mean()  # softplus, but torch's is linear beyond 20
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        u, every, lse, a = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, every, lse, a, further = ctx.saved_tensors
+        own, minus, each = _own(every), a + _other_view(a), grads[0] / len(u)
         with torch.autocast(u.device.type, enabled=False):
-            du = _other_view(u).mul_(-(a + _other_view(a))[:, None])
-            weights = (-lse).exp_()  # P_ik = e^s_ik weights_i
-            for tile, s in _similarities(u, every):
-                if ctx.bounded:
-                    exp_and_weigh_(s, _own(weights)[tile.rows], weights[tile.columns])
-                else:
-                    p_ik = (s - _own(lse)[tile.rows, None]).exp_()
-                    s.sub_(lse[tile.columns]).exp_().add_(p_ik)
-                du[tile.rows].addmm_(s, every[tile.columns])
-                if tile.mirrored:
-                    du[tile.columns].addmm_(s.T, u[tile.rows])
-            return du.mul_(grads[0] / len(u)), None
+            if ctx.fused:
+                from methods.kernels import nt_xent as kernels
+
+                first = across.rank() * len(u)
+                du = kernels.gradient(u, own, every, first, lse, minus, each, ctx.bounded, ctx.operands)
+            else:
+                du = _other_view(u).mul_(-minus[:, None])
+                _attract_(du, own, every, lse, ctx.bounded)
+                du.mul_(each)
+            return du, None, None, None if further is None else (further - _own(lse)).exp_().mul_(each)
+
+
+def _negatives(own: Tensor, every: Tensor, bounded: bool) -> Tensor:
+    """own (2n, D), every (M, D) -> (2n,): the log-sum-exp of each row's similarities with its negatives."""
+    kind = torch.promote_types(own.dtype, torch.float32)
+    sums = own.new_full((len(own),), 0.0 if bounded else -torch.inf, dtype=kind)  # of e^s, or its logarithm
+    for tile, s in _similarities(own, every):
+        if bounded:
+            exp_and_sum_(s, sums[tile.rows], sums[tile.columns] if tile.mirrored else None)
+        else:
+            sums[tile.rows] = torch.logaddexp(sums[tile.rows], s.logsumexp(1))
+            if tile.mirrored:
+                sums[tile.columns] = torch.logaddexp(sums[tile.columns], s.logsumexp(0))
+    return sums.log_() if bounded else sums
+
+
+def _attract_(du: Tensor, own: Tensor, every: Tensor, lse: Tensor, bounded: bool) -> None:
+    """Adds sum_k (P_ik + P_ki) u_k over negatives k to du (2n, D)."""
+    weights = (-lse).exp_()  # P_ik = e^s_ik weights_i
+    for tile, s in _similarities(own, every):
+        if bounded:
+            exp_and_weigh_(s, _own(weights)[tile.rows], weights[tile.columns])
+        else:
+            p_ik = (s - _own(lse)[tile.rows, None]).exp_()
+            s.sub_(lse[tile.columns]).exp_().add_(p_ik)
+        p = s.to(own.dtype)
+        add_product_(du[tile.rows], p, every[tile.columns])
+        if tile.mirrored:
+            add_product_(du[tile.columns], p.T, own[tile.rows])
 
 
 def _own(every: Tensor) -> Tensor:
@@ -116,11 +153,12 @@ def _similarities(u: Tensor, every: Tensor) -> Iterator[tuple[Tile, Tensor]]:
     """
     half, first = len(u) // 2, across.rank() * len(u)
     sides = _tile_sides(u)
-    buffer = u.new_empty(min(sides[0], len(u)) * min(sides[1], len(every)))
+    kind = torch.promote_types(u.dtype, torch.float32)
+    buffer = u.new_empty(min(sides[0], len(u)) * min(sides[1], len(every)), dtype=kind)
     for tile in _tiles(len(u), len(every), sides):
         left, right = u[tile.rows], every[tile.columns]
         s = buffer[: len(left) * len(right)].view(len(left), len(right))
-        torch.mm(left, right.T, out=s)
+        product_(left, right.T, s)
         itself = first + tile.rows.start - tile.columns.start
         positive = itself + (half if tile.rows.start < half else -half)
         for diagonal in (itself, positive):

@@ -10,7 +10,8 @@ from torch.autograd import Function
 
 from methods import across
 from methods.exponents import LARGEST_EXPONENT
-from methods.tiles import exp_and_sum_
+from methods.operand_options import Operands
+from methods.tiles import add_product_, as_operand, exp_and_sum_, fused, product_
 
 CPU_TILE = (256, 1024)  # queries x keys
 ACCELERATOR_TILE = (2048, 8192)
@@ -32,6 +33,9 @@ class QueueNCE(Function):
 
     further (n, S, D): keys that stand beside the queue, of each query its own; they get no gradient. without (N,)
     int64: of each query of all ranks, the row of `keys` that does not count for it; where that is negative, all count.
+
+    operands: what the similarities with keys and the sums over keys are computed from (methods/operand_options.py).
+    Where methods.tiles.fused says so the pass is a kernel of Triton's.
     """
 
     @staticmethod
@@ -44,6 +48,7 @@ class QueueNCE(Function):
         temperature: float,
         further: Tensor | None = None,
         without: Tensor | None = None,
+        operands: Operands = "fp32",
     ) -> Tensor:
         scaled = q / temperature
         positive = (scaled * k).sum(1)  # (n,)
@@ -52,13 +57,13 @@ class QueueNCE(Function):
         every = across.gather(scaled) if sharded else scaled  # (N, D)
         if 1 / temperature <= LARGEST_EXPONENT:
             shift = torch.zeros_like(positive)
-            sums = _sums(every, keys, without)
+            sums = _sums(every, keys, without, operands)
         else:
             # Of what a query's own rank knows of it; -inf on others. Then no exponential here exceeds 1.
             highest = torch.full_like(every[:, 0], -torch.inf)
             own = across.own(len(q), q.device) if sharded else slice(None)
             highest[own] = torch.cat([positive[:, None], beside], 1).amax(1)
-            sums, shift = _careful_sums(every, keys, highest, sharded, without)
+            sums, shift = _careful_sums(every, keys, highest, sharded, without, operands)
             shift = shift[own]
         totals = across.scatter_sum(sums) if sharded else sums
         weighted, total = totals[:, :-1], totals[:, -1]  # (n, D), (n,)
@@ -74,48 +79,91 @@ class QueueNCE(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dq,) = ctx.saved_tensors
-        return dq * grads[0], None, None, None, None, None, None
+        return dq * grads[0], None, None, None, None, None, None, None
 
 
-def _sums(scaled: Tensor, keys: Tensor, without: Tensor | None) -> Tensor:
+class QueueLogSumExp(Function):
+    """scaled (n, D): this rank's rows, unit over the temperature; keys, sharded: as QueueNCE's; bounded: no similarity
+    is beyond methods.exponents.LARGEST_EXPONENT -> (n,), for each row log sum_j e^s_ij over the whole queue, s = scaled
+    keys^T; -inf where that is empty.
+
+    Its gradient, the mean of keys weighed by the softmax, comes from the same pass, and nothing is sent afterwards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scaled: Tensor, keys: Tensor, sharded: bool, bounded: bool, operands: Operands = "fp32"
+    ) -> Tensor:
+        every = across.gather(scaled) if sharded else scaled  # (N, D)
+        if bounded:
+            sums, shift = _sums(every, keys, None, operands), torch.zeros_like(scaled[:, 0])
+        else:
+            highest = torch.full_like(every[:, 0], LEFT_OUT)
+            sums, shift = _careful_sums(every, keys, highest, sharded, None, operands)
+            shift = shift[across.own(len(scaled), scaled.device)] if sharded else shift
+        totals = across.scatter_sum(sums) if sharded else sums
+        weighted, total = totals[:, :-1], totals[:, -1]
+        ctx.save_for_backward(weighted / total.clamp_min(torch.finfo(total.dtype).tiny)[:, None])
+        return total.log() + shift
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (mean,) = ctx.saved_tensors
+        return grads[0][:, None] * mean, None, None, None, None
+
+
+def _sums(scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands) -> Tensor:
     """scaled (N, D), keys (m, D) -> (N, D + 1): [sum e k | sum e] over keys."""
+    if fused("a queue's InfoNCE", scaled, operands):
+        from methods.kernels import queue_nce as kernels
+
+        return kernels.sums(scaled, keys, without, operands)
     weighted, total = torch.zeros_like(scaled), torch.zeros_like(scaled[:, 0])
-    for rows, tile, s in _similarities(scaled, keys, without):
+    for rows, tile, s in _similarities(scaled, keys, without, operands):
         exp_and_sum_(s, total[rows])
-        weighted[rows].addmm_(s, tile)
+        add_product_(weighted[rows], s.to(tile.dtype), tile)
     return torch.cat([weighted, total[:, None]], 1)
 
 
 def _careful_sums(
-    scaled: Tensor, keys: Tensor, highest: Tensor, sharded: bool, without: Tensor | None
+    scaled: Tensor, keys: Tensor, highest: Tensor, sharded: bool, without: Tensor | None, operands: Operands
 ) -> tuple[Tensor, Tensor]:
     """As _sums, of e^(s - shift): -> sums (N, D + 1) and shift (N,), the largest of highest and all s, on all ranks."""
+    if fused("a queue's InfoNCE", scaled, operands):
+        from methods.kernels import queue_nce as kernels
+
+        sums, here = kernels.careful_sums(scaled, keys, highest, without, operands)
+        shift = across.all_max(here) if sharded else here
+        return sums * (here - shift).exp()[:, None], shift
     sums = scaled.new_zeros(len(scaled), scaled.shape[1] + 1)
-    for rows, tile, s in _similarities(scaled, keys, without):
+    for rows, tile, s in _similarities(scaled, keys, without, operands):
         now = torch.maximum(highest[rows], s.amax(1))
         sums[rows] *= (highest[rows] - now).exp()[:, None]
         highest[rows] = now
         e = s.sub_(now[:, None]).exp_()
-        sums[rows, :-1].addmm_(e, tile)
+        add_product_(sums[rows, :-1], e.to(tile.dtype), tile)
         sums[rows, -1] += e.sum(1)
     shift = across.all_max(highest) if sharded else highest
     sums *= (highest - shift).exp()[:, None]
     return sums, shift
 
 
-def _similarities(scaled: Tensor, keys: Tensor, without: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _similarities(
+    scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Tile by tile: rows of scaled, keys as they are computed with, and s of the two in one buffer that the caller may
     overwrite. Keys outside, so that stored halves are widened once. without: as QueueNCE's.
     """
+    own = as_operand(scaled, operands)
     height, width = CPU_TILE if scaled.device.type == "cpu" else ACCELERATOR_TILE
     buffer = scaled.new_empty(min(height, len(scaled)) * min(width, len(keys)))
     for first in range(0, len(keys), width):
-        tile = keys[first : first + width].to(scaled.dtype)
+        tile = keys[first : first + width].to(own.dtype)
         for start in range(0, len(scaled), height):
             rows = slice(start, start + height)
-            left = scaled[rows]
+            left = own[rows]
             s = buffer[: len(left) * len(tile)].view(len(left), len(tile))
-            torch.mm(left, tile.T, out=s)
+            product_(left, tile.T, s)
             if without is not None:
                 at = without[rows, None] - first
                 column = at.clamp(0, len(tile) - 1)

@@ -6,8 +6,53 @@ It runs on one thread, so many threads are left to torch.
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
+from data.kernels import chosen
+from methods.operand_options import Operands
+
+MOST_DIM = 256  # of an embedding, for the kernels: a program keeps whole rows of the gradient
 MOST_THREADS = 8  # from there on, as many threads share torch's operations for no longer than one needs for the pass
+
+
+def fused(what: str, x: Tensor, operands: Operands) -> bool:
+    """Whether `what`, with x's device, type and columns, is left to the kernels of methods/kernels."""
+    beyond = None
+    if isinstance(x, FakeTensor):
+        beyond = "there is no data"
+    elif x.dtype != torch.float32:
+        beyond = f"it is of {x.dtype}"
+    elif x.shape[1] > MOST_DIM:
+        beyond = f"{x.shape[1]} dimensions are more than {MOST_DIM}"
+    elif operands == "fp32" and not (chosen.INTERPRETED or chosen.ASKED == "all"):
+        # Tensor cores do not take them, and the registers of compiled kernels spill: tests/methods/test_kernels.py.
+        beyond = "products of fp32 are left to its library"
+    return chosen.fused(f"{what} from {operands}", x.device, beyond)
+
+
+def as_operand(x: Tensor, operands: Operands, fused: bool = False) -> Tensor:
+    """fp32 x as it is computed with; other than the kernels, torch's operations take tf32 and fp16 for fp32. Halves'
+    products come as halves here, their sums being fp32 inside: bf16's have the exponents for e^s, fp16's have not.
+    """
+    if x.dtype != torch.float32 or operands not in (("bf16", "fp16") if fused else ("bf16",)):
+        return x
+    return x.to(torch.bfloat16 if operands == "bf16" else torch.float16)
+
+
+def product_(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """left @ right to out, which may be wider."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
+
+
+def add_product_(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right to sums, which may be wider."""
+    if left.dtype == sums.dtype:
+        sums.addmm_(left, right)
+    else:
+        sums += left @ right
 
 
 def exp_and_sum_(s: Tensor, rows: Tensor, columns: Tensor | None = None) -> None:
@@ -34,4 +79,5 @@ def exp_and_weigh_(s: Tensor, rows: Tensor, columns: Tensor) -> None:
 
 
 def _compiled(s: Tensor) -> bool:
-    return s.device.type == "cpu" and s.dtype == torch.float32 and torch.get_num_threads() <= MOST_THREADS
+    held = s.device.type == "cpu" and not isinstance(s, FakeTensor)  # which has no data: `kilobatch plan`
+    return held and s.dtype == torch.float32 and torch.get_num_threads() <= MOST_THREADS
