@@ -8,6 +8,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import EPOCHS, EVERY, LONG, submit, to_the_end
 
 
+@pytest.mark.slow
 def test_signals_requeues_and_a_killed_worker_change_no_bit(cluster: Cluster, whole: Path, tmp_path: Path) -> None:
     """All that befalls one job."""
     job = submit(cluster, tmp_path, "drilled", EPOCHS, *LONG)
