@@ -14,12 +14,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from data.batch import Batch
-from launch import method_options, recipe
+from launch import recipe
 from launch.planning_machines import machine
 from launch.planning_memory import memory
 from launch.planning_pass import Layout, step
 from launch.recipe import Recipe
-from methods import across, encoders, norm
+from launch.trained import build
+from methods import across, norm
 from trainer import optimizers
 from trainer.engine import Engine
 from trainer.ranks import run_ranks
@@ -60,8 +61,7 @@ def measured(name: str, changes: list[str]) -> int:
     n, views = chosen.data.batch // across.size(), chosen.data.views
     batch = Batch(torch.randn(n, views.count, 3, views.size, views.size), torch.arange(n), torch.arange(n) % CLASSES)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        method = method_options.build(chosen.method, encoders.build(chosen.encoder))
-        method.prepare(IMAGES, CLASSES)
+        method = build(chosen, IMAGES, CLASSES)
         engine = Engine(
             method, optimizers.build(chosen.optimizer, method, chosen.data.batch), chosen.engine, torch.device("cpu"), n
         )

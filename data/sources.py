@@ -96,6 +96,11 @@ def count_classes(spec: str, split: Split) -> int:
     return CIFAR_CLASSES[scheme]
 
 
+def unshared(one: list[str], other: list[str]) -> str:
+    """How two lists of classes that differ do, in words."""
+    return ", ".join(sorted(set(one) ^ set(other))[:3]) or "none, but they stand in another order"
+
+
 def folder_of(spec: str) -> Path | None:
     """The folder that holds the images; None where they lie in something else."""
     scheme, where = _parse(spec)

@@ -191,6 +191,16 @@ def flag(name: str) -> str:
     return "--" + name.removesuffix("_seconds").replace("_", "-")
 
 
+def named(workers: int | None, given: str | None, resources: dict[str, Any], does: str) -> bool:
+    """Whether the command line names a cluster or resources of one. does: what a run with --workers does here, for the
+    message. Raises Refusal where it names both."""
+    options = [flag(name) for name, value in resources.items() if value not in (None, [])]
+    options += ["--cluster"] if given else []
+    if workers is not None and options:
+        raise Refusal(f"--workers {does} here, {options[0]} on a cluster; give one of them")
+    return bool(options)
+
+
 class _Whole(BaseModel):
     model_config = ConfigDict(extra="forbid")
     cluster: Cluster

@@ -97,14 +97,14 @@ def _below(parent: Path) -> list[Path]:
 
 def _named(name: str) -> list[Path]:
     """One run, or those in a folder. Raises Refusal."""
-    for folder in (Path(name), runs.FOLDER / name):
+    for folder in runs.places(name):
         if not (folder / "recipe.yaml").is_file() and (found := sorted(_below(folder))):
             return found
     return [runs.find(name)]
 
 
 def _points(name: str) -> list[Path]:
-    for folder in (Path(name), runs.FOLDER / name):
+    for folder in runs.places(name):
         if found := sorted(path.parent for path in folder.glob("*/recipe.yaml")):
             return found
     sweeps = sorted({path.parent.parent.name for path in runs.FOLDER.glob("*/*/recipe.yaml")})

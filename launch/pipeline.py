@@ -48,7 +48,7 @@ def read(top: Path) -> Pipeline | None:
 
 def find(name: str) -> Path | None:
     """The folder of a pipeline given as a folder or as a name under runs/; None where it is none."""
-    return next((top for top in (Path(name), runs.FOLDER / name) if (top / FILE).is_file()), None)
+    return next((top for top in runs.places(name) if (top / FILE).is_file()), None)
 
 
 def folders(top: Path) -> list[Path]:

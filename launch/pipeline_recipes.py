@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.beton import verify
 from data.refusal import Refusal, did_you_mean
-from data.sources import open_source
+from data.sources import open_source, unshared
 from launch import catalogue, overrides, recipe, references, runs, submitting
 from launch.pipeline import STAGES, TAKES, Pipeline
 from launch.recipe import Recipe
@@ -118,10 +118,10 @@ def _same_classes(teacher: Stage, student: Stage) -> None:
         return
     mine, other = (_classes(spec) for spec in specs)
     if mine != other:
-        only = ", ".join(sorted(set(mine) ^ set(other))[:3]) or "none, but they stand in another order"
         raise Refusal(
             f"{student.name}: {student.settings.where(('data', 'train'))}: data.train '{specs[1]}' ({len(other)} "
-            f"classes) has other classes than '{specs[0]}' of {teacher.name} ({len(mine)}); only in one of them: {only}"
+            f"classes) has other classes than '{specs[0]}' of {teacher.name} ({len(mine)}); only in one of them: "
+            f"{unshared(mine, other)}"
         )
 
 

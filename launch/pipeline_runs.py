@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data.refusal import Refusal
-from launch import ledger, pipeline, pipeline_jobs, runs
+from launch import cluster, ledger, pipeline, pipeline_jobs, runs
 from launch.checks import check
-from launch.cluster import flag
 from launch.echo import tell
 from launch.pipeline_recipes import Asked, Plan, check_all, make, of_stage, plan
 from launch.pipeline_table import conclude, read
@@ -27,7 +26,7 @@ def start(
     Raises Refusal before anything is made, for what is wrong in the last stage, too. Returns the exit code.
     """
     planned = plan(asked, name)
-    if _on_cluster(workers, given, resources):
+    if cluster.named(workers, given, resources, "trains"):
         pipeline_jobs.submit(planned, given, resources, dry_run)
         return 0
     if dry_run:
@@ -73,21 +72,13 @@ def resume(top: Path, workers: int | None, given: str | None, resources: dict[st
             return 0
         raise Refusal(f"{top} has finished; kilobatch status {top} shows its table again")
     submitted = any(ledger.job_file(stage) for stage in stages)
-    if _on_cluster(workers, given, resources) or (submitted and workers is None):
+    if cluster.named(workers, given, resources, "trains") or (submitted and workers is None):
         pipeline_jobs.resubmit(top, given, resources)
         return 0
     if busy := [stage for stage, state in states.items() if state in ("queued", "running")]:
         way = f"kilobatch cancel {top} ends it" if ledger.job_file(busy[0]) else "stop that one first"
         raise Refusal(f"{busy[0]} is {states[busy[0]]}; {way}")
     return _go_on(top, workers)
-
-
-def _on_cluster(workers: int | None, given: str | None, resources: dict[str, Any]) -> bool:
-    options = [flag(name) for name, value in resources.items() if value not in (None, [])]
-    options += ["--cluster"] if given else []
-    if workers is not None and options:
-        raise Refusal(f"--workers trains here, {options[0]} on a cluster; give one of them")
-    return bool(options)
 
 
 def _go_on(top: Path, workers: int | None) -> int:

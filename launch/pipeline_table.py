@@ -11,7 +11,7 @@ from rich.table import Table
 from data.labels import count_labelled
 from data.refusal import Refusal
 from data.sources import count, count_classes
-from launch import method_options, pipeline, recipe
+from launch import pipeline, recipe
 from launch.recipe import Recipe
 from trainer.files import write_whole
 
@@ -104,11 +104,10 @@ def parameters(chosen: Recipe) -> int:
     """Of the network that is kept: all that is needed for its classes, or, where it has none, for its features."""
     import torch
 
-    from methods import encoders
+    from launch.trained import build
 
     with torch.device("meta"):
-        method = method_options.build(chosen.method, encoders.build(chosen.encoder))
-        method.prepare(1, count_classes(chosen.data.train, "train"))
+        method = build(chosen, 1, count_classes(chosen.data.train, "train"))
     kept = method if method.classifies else method.encoder
     return sum(parameter.numel() for parameter in kept.parameters())
 

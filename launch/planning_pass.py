@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.batch import Batch
-from launch import method_options
 from launch.planning_pretence import Sent, pretended
 from launch.recipe import Recipe
 from launch.references import recipe_of
-from methods import encoders, norm
+from launch.trained import build
+from methods import norm
 from methods.memory import MomentumEncoder
 from methods.method import Memory, Method, Tensors
 from trainer import optimizers
@@ -85,9 +85,7 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
     queue = getattr(options, "queue", None)
     if queue is not None:  # counted full from the start, for how full it is would be data
         options = options.model_copy(update={"queue": queue.model_copy(update={"start": "random"})})
-    method = method_options.build(options, encoders.build(recipe.encoder))
-    method.prepare(images, classes)
-    return method
+    return build(recipe.model_copy(update={"method": options}), images, classes)
 
 
 def _run(recipe: Recipe, layout: Layout, method: Method, teachers: list[Method], sent: Sent) -> Step:

@@ -15,7 +15,7 @@ from launch import method_options, recipe, runs
 from launch.recipe import Recipe
 from methods.encoder_options import EncoderOptions
 from methods.reference_options import Reference
-from trainer.files import DESCRIPTION, unsealed
+from trainer.files import DESCRIPTION, is_checkpoint, unsealed
 
 PINNED = "trained.json"  # in a run's folder: the files that its references stood for when it began
 
@@ -33,10 +33,6 @@ def place(where: str) -> Path:
     if path.is_file() and path.suffix != ".safetensors":
         raise Refusal(f"{path} is no .safetensors file; kilobatch export makes one, or name a run's folder")
     return path if path.is_file() or is_checkpoint(path) else runs.find(where)
-
-
-def is_checkpoint(path: Path) -> bool:
-    return (path / DESCRIPTION).is_file() or (path.is_dir() and path.name.startswith("step-"))
 
 
 def absolute(where: str) -> str:
@@ -136,10 +132,9 @@ def _shaping(options: EncoderOptions) -> dict[str, object]:
     stem = options.stem if options.name.startswith("resnet") else None
     if options.sk_ratio and stem == "imagenet_same":
         stem = "imagenet"  # with selective kernels the two are the same network
-    default = 16 if options.name == "convnet" else 1
     return {
         "name": options.name,
         "stem": stem,
-        "width": options.width or default,
+        "width": options.times,
         "sk_ratio": options.sk_ratio,
     }

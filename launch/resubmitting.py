@@ -22,12 +22,9 @@ def resume(run: str, workers: int | None, given: str | None, resources: dict[str
         return pipeline_runs.resume(top, workers, given, resources)
     folder = runs.find(run)
     submitted = ledger.job_file(folder)
-    options = [cluster.flag(name) for name, value in resources.items() if value not in (None, [])]
-    options += ["--cluster"] if given else []
-    if workers is not None and options:
-        raise Refusal(f"--workers goes on here, {options[0]} on a cluster; give one of them")
+    on_cluster = cluster.named(workers, given, resources, "goes on")
     _refuse_open(folder, submitted)
-    if workers is None and (submitted or options):
+    if workers is None and (submitted or on_cluster):
         _submit(folder, submitted, given, resources)
         return 0
     from launch import training
@@ -97,7 +94,7 @@ def cancel(names: list[str]) -> None:
 
 def _runs_of(name: str) -> list[Path]:
     """The run, the points of the sweep, or the stages of the pipeline."""
-    for folder in (Path(name), runs.FOLDER / name):
+    for folder in runs.places(name):
         points = sorted(folder.glob("*/job.json")) or sorted(folder.glob("*/recipe.yaml"))
         if not (folder / "recipe.yaml").exists() and points:
             return [point.parent for point in points]

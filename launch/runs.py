@@ -100,12 +100,17 @@ def _unused(parent: Path, recipe_name: str) -> Path:
     return next(path for path in tries if not path.exists())
 
 
+def places(name: str) -> tuple[Path, Path]:
+    """Where a run, a sweep or a pipeline given as a folder or as a name under runs/ may lie."""
+    return Path(name), FOLDER / name
+
+
 def find(run: str) -> Path:
     """The folder of a run given as a folder or as a name under runs/. Raises Refusal where there is none."""
-    for folder in (Path(run), FOLDER / run):
+    for folder in places(run):
         if (folder / "recipe.yaml").is_file():
             return folder
-    for folder in (Path(run), FOLDER / run):
+    for folder in places(run):
         if folder.exists():
             raise Refusal(f"{folder} is not a run: it holds no recipe.yaml")
     known = [path.parent.name for path in FOLDER.glob("*/recipe.yaml")]

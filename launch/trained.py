@@ -14,11 +14,11 @@ from torch import Tensor
 from data.refusal import Refusal, did_you_mean
 from launch import method_options, recipe
 from launch.recipe import Recipe
-from launch.references import PINNED, is_checkpoint, metadata_of, place, recipe_in
+from launch.references import PINNED, metadata_of, place, recipe_in
 from methods import encoders
 from methods.encoder import Encoder
 from methods.method import Method
-from trainer.files import DESCRIPTION, sha256, write_whole
+from trainer.files import DESCRIPTION, is_checkpoint, sha256, write_whole
 from trainer.saved import newest, open_saved
 
 METHOD, ENCODER = "method.", "encoder."  # prefixes of names

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.convert import prepare, verify
 from data.refusal import Refusal
+from data.sources import unshared
 from launch import recipe, runs
 from launch.checks import check
 from launch.echo import tell
@@ -86,11 +87,10 @@ def prepare_data(chosen: recipe.Recipe) -> None:
         return
     test = verify(prepare(chosen.data.test, "test")).classes
     if train != test:
-        differing = sorted(set(train) ^ set(test))
         raise Refusal(
             f"data.test '{chosen.data.test}' ({len(test)} classes) has other classes than data.train "
             f"'{chosen.data.train}' ({len(train)}), so that labels would not match; "
-            f"only in one of them: {', '.join(differing[:3]) or 'none, but they stand in another order'}; "
+            f"only in one of them: {unshared(train, test)}; "
             "use test images of the same classes, or data.test=null"
         )
 

@@ -48,6 +48,11 @@ class EncoderOptions(BaseModel):
         ),
     ] = 0.0
 
+    @property
+    def times(self) -> int:
+        """width, also where it is left to the network."""
+        return self.width or (16 if self.name == "convnet" else 1)
+
     @model_validator(mode="after")
     def fits_the_network(self) -> Self:
         if self.name.startswith("resnet") and self.width is not None and self.width > WIDEST:

@@ -10,7 +10,7 @@ from methods.vit import SIZES, ViT
 def build(options: EncoderOptions) -> Encoder:
     """A freshly initialised encoder on the CPU; torch's random state decides its weights."""
     if options.name == "convnet":
-        return ConvNet(options.width or 16, options.norm)
+        return ConvNet(options.times, options.norm)
     if options.name in SIZES:
         return ViT(*SIZES[options.name], options.norm)
-    return ResNet(options.name, options.stem, options.norm, options.zero_init, options.width or 1, options.sk_ratio)
+    return ResNet(options.name, options.stem, options.norm, options.zero_init, options.times, options.sk_ratio)

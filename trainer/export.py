@@ -12,8 +12,8 @@ from torch import Tensor
 from data.refusal import Refusal
 from methods.resnet import torchvision_state_dict
 from methods.vit import PATCH, SIZES, torchvision_vit_state_dict
-from trainer.files import in_words, write_whole
-from trainer.saved import DESCRIPTION, Saved, newest, open_saved
+from trainer.files import in_words, is_checkpoint, write_whole
+from trainer.saved import Saved, newest, open_saved
 
 METHOD = "method."
 PREFIX = METHOD + "encoder."
@@ -101,7 +101,7 @@ def check_out(out: Path, force: bool) -> None:
 
 
 def _open(source: Path, report: Callable[[str], None]) -> Saved:
-    if (source / DESCRIPTION).exists() or (source.is_dir() and source.name.startswith("step-")):
+    if is_checkpoint(source):
         return open_saved(source)
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     path = newest(folder, report)

@@ -17,6 +17,11 @@ CHUNK = 1 << 24  # bytes; hashing and writing alternate on pieces that stay in t
 Bytes = bytes | memoryview
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a checkpoint's own folder, whole or not."""
+    return (path / DESCRIPTION).is_file() or (path.is_dir() and path.name.startswith("step-"))
+
+
 def write_synced(path: Path, parts: Iterable[Bytes]) -> tuple[int, str]:
     """Writes the parts one after another and syncs them to disk; returns size in bytes and SHA-256.
 
