@@ -18,7 +18,7 @@ from typing import Any
 
 from data.refusal import Refusal
 from data.sync import sync_folder
-from trainer.files import discard, in_words, sealed, sweep, write_synced, write_whole
+from trainer.files import discard, in_words, sealed, show_whole, sweep, write_synced
 from trainer.options import CheckpointOptions
 from trainer.rng import restore_rng, rng_pieces
 from trainer.saved import DESCRIPTION, Damaged, Saved, newest, open_saved, steps
@@ -142,8 +142,9 @@ class Checkpoints:
         making.mkdir(exist_ok=True)
         file = _shard_name(self.rank, self.world)
         size, checksum = self._snapshot.write(making / file)
+        sync_folder(making)  # now: as soon as rank 0 sees the marker, the folder may be renamed
         marker = json.dumps({"bytes": size, "sha256": checksum})
-        write_whole(making / f"{file}.done", [marker.encode()])
+        show_whole(making / f"{file}.done", [marker.encode()])
         if self.rank == 0:
             files = {name: self._wait_for(making, name, deadline) for name in _shard_names(self.world)}
             content = {"step": step, "world": self.world, "meta": json.loads(meta), "files": files}
@@ -182,7 +183,7 @@ class Checkpoints:
         making = self.folder / f".tmp-step-{step:08d}"
         with contextlib.suppress(OSError):
             if not any(making.glob("rank-*.failed")):  # the first failure is the cause of the others
-                write_whole(making / f"rank-{self.rank:05d}.failed", [str(self._failure).encode()])
+                show_whole(making / f"rank-{self.rank:05d}.failed", [str(self._failure).encode()])
 
     def _raise_others_failure(self, making: Path) -> None:
         try:

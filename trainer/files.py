@@ -47,11 +47,17 @@ def write_synced(path: Path, parts: Iterable[Bytes]) -> tuple[int, str]:
     return size, sha.hexdigest()
 
 
-def write_whole(path: Path, parts: Iterable[Bytes]) -> None:
-    """As write_synced, under a temporary name beside path and then renamed: path is whole, old or absent."""
+def show_whole(path: Path, parts: Iterable[Bytes]) -> None:
+    """As write_synced, under a temporary name beside path and then renamed: whoever looks finds path whole, old or
+    absent. It touches the folder no more after that, so that whoever waits for path may move the folder away."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     write_synced(beside, parts)
     beside.replace(path)
+
+
+def write_whole(path: Path, parts: Iterable[Bytes]) -> None:
+    """As show_whole, and it lasts: path is whole, old or absent after a power cut, too."""
+    show_whole(path, parts)
     sync_folder(path.parent)
 
 

@@ -189,3 +189,17 @@ def test_incomplete_tensors_never_become_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="elements 0 to 1 of w are missing"):
         checkpoints.close()
     assert newest(tmp_path, print) is None
+
+
+def test_rank_0_renames_before_another_rank_has_taken_a_breath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its marker is there, a rank needs nothing in the folder: rank 0 may have renamed it."""
+    replace = Path.replace
+
+    def held_up(path: Path, target: Path) -> Path:
+        replaced = replace(path, target)
+        if target.name.startswith("rank-00001"):
+            time.sleep(0.5)
+        return replaced
+
+    monkeypatch.setattr(Path, "replace", held_up)
+    assert open_saved(save(tmp_path, 2, 1)).world == 2
