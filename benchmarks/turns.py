@@ -1,8 +1,9 @@
 """Losses measured against each other on one CPU thread: seconds, and memory at the peak.
 
 Each measurement is a process of its own; the contestants take turns, and the best round counts. Seconds are those of
-the CPU (one thread: the clock's, on an idle machine). Memory is what the kernel saw resident at the peak (VmHWM, reset
-before the call) above what was resident before. The same process then measures the thread's fp32 matrix products.
+the CPU (one thread: the clock's, on an idle machine), the best of three calls after a first one, as in training.
+Memory is what the kernel saw resident at the first call's peak (VmHWM, reset before) above what was resident before it.
+Between the calls the process measures the thread's fp32 matrix products, for a machine's rate changes within seconds.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -29,20 +31,20 @@ class Turn:
 
 
 def measure(loss: Callable[[], Tensor]) -> Turn:
-    """Of a loss and its backward, which have run before."""
+    """Of a loss and its backward, which have run before on less."""
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    start = time.process_time()
     value = loss()
     value.backward()
-    seconds = time.process_time() - start
     peak = resident("VmHWM") - before
-    a, gemm = torch.randn(2048, 2048), 0.0
+    a, product, seconds = torch.randn(2048, 2048), float("inf"), float("inf")
     for _ in range(3):
         start = time.process_time()
+        loss().backward()
+        middle = time.process_time()
         torch.mm(a, a)
-        gemm = max(gemm, 2 * 2048**3 / (time.process_time() - start))
-    return Turn(seconds, peak, gemm, value.item())
+        seconds, product = min(seconds, middle - start), min(product, time.process_time() - middle)
+    return Turn(seconds, peak, 2 * 2048**3 / product, value.item())
 
 
 def resident(field: str) -> int:
@@ -77,14 +79,23 @@ def take_turns(module: str, size: int, rounds: int, names: Sequence[str] = NAMES
     return turns
 
 
+def quickest(turns: list[Turn]) -> float:
+    return min(turn.seconds for turn in turns)
+
+
+def largest(turns: list[Turn]) -> float:
+    """In MiB."""
+    return max(turn.bytes for turn in turns) / 2**20
+
+
 HEADER = "seconds: ours, plain, lightly | / ours | MiB: ours, plain, lightly | / ours | GEMM share"
 
 
 def row(turns: dict[str, list[Turn]], operations: float) -> str:
-    """GEMM share: the floating-point operations that our tiles need per second, over the thread's rate."""
-    ours, plain, lightly = (min(turn.seconds for turn in turns[name]) for name in NAMES)
-    our_mib, plain_mib, their_mib = (max(turn.bytes for turn in turns[name]) / 2**20 for name in NAMES)
-    share = operations / ours / max(turn.gemm for name in NAMES for turn in turns[name])
+    """GEMM share: of our time, what `operations` take at its process's rate of matrix products; the middle turn's."""
+    ours, plain, lightly = (quickest(turns[name]) for name in NAMES)
+    our_mib, plain_mib, their_mib = (largest(turns[name]) for name in NAMES)
+    share = median(operations / turn.seconds / turn.gemm for turn in turns["ours"])
     return (
         f"{ours:.3f} {plain:.3f} {lightly:.3f} | {plain / ours:.1f}x {lightly / ours:.1f}x | "
         f"{our_mib:.0f} {plain_mib:.0f} {their_mib:.0f} | {plain_mib / our_mib:.0f}x {their_mib / our_mib:.0f}x | "

@@ -1,4 +1,4 @@
-"""The tiles of NT-Xent: never a matrix of all similarities, and nothing sent between ranks in the backward."""
+"""The tiles of NT-Xent: at most KEPT bytes of all similarities, and nothing sent between ranks in the backward."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from methods.tiles import add_product_, as_operand, exp_and_sum_, exp_and_weigh_
 
 CPU_TILE = (512, 256)  # rows x columns: half a megabyte of fp32 stays in a core's level-2 cache
 ACCELERATOR_TILE = (2048, 8192)
+KEPT = 2**25  # bytes of tiles that the forward leaves to the backward, which makes the others anew
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class Tile:
     rows: slice  # of this rank's 2n rows
     columns: slice  # of the M rows of all ranks
     mirrored: bool  # stands for its transpose, too
+
+    @property
+    def elements(self) -> int:
+        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
+
+    def of(self, memory: Tensor) -> Tensor:
+        """As many numbers of flat memory as the tile has, in its shape."""
+        return memory[: self.elements].view(self.rows.stop - self.rows.start, -1)
 
 
 class NTXent(Function):
@@ -56,21 +65,21 @@ class NTXent(Function):
         if ctx.fused:
             from methods.kernels import nt_xent as kernels
 
-            negatives = kernels.negatives(own, every, across.rank() * len(u), bounded, operands)
+            negatives, kept = kernels.negatives(own, every, across.rank() * len(u), bounded, operands), []
         else:
-            negatives = _negatives(own, every, bounded)
+            negatives, kept = _negatives(own, every, bounded)
         if further is not None:
             negatives = torch.logaddexp(negatives, further)
         first, second = u.tensor_split(2)
         positive = (first * second).sum(1).repeat(2)  # (2n,)
         lse = across.gather(torch.logaddexp(negatives, positive))  # (M,)
         margin = negatives - positive
-        ctx.save_for_backward(u, every, lse, margin.sigmoid(), further)
+        ctx.save_for_backward(u, every, lse, margin.sigmoid(), further, *kept)
         return -F.logsigmoid(-margin).mean()  # softplus, but torch's is linear beyond 20
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        u, every, lse, a, further = ctx.saved_tensors
+        u, every, lse, a, further, *kept = ctx.saved_tensors
         own, minus, each = _own(every), a + _other_view(a), grads[0] / len(u)
         with torch.autocast(u.device.type, enabled=False):
             if ctx.fused:
@@ -80,34 +89,47 @@ class NTXent(Function):
                 du = kernels.gradient(u, own, every, first, lse, minus, each, ctx.bounded, ctx.operands)
             else:
                 du = _other_view(u).mul_(-minus[:, None])
-                _attract_(du, own, every, lse, ctx.bounded)
+                _attract_(du, own, every, lse, ctx.bounded, kept)
                 du.mul_(each)
             return du, None, None, None if further is None else (further - _own(lse)).exp_().mul_(each)
 
 
-def _negatives(own: Tensor, every: Tensor, bounded: bool) -> Tensor:
-    """own (2n, D), every (M, D) -> (2n,): the log-sum-exp of each row's similarities with its negatives."""
-    kind = torch.promote_types(own.dtype, torch.float32)
+def _negatives(own: Tensor, every: Tensor, bounded: bool) -> tuple[Tensor, list[Tensor]]:
+    """own (2n, D), every (M, D) -> (2n,): the log-sum-exp of each row's similarities with its negatives; and the first
+    tiles, of exponentials where bounded, of similarities where not.
+    """
+    kind, kept, room = _sums(own), [], KEPT
     sums = own.new_full((len(own),), 0.0 if bounded else -torch.inf, dtype=kind)  # of e^s, or its logarithm
-    for tile, s in _similarities(own, every):
+    buffer = _buffer(own, every)
+    for tile in _tiles(len(own), len(every), _tile_sides(own)):
+        room -= tile.elements * kind.itemsize
+        s = tile.of(own.new_empty(tile.elements, dtype=kind) if room >= 0 else buffer)
+        kept += [s] if room >= 0 else []
+        _similarities_(tile, own, every, s)
         if bounded:
             exp_and_sum_(s, sums[tile.rows], sums[tile.columns] if tile.mirrored else None)
         else:
             sums[tile.rows] = torch.logaddexp(sums[tile.rows], s.logsumexp(1))
             if tile.mirrored:
                 sums[tile.columns] = torch.logaddexp(sums[tile.columns], s.logsumexp(0))
-    return sums.log_() if bounded else sums
+    return sums.log_() if bounded else sums, kept
 
 
-def _attract_(du: Tensor, own: Tensor, every: Tensor, lse: Tensor, bounded: bool) -> None:
+def _attract_(du: Tensor, own: Tensor, every: Tensor, lse: Tensor, bounded: bool, kept: list[Tensor]) -> None:
     """Adds sum_k (P_ik + P_ki) u_k over negatives k to du (2n, D)."""
     weights = (-lse).exp_()  # P_ik = e^s_ik weights_i
-    for tile, s in _similarities(own, every):
-        if bounded:
-            exp_and_weigh_(s, _own(weights)[tile.rows], weights[tile.columns])
+    buffer = _buffer(own, every)
+    for i, tile in enumerate(_tiles(len(own), len(every), _tile_sides(own))):
+        s = tile.of(buffer)
+        if i >= len(kept):
+            _similarities_(tile, own, every, s)
+        if not bounded:
+            s = kept[i] if i < len(kept) else s
+            s = (s - _own(lse)[tile.rows, None]).exp_().add_((s - lse[tile.columns]).exp_())
+        elif i < len(kept):
+            torch.add(_own(weights)[tile.rows, None], weights[tile.columns], out=s).mul_(kept[i])
         else:
-            p_ik = (s - _own(lse)[tile.rows, None]).exp_()
-            s.sub_(lse[tile.columns]).exp_().add_(p_ik)
+            exp_and_weigh_(s, _own(weights)[tile.rows], weights[tile.columns])
         p = s.to(own.dtype)
         add_product_(du[tile.rows], p, every[tile.columns])
         if tile.mirrored:
@@ -147,21 +169,23 @@ def _tiles(rows: int, columns: int, sides: tuple[int, int]) -> Iterator[Tile]:
             yield from (Tile(i, j, True) for j in _slices(i.stop, columns, sides[1]))
 
 
-def _similarities(u: Tensor, every: Tensor) -> Iterator[tuple[Tile, Tensor]]:
-    """Tile by tile, in one buffer that the caller may overwrite: s of its rows and columns, -inf at an anchor itself
-    and at its positive.
-    """
-    half, first = len(u) // 2, across.rank() * len(u)
-    sides = _tile_sides(u)
-    kind = torch.promote_types(u.dtype, torch.float32)
-    buffer = u.new_empty(min(sides[0], len(u)) * min(sides[1], len(every)), dtype=kind)
-    for tile in _tiles(len(u), len(every), sides):
-        left, right = u[tile.rows], every[tile.columns]
-        s = buffer[: len(left) * len(right)].view(len(left), len(right))
-        product_(left, right.T, s)
-        itself = first + tile.rows.start - tile.columns.start
-        positive = itself + (half if tile.rows.start < half else -half)
-        for diagonal in (itself, positive):
-            if -len(left) < diagonal < len(right):
-                s.diagonal(diagonal).fill_(-torch.inf)
-        yield tile, s
+def _sums(operand: Tensor) -> torch.dtype:
+    """The type in which products of operands are summed."""
+    return torch.promote_types(operand.dtype, torch.float32)
+
+
+def _buffer(own: Tensor, every: Tensor) -> Tensor:
+    """Holds any one tile."""
+    rows, columns = _tile_sides(own)
+    return own.new_empty(min(rows, len(own)) * min(columns, len(every)), dtype=_sums(own))
+
+
+def _similarities_(tile: Tile, own: Tensor, every: Tensor, s: Tensor) -> None:
+    """s becomes the similarities of the tile's rows and columns, -inf at an anchor itself and at its positive."""
+    product_(own[tile.rows], every[tile.columns].T, s)
+    half = len(own) // 2
+    itself = across.rank() * len(own) + tile.rows.start - tile.columns.start
+    positive = itself + (half if tile.rows.start < half else -half)
+    for diagonal in (itself, positive):
+        if -s.shape[0] < diagonal < s.shape[1]:
+            s.diagonal(diagonal).fill_(-torch.inf)

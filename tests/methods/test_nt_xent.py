@@ -41,6 +41,25 @@ def test_loss_and_gradient_equal_autograd(n: int, temperature: float) -> None:
     assert (gradients(3 * ours, z1, z2) - want).norm() <= 1e-11 * want.norm()
 
 
+@pytest.mark.parametrize("temperature", [0.02, 0.1])
+def test_kept_tiles_change_no_bit_and_are_no_more_than_allowed(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None, some (the last of them too large for what is left) and all; a second backward finds them as they were."""
+    z1, z2 = views(CPU_TILE[0] + 9, 16, torch.float32)
+    found = []
+    for allowed in (0, 3 * CPU_TILE[0] * CPU_TILE[1], 2**30):
+        monkeypatch.setattr("methods.nt_xent.KEPT", allowed)
+        loss = nt_xent(z1, z2, temperature)
+        saved = loss.grad_fn.saved_tensors[5:]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        assert sum(4 * kept.numel() for kept in saved) <= allowed and (saved or not allowed)
+        first = torch.cat(torch.autograd.grad(loss, (z1, z2), retain_graph=True))
+        assert torch.equal(first, gradients(loss, z1, z2))
+        found.append((loss, first))
+    for loss, gradient in found[1:]:
+        assert loss == found[0][0] and torch.equal(gradient, found[0][1])
+
+
 @pytest.mark.parametrize("n", [5, CPU_TILE[0] + 9])
 @pytest.mark.parametrize("value", [0.03, 0.5])
 def test_learnable_temperature(n: int, value: float) -> None:
