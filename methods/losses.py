@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 
 from data.refusal import Refusal
 from methods import across
+from methods.clip import CLIP
 from methods.exponents import LARGEST_EXPONENT
 from methods.memory import Queue
 from methods.nt_xent import NTXent
@@ -33,31 +35,59 @@ def nt_xent(
     Returns the mean over this rank's 2n anchors, each against its positive and the other images' views of all ranks.
     The average over ranks of the parameters' gradients is the gradient of the mean over all anchors.
 
-    Memory is O(n * D * ranks) and one tile; sent are the embeddings and one number per row, in the forward alone; with
+    Memory is O(n * D * ranks) and a few tiles; sent are the embeddings and a number per row, in the forward alone; with
     a sharded queue the embeddings once more and D + 1 sums of each, but no key.
     Raises Refusal for shapes that do not pair, fewer than two images, a temperature that is not positive, and unequal n
     (on an accelerator in a process group's first call alone: see across.refuse_unequal).
     """
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise Refusal(f"nt_xent takes two views of one shape (n, D); got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if not isinstance(temperature, Tensor) and not (temperature > 0 and math.isfinite(temperature)):
-        raise Refusal(f"temperature {temperature} is not a positive number; SimCLR's is 0.1 on ImageNet")
-    across.refuse_unequal(len(z1), "pairs of views", z1.device)
-    if len(z1) * across.size() < 2:
-        raise Refusal(f"nt_xent needs two images to have a negative; got {len(z1)} on {across.size()} ranks")
+    _refuse("nt_xent", z1, z2, temperature)
     with torch.autocast(z1.device.type, enabled=False):
-        z = torch.cat([z1, z2])
-        z = z if z.dtype == torch.float64 else z.float()
-        if isinstance(temperature, Tensor):  # may grow small, and reading it would make the host wait: the careful way
-            root, bounded = temperature.to(z.dtype).sqrt(), False
-            u = _Directions.apply(z, 1.0) / root
-        else:
-            root, bounded = temperature**0.5, 1 / temperature <= LARGEST_EXPONENT
-            u = _Directions.apply(z, temperature**-0.5)
+        u, root, bounded = _scaled(z1, z2, temperature)
         if queue is None:
             return NTXent.apply(u, bounded, operands)
         further = QueueLogSumExp.apply(u / root, queue.filled(), queue.sharded, bounded, operands)
         return NTXent.apply(u, bounded, operands, further)
+
+
+def clip_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor, operands: Operands = "fp32") -> Tensor:
+    """CLIP's loss (Radford et al. 2021, arxiv.org/abs/2103.00020, figure 3) over the batch of all ranks: the mean of
+    the cross-entropies over rows and over columns of the similarities of z1's rows with z2's, all ranks' n as one.
+
+    z1, z2: (n, D), what two towers make of this rank's n pairs; else as nt_xent's, with its refusals. CLIP learns the
+    logit scale t: its temperature is exp(-t), started at 0.07, t cut off at log(100) after each step.
+    Returns the mean over this rank's 2n anchors, each against its positive and the others of the other tower, of all
+    ranks. The average over ranks of the parameters' gradients is the gradient of the mean over all anchors.
+
+    Memory is O(n * D * ranks) and one tile; sent are z2 and two numbers per row in the forward, and z2's gradient in
+    the backward: every rank has to go through it.
+    """
+    _refuse("clip_loss", z1, z2, temperature)
+    with torch.autocast(z1.device.type, enabled=False):
+        u, _, bounded = _scaled(z1, z2, temperature)
+        return CLIP.apply(u, bounded, operands)
+
+
+def _refuse(loss: str, z1: Tensor, z2: Tensor, temperature: float | Tensor) -> None:
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise Refusal(f"{loss} takes two views of one shape (n, D); got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if not isinstance(temperature, Tensor) and not (temperature > 0 and math.isfinite(temperature)):
+        raise Refusal(f"temperature {temperature} is not a positive number; SimCLR's is 0.1 on ImageNet")
+    across.refuse_unequal(len(z1), "pairs of views", z1.device)
+    if len(z1) * across.size() < 2:
+        raise Refusal(f"{loss} needs two images to have a negative; got {len(z1)} on {across.size()} ranks")
+
+
+def _scaled(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, float | Tensor, bool]:
+    """(2n, D): unit rows over the root of the temperature; that root; whether no similarity is beyond
+    LARGEST_EXPONENT."""
+    z = torch.cat([z1, z2])
+    z = z if z.dtype == torch.float64 else z.float()
+    if isinstance(temperature, Tensor):
+        root = temperature.to(z.dtype).sqrt()
+        # Learnt, it may grow small: the careful way, but where reading it does not make the host wait.
+        known = temperature.device.type == "cpu" and not isinstance(temperature, FakeTensor)
+        return _Directions.apply(z, 1.0) / root, root, known and temperature.item() >= 1 / LARGEST_EXPONENT
+    return _Directions.apply(z, temperature**-0.5), temperature**0.5, 1 / temperature <= LARGEST_EXPONENT
 
 
 class _Directions(Function):

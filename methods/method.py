@@ -35,6 +35,7 @@ class Method(nn.Module):
     views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
     jigsaw: ClassVar[bool] = False  # whether the second view is to be shuffled patches: data/jigsaw.py
     classifies: ClassVar[bool] = False  # whether it has logits
+    head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a text: the option that says so
     classes: int = 0  # that it tells apart, if it classifies
     unadapted: ClassVar[tuple[str, ...]] = ()  # names of weights whose steps LARS and LAMB leave as SGD and Adam do
     encoder: nn.Module  # what is kept when training ends
@@ -79,6 +80,10 @@ class Method(nn.Module):
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
         """After the optimizer's step: moving averages, queues, banks. progress runs from 0 to 1 over the training."""
+
+    def scalars(self) -> dict[str, float]:
+        """For the monitor, beside the loss: what else of the method moves."""
+        return {}
 
     def measured(self, z: Tensors, t: Tensors) -> Tensor | None:
         """(N, V, D): what the monitor measures: V embeddings of each sample, which should be near; None: nothing."""

@@ -1,7 +1,8 @@
 """What a method is held to: the paper's formula in the plainest code, and constructions known to be wrong.
 
-Those of methods/<name>.py stand in methods/formulas/<name>.py, as STANDARD; independent of the method's own loss on
-purpose: neither tiles, nor closed gradients, nor methods.losses.
+Those of methods/<name>.py stand in methods/formulas/<name>.py, as STANDARD, and another form's, by its options, in
+<name>_<form>.py; independent of the method's own loss on purpose: neither tiles, nor closed gradients, nor
+methods.losses.
 """
 
 import importlib
@@ -56,7 +57,7 @@ class Standard:
 
 
 def known() -> list[str]:
-    """The methods that have a standard."""
+    """The methods, and forms of them, that have a standard."""
     return [module.name for module in pkgutil.iter_modules(formulas.__path__)]
 
 

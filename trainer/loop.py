@@ -102,7 +102,8 @@ class Loop:
         if not self.monitor:
             return
         values = {"train/loss": loss.item(), "train/lr": lr, "train/epoch": done / self.loader.steps_per_epoch}
-        values |= {f"train/{name}": value for name, value in self.engine.scalars().items()}
+        scalars = self.engine.scalars() | self.engine.method.scalars()
+        values |= {f"train/{name}": value for name, value in scalars.items()}
         z = self.engine.method.measured(outcome.z, outcome.t)
         if z is not None and min(z.shape[:2]) > 1:  # two samples and two views of each: negatives and positives
             values |= measure(z)

@@ -170,6 +170,7 @@ class PlainEngine(Engine):
         """samples: of a rank; options: of EngineOptions."""
         self.method, self.options, self.device = method, EngineOptions(**options), torch.device("cpu")
         self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
+        self.trained = [p for p in method.parameters() if p.requires_grad]
 
     def embed(self, views: Tensor) -> Tensors:
         return self.method.embed(views)

@@ -20,7 +20,7 @@ log = logging.getLogger("kilobatch")
 @cache
 def fused(what: str, device: torch.device, beyond: str | None = None) -> bool:
     """Whether `what` runs as kernels on this device; said once for each. beyond: what the kernels cannot do of it."""
-    reason = beyond or obstacle(device)
+    reason = obstacle(device) or beyond
     if reason:
         log.info(f"{what}: torch's operations, as {reason}")
     else:

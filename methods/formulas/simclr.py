@@ -41,9 +41,9 @@ def _own_anchors(z1: Tensor, z2: Tensor, every: Across) -> Tensor:
     return _anchors(torch.cat([z1, z2]), every(z1), every(z2), across.rank() * len(z1))
 
 
-def _clip_formula(z1: Tensor, z2: Tensor) -> Tensor:
-    """Radford et al. 2021, figure 3, with a fixed temperature."""
-    logits = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T / TEMPERATURE
+def clip_formula(z1: Tensor, z2: Tensor, temperature: float | Tensor = TEMPERATURE) -> Tensor:
+    """Radford et al. 2021, figure 3."""
+    logits = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T / temperature
     target = torch.arange(len(z1))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -130,7 +130,7 @@ STANDARD = Standard(
         _construction("own anchors, gather without gradient", lambda a, b: _own_anchors(a, b, no_gradient)),
         _construction("whole loss on every rank, own slice", lambda a, b: ntxent_formula(own_slice(a), own_slice(b))),
         _construction("negatives of the own rank only", ntxent_formula),
-        _construction("CLIP's own anchors, gather without gradient", _clip_local, _clip_formula),
+        _construction("CLIP's own anchors, gather without gradient", _clip_local, clip_formula),
         _barlow("an all-reduce whose backward sums", across.all_sum, right=True),
         _barlow("an in-place all-reduce", _in_place),
         _construction(

@@ -11,6 +11,7 @@ METHODS = {
     "instance_discrimination": (True, 2),
     "pirl": (True, 2),
     "simclr_v2": (True, 3),
+    "simclr_clip": (False, 2),
     "finetune": (False, 1),
     "distill": (False, 2),
 }
