@@ -26,20 +26,21 @@ class Machine:
     usual: str
 
 
-def _gpu(name: str, gib: int, memory_tb: float, inside: float, between: float, usual: str) -> tuple[str, Machine]:
-    return name, Machine(name, gib * GIB, memory_tb * 1e12, inside * 1e9, between * 1e9, usual)
+def _gpu(name: str, mib: int, memory_tb: float, inside: float, between: float, usual: str) -> tuple[str, Machine]:
+    return name, Machine(name, mib * 2**20, memory_tb * 1e12, inside * 1e9, between * 1e9, usual)
 
 
-# NVIDIA's data sheets of the SXM parts (L40S: PCIe), and the network that NVIDIA's own systems of that time have.
+# docs/plan.md names the page behind each number. memory: what nvidia-smi shows, not the round number of the data sheet
+# (an L40S of 48 GB has 45.0 GiB).
 MACHINES = dict(
     (
-        _gpu("h100", 80, 3.35, 450, 50, "SXM, NVLink 4; one 400 Gb/s port for each GPU, as in a DGX H100"),
-        _gpu("h200", 141, 4.8, 450, 50, "SXM, NVLink 4; one 400 Gb/s port for each GPU, as in a DGX H200"),
-        _gpu("a100", 80, 2.039, 300, 25, "SXM, 80 GB, NVLink 3; one 200 Gb/s port for each GPU, as in a DGX A100"),
-        _gpu("a100-40", 40, 1.555, 300, 25, "SXM, 40 GB, NVLink 3; one 200 Gb/s port for each GPU, as in a DGX A100"),
-        _gpu("v100", 32, 0.9, 150, 6.25, "SXM2, 32 GB, NVLink 2; four 100 Gb/s ports for eight GPUs, as in a DGX-1"),
-        _gpu("v100-16", 16, 0.9, 150, 6.25, "SXM2, 16 GB, NVLink 2; four 100 Gb/s ports for eight GPUs, as in a DGX-1"),
-        _gpu("l40s", 48, 0.864, 32, 12.5, "PCIe 4.0 x16; one 100 Gb/s port for each GPU (an assumption)"),
+        _gpu("h100", 81_559, 3.35, 450, 50, "SXM, NVLink 4; one 400 Gb/s port for each GPU, as in a DGX H100"),
+        _gpu("h200", 143_771, 4.8, 450, 50, "SXM, NVLink 4; one 400 Gb/s port for each GPU, as in a DGX H200"),
+        _gpu("a100", 81_920, 2.039, 300, 25, "SXM, 80 GB, NVLink 3; one 200 Gb/s port for each GPU, as in a DGX A100"),
+        _gpu("a100-40", 40_960, 1.555, 300, 25, "SXM, 40 GB, NVLink 3; one 200 Gb/s port for each GPU, DGX A100"),
+        _gpu("v100", 32_510, 0.9, 150, 6.25, "SXM2, 32 GB, NVLink 2; four 100 Gb/s ports for eight GPUs, DGX-1"),
+        _gpu("v100-16", 16_160, 0.9, 150, 6.25, "SXM2, 16 GB, NVLink 2; four 100 Gb/s ports for eight GPUs, DGX-1"),
+        _gpu("l40s", 46_068, 0.864, 32, 12.5, "PCIe 4.0 x16; one 100 Gb/s port for each GPU (an assumption)"),
         ("cpu", Machine("cpu", None, None, None, None, "this machine's memory; its rates by --measured")),
     )
 )
@@ -50,10 +51,10 @@ MACHINES = dict(
 # 0.9 TB/s: 31.2 and 9.6 operations a byte. So what binds these networks is taken to be memory's bandwidth.
 FLOP_PER_BYTE = {"bf16": 29.4, "fp16": 29.4, "fp32": 11.2}
 
-LINK_SHARE = (
-    0.8  # of a link's data sheet that a large collective gets; NCCL's tests show 230 to 250 of an A100's 300 GB/s
-)
-HOPS = 3e-6, 6e-6  # seconds from a rank to the next, within a node and between nodes; an assumption
+LINK_SHARE = 0.8  # of a link's data sheet that a large collective gets: 235 of an A100's 300 GB/s, measured by others
+# Seconds from a rank to the next. In a node: an all-reduce of 32 KiB over eight H200 takes 18 µs, 14 hops. Between
+# nodes: NCCL's own constant for trees; one over four nodes of eight B200 has been measured at 18 µs a hop.
+HOPS = 1.3e-6, 5e-6
 RESERVED = 2 * GIB  # of a GPU, for CUDA, NCCL and cuDNN; an assumption
 FRAGMENTS = 0.05  # of a GPU's memory that its allocator cannot give out; an assumption
 VIEWS_PER_CORE = {
@@ -65,7 +66,7 @@ ASSUMED = (
     f"compute: {FLOP_PER_BYTE['bf16']} (16 bits) or {FLOP_PER_BYTE['fp32']} (fp32) operations per byte of the GPU's "
     "memory bandwidth: ResNet-50 on an A100 as NVIDIA publishes it; nothing better is known of other networks",
     f"communication: rings, or trees where quicker, at {LINK_SHARE:.0%} of the slowest link's data sheet, "
-    f"{HOPS[0] * 1e6:.0f} µs a hop within a node and {HOPS[1] * 1e6:.0f} between nodes; nothing overlaps with compute",
+    f"{HOPS[0] * 1e6:.1f} µs a hop within a node and {HOPS[1] * 1e6:.0f} between nodes; nothing overlaps with compute",
     f"memory: {RESERVED // GIB} GiB of a GPU for CUDA, NCCL and cuDNN, and {FRAGMENTS:.0%} lost to fragments",
     f"loader: {VIEWS_PER_CORE['cuda']:,.0f} views a second and core for a GPU, {VIEWS_PER_CORE['cpu']:,.0f} with all "
     "operations on a CPU (224 pixels, measured on one EPYC core); small views take less",

@@ -1,6 +1,9 @@
 """BatchNorm whose statistics and running averages are the same on every rank, for any ranks x chunks."""
 
-from collections.abc import Iterator
+# pyright: reportPrivateImportUsage=false
+# torch._foreach_* have an underscore, but are what torch's own optimizers are made of.
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,35 +17,34 @@ from methods.encoder_options import Mode
 
 
 class _Normalise(Function):
-    """Batch normalisation over the samples of every rank: one all-gather forward, one all-reduce backward."""
+    """Batch normalisation over the samples of every rank: one small sum over ranks forward, one backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, C, ...) -> normalised x, and the global mean and unbiased variance (C,), for the running ones."""
         count = x.numel() // x.shape[1]
         scratch = torch.zeros_like(weight), torch.zeros_like(weight)  # with them, halves get fp32 statistics
-        mean, var = torch.batch_norm_update_stats(x, *scratch, 0.0)
-        part = torch.stack([mean, var * count, torch.full_like(mean, count)])
-        means, squares, counts = across.gather(part[None]).unbind(1)  # each (W, C)
-        # Chan, Golub, LeVeque 1979: sums of squares about each mean, moved to the common mean.
-        total = counts.sum(0)
-        mean = (means * counts).sum(0) / total
-        square = (squares + counts * (means - mean) ** 2).sum(0)
-        var = square / total
-        ctx.save_for_backward(x, weight, mean, var, total)
+        mean, var = (s.double() for s in torch.batch_norm_update_stats(x, *scratch, 0.0))
+        # Moments about zero add up over ranks. They lose (mean / std)^2 of their precision, so they are in fp64: at a
+        # mean of 1000 std the variance is off by 1e-10, and where that matters x itself has no digits left in fp32.
+        sums = across.small_sum(torch.cat([mean, var + mean**2, mean.new_ones(1)]) * count)
+        total, square, count = sums.split([len(mean), len(mean), 1])
+        mean = total / count
+        square = (square - total * mean).clamp(min=0)  # about the global mean; rounding could leave less than nothing
+        mean, var, unbiased = (s.to(weight.dtype) for s in (mean, square / count, square / (count - 1)))
+        ctx.save_for_backward(x, weight, mean, var, count.to(weight.dtype))
         ctx.eps, ctx.biased = eps, bias is not None
-        unbiased = square / (total - 1)
         ctx.mark_non_differentiable(mean, unbiased)
         return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var, total = ctx.saved_tensors
+        x, weight, mean, var, count = ctx.saved_tensors
         # With the statistics held fixed: dx = dy * scale, and this rank's sums of dy * x_hat and of dy.
         dx, sum_dy_x, sum_dy = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
-        every_dy_x, every_dy = across.all_sum(torch.stack([sum_dy_x, sum_dy])) / total
+        every_dy_x, every_dy = across.small_sum(torch.stack([sum_dy_x, sum_dy])) / count
         # Through the statistics: -scale * (mean(dy) + x_hat * mean(dy * x_hat)), again of the form of a batch norm.
         scale = weight * torch.rsqrt(var + ctx.eps)
         dx += F.batch_norm(x, mean, var, -scale * every_dy_x, -scale * every_dy, eps=ctx.eps)
@@ -141,12 +143,18 @@ def commit(module: nn.Module) -> None:
     moved = [norm for norm in norms(module) if norm.counts]
     if not moved:
         return
-    pending = [p for norm in moved for p in (norm.pending_mean, norm.pending_var, norm.pending_forwards)]
-    sums = across.all_sum(torch.cat(pending)).split([len(p) for p in pending])
-    for norm, mean, var, forwards in zip(moved, sums[0::3], sums[1::3], sums[2::3], strict=True):
-        seen = forwards.clamp(max=1)  # (1,), 0 or 1: kept on the device, so that no step waits for it
-        norm.running_mean.lerp_(mean / forwards.clamp(min=1), norm.momentum * seen)
-        norm.running_var.lerp_(var / forwards.clamp(min=1), norm.momentum * seen)
-        norm.num_batches_tracked += seen[0].to(torch.int64)
-    for p in pending:
-        p.zero_()
+    pending = [getattr(norm, name) for name in ("pending_mean", "pending_var", "pending_forwards") for norm in moved]
+    running = [getattr(norm, name) for name in ("running_mean", "running_var") for norm in moved]
+    sizes = [len(x) for x in running]
+    # In a row, for few operations instead of some for each norm, while an accelerator stands idle.
+    sums, forwards = across.all_sum(torch.cat(pending)).split([sum(sizes), len(moved)])
+    seen = forwards.clamp(max=1)  # 0 or 1 for each norm: kept on the device, so that no step waits for it
+    rates = torch._foreach_mul(seen.split(1), [norm.momentum for norm in moved])
+
+    def spread(each: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.expand(size) for x, size in zip([*each, *each], sizes, strict=True)])
+
+    after = torch.cat(running).lerp_(sums / spread(forwards.clamp(min=1).split(1)), spread(rates))
+    torch._foreach_copy_(running, after.split(sizes))
+    torch._foreach_add_([norm.num_batches_tracked for norm in moved], seen.to(torch.int64).unbind())
+    torch._foreach_zero_(pending)

@@ -49,15 +49,17 @@ def seconds(kind: Kind, size: int, ranks: int, link: Link) -> float:
     """Latency and bytes of a ring; of an all-reduce the better of that and a double binary tree (Sanders et al. 2009,
     doi.org/10.1016/j.parco.2009.09.001): 2 log2 of the machines' number of hops, and twice the bytes.
 
-    A ring over several machines waits for its slowest hop and goes at its slowest rank's rate, a machine's ranks each
-    with a way out of their own.
+    Each part of a ring's data passes from rank to rank, and from machine to machine once (all-reduce: twice) for each
+    of the others, as in NCCL's own model (github.com/NVIDIA/nccl, src/graph/tuning.cc). A ring over several machines
+    goes at its slowest rank's rate, a machine's ranks each with a way out of their own.
     """
     if ranks == 1:
         return 0.0
     machines = math.ceil(ranks / link.node)
     rate = link.bandwidth if machines == 1 else min(link.bandwidth, link.between_bandwidth)
-    hop = link.latency if machines == 1 else link.between_latency
-    ring = hops(kind, ranks) * hop + sent(kind, size, ranks) / rate
+    between = max(0, ranks - link.node) if kind == "all_to_all" else hops(kind, machines)  # of the hops
+    hopping = (hops(kind, ranks) - between) * link.latency + between * link.between_latency
+    ring = hopping + sent(kind, size, ranks) / rate
     if kind != "all_reduce" or machines == 1:
         return ring
     inside = 2 * (min(ranks, link.node) - 1) * link.latency

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.plan_check import CASES, both
 from launch import recipe
 from launch.planning_fit import Fitting, ways_out
-from launch.planning_machines import GIB, machine
+from launch.planning_machines import GIB, HOPS, machine
 from launch.planning_memory import memory
 from launch.planning_pass import Layout, Step, step
 from launch.planning_time import time
@@ -39,13 +39,15 @@ def looked_at(name: str, ranks: int, samples: int, chunks: int = 1, changes: lis
 
 
 def test_what_is_sent_is_what_the_method_sends() -> None:
-    """SimCLR with global norms: three numbers a channel each way, the embeddings and one sum for each row."""
+    """SimCLR with global norms: two numbers a channel each way, the embeddings and one sum for each row."""
     found = looked_at("demo", 4, 16)
-    widths = [8, 16, 16, 32, 32, 64, 64, 64 * 2]  # the head's hidden layer, then its 128 numbers
-    assert found.sent.calls["BatchNorm", "all_gather"] == len(widths)
-    channels = 8 + 2 * 16 + 2 * 32 + 64 + 64 + 128  # convolutions, hidden layer, projections
-    assert found.sent.whole["BatchNorm", "all_gather"] == 4 * 4 * 3 * channels
-    assert found.sent.whole["BatchNorm", "all_reduce"] == 4 * 2 * channels
+    widths = [8, 16, 16, 32, 32, 64, 64, 64 * 2]  # convolutions; the head's hidden layer, then its 128 numbers
+    forward, backward = 8 * (2 * sum(widths) + len(widths)), 4 * 2 * sum(widths)
+    assert found.sent.calls["BatchNorm", "all_gather"] == 2 * len(widths)
+    assert found.sent.whole["BatchNorm", "all_gather"] == 4 * (forward + backward)
+    many = looked_at("demo", 16, 4)  # they reduce
+    assert many.sent.calls["BatchNorm", "all_reduce"] == 2 * len(widths)
+    assert many.sent.whole["BatchNorm", "all_reduce"] == forward + backward
     assert found.sent.whole["loss", "all_gather"] == 4 * (4 * 32) * (128 + 1)
     alone = looked_at("demo", 1, 64)
     assert not alone.sent.calls
@@ -89,7 +91,7 @@ def test_time_is_operations_bytes_and_views() -> None:
     assert took.compute == pytest.approx(took.flops / (11.2 * 2.039e12))
     gradients = next(one for one in took.collectives if one.purpose == "gradients")
     assert gradients.sent == round(2 * 3 / 4 * 4 * found.trained)
-    link = Link("", 2, 0.8 * 300e9, 3e-6, 0.8 * 25e9, 6e-6)
+    link = Link("", 2, 0.8 * 300e9, HOPS[0], 0.8 * 25e9, HOPS[1])
     assert gradients.seconds == pytest.approx(traffic.seconds("all_reduce", 4 * found.trained, 4, link))
     assert took.loader == pytest.approx(32 * 2 / 4352 / 8)
     assert took.binds == "loader"

@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
@@ -146,28 +148,53 @@ def mixed() -> tuple[Tensor, Tensor, Tensor]:
     return y.detach(), mine.grad, module.running_mean
 
 
-def norms_and_mixed() -> tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor, Tensor]]:
-    return norms_of(norm_cases(), 2), mixed()
+def far_off(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Channels far from zero: by 1000 std, a constant, and a mean of +500 on the first rank and -500 on the second."""
+    x, dy = torch.randn(2, 64, 4, 9, generator=torch.Generator().manual_seed(0))
+    second = torch.arange(64) >= 32
+    x[:, 1] += 1000 + 3.0 * second[:, None]
+    x[:, 2] = 1e6 / 3
+    x[:, 3] += torch.where(second, -500.0, 500.0)[:, None]
+    return x.view(64, 4, 3, 3).to(dtype), dy.view(64, 4, 3, 3).to(dtype)
+
+
+def norms() -> list[tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]]:
+    """As few ranks add up their statistics, and as many do."""
+    found = []
+    for few in (across.FEW, 1):
+        with patch.object(across, "FEW", few):
+            found.append((norms_of(norm_cases(), 2), mixed(), normalised(*far_off(torch.float32), "global", 1)))
+    return found
 
 
 def test_batch_norm_over_ranks_is_that_of_one_process() -> None:
     """Global: outputs, gradients and buffers of the whole batch; local: those of as many chunks as ranks x chunks."""
-    got = run_ranks(2, norms_and_mixed)
-    for k, want in enumerate(norms_of(norm_cases(), 4)):
-        for name, expected in want.items():
-            ranks = [of_rank[0][k][name] for of_rank in got]
-            if name in ("y", "dx"):
-                assert_close(torch.cat(ranks), expected, rtol=1e-11, atol=1e-11)
-            else:
-                assert torch.equal(ranks[0], ranks[1])
-                assert_close(ranks[0], expected, rtol=1e-11, atol=1e-11)
+    for got in zip(*run_ranks(2, norms), strict=True):
+        for k, want in enumerate(norms_of(norm_cases(), 4)):
+            for name, expected in want.items():
+                ranks = [of_rank[0][k][name] for of_rank in got]
+                if name in ("y", "dx"):
+                    assert_close(torch.cat(ranks), expected, rtol=1e-11, atol=1e-11)
+                else:
+                    assert torch.equal(ranks[0], ranks[1])
+                    assert_close(ranks[0], expected, rtol=1e-11, atol=1e-11)
 
-    y, dx, mean = (torch.cat(x) if x[0].ndim > 1 else x[0] for x in zip(*(of_rank[1] for of_rank in got), strict=True))
-    assert y.dtype == dx.dtype == torch.bfloat16 and mean.dtype == torch.float32
-    whole_y, whole_dx, whole_mean = mixed()
-    assert_close(y, whole_y)
-    assert_close(dx, whole_dx, rtol=0.03, atol=0.03)
-    assert_close(mean, whole_mean, rtol=1e-5, atol=1e-6)
+        halves = zip(*(of_rank[1] for of_rank in got), strict=True)
+        y, dx, mean = (torch.cat(x) if x[0].ndim > 1 else x[0] for x in halves)
+        assert y.dtype == dx.dtype == torch.bfloat16 and mean.dtype == torch.float32
+        whole_y, whole_dx, whole_mean = mixed()
+        assert_close(y, whole_y)
+        assert_close(dx, whole_dx, rtol=0.03, atol=0.03)
+        assert_close(mean, whole_mean, rtol=1e-5, atol=1e-6)
+
+        far, want = [of_rank[2] for of_rank in got], normalised(*far_off(torch.float64), "global", 1)
+        assert_close(far[0]["running_var"].double(), want["running_var"], rtol=2e-6, atol=1e-6)
+        for name in ("y", "dx"):
+            found, expected = torch.cat([of_rank[name] for of_rank in far]), want[name]
+            for channel in (0, 1, 3):
+                off = (found - expected)[:, channel].norm() / expected[:, channel].norm()
+                assert off <= 2e-5, (name, channel)
+            assert found.isfinite().all()  # of the constant, torch's own norm makes no more sense in fp32
 
 
 def fail_on_the_last() -> None:

@@ -74,6 +74,7 @@ def test_rings_send_the_least_and_trees_wait_the_least() -> None:
     link = Link("", node=8, bandwidth=1e9, latency=1e-6, between_bandwidth=1e8, between_latency=1e-5)
     assert seconds("all_gather", 10**6, 1, link) == 0
     assert seconds("all_gather", 8 * 10**6, 8, link) == pytest.approx(7 * 1e-6 + 7e6 / 1e9)  # inside a machine
-    assert seconds("all_gather", 16 * 10**6, 16, link) == pytest.approx(15 * 1e-5 + 15e6 / 1e8)  # its way out
+    assert seconds("all_gather", 16 * 10**6, 16, link) == pytest.approx(14e-6 + 1e-5 + 15e6 / 1e8)  # its way out
+    assert seconds("all_to_all", 0, 16, link) == pytest.approx(7e-6 + 8e-5)  # straight to each
     assert seconds("all_reduce", 0, 1024, link) == pytest.approx(2 * 7 * 1e-5 + 2 * 7 * 1e-6)  # 128 machines: a tree
-    assert seconds("all_reduce", 10**9, 16, link) == pytest.approx(30 * 1e-5 + 2 * 15 / 16 * 10)  # many bytes: a ring
+    assert seconds("all_reduce", 10**9, 16, link) == pytest.approx(28e-6 + 2e-5 + 2 * 15 / 16 * 10)  # many bytes
