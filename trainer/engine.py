@@ -46,7 +46,11 @@ class Engine:
             for p in method.parameters():
                 if p.requires_grad:
                     p.register_post_accumulate_grad_hook(self._see)  # before DeepSpeed's own, which averages
+        self.trained = [p for p in method.parameters() if p.requires_grad]
         self._deepspeed = _initialize(method, optimizer, options, device, batch_per_rank)
+        # Its average over one rank would be two copies of all gradients.
+        self._averages = across.size() > 1 or options.zero > 0
+        self._deepspeed.enable_backward_allreduce = self._averages
         names = {p: name for name, p in method.named_parameters()}
         self._parts = partitions(self._deepspeed.optimizer, names) if options.zero else []
         if self._parts and isinstance(optimizer, LARS):
@@ -78,7 +82,7 @@ class Engine:
         """0-dim bool: whether all of this rank's own gradients since the last step are finite."""
         if self._seen is not None:
             return self._seen.isfinite()
-        grads = [p.grad for p in self.method.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.trained if p.grad is not None]
         return torch.stack(torch._foreach_norm(grads)).isfinite().all()  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
@@ -97,6 +101,10 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if not self._averages:
+            for p in self.trained:
+                if p.grad is None:  # no loss has reached it: averaging would make it zero, and the optimizer decays it
+                    p.grad = torch.zeros_like(p)
         self._deepspeed.step()
         if self._parts:
             assert not self._deepspeed.optimizer.overflow, "DeepSpeed left out a step of finite gradients"

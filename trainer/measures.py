@@ -19,7 +19,7 @@ def measure(z: Tensor) -> dict[str, float]:
     values = {
         "similarity/positive": positive,
         "similarity/negative": negative,
-        "embedding/alignment": alignment(z),
+        "embedding/alignment": 2 - 2 * positive,
         "embedding/uniformity": uniformity(z),
         "embedding/std": spread(z),
         "embedding/effective_rank": effective_rank(z.flatten(0, 1)),
@@ -39,9 +39,9 @@ def uniformity(z: Tensor) -> Tensor:
     eq. 5 with t = 2, and their code's pairs). 0: all in one point; about −4: evenly spread. z on the unit sphere."""
     samples = len(z)
     views = z.transpose(0, 1)  # (V, N, D)
-    exponent = 4 * (views @ views.mT) - 4  # −2 |x − y|² = 4 x·y − 4
+    exponent = (views @ views.mT).mul_(4).sub_(4)  # −2 |x − y|² = 4 x·y − 4, from −8 to 0: exp needs no maximum first
     exponent.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    return (exponent.flatten(1).logsumexp(1) - math.log(samples * (samples - 1))).mean()
+    return (exponent.exp_().sum((1, 2)) / (samples * (samples - 1))).log().mean()
 
 
 def similarities(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,8 @@ def spread(z: Tensor) -> Tensor:
     """√D times the mean over dimensions of the standard deviation over samples (SimSiam, figure 2: 1/√D on an even
     sphere). 1: evenly spread; 0: all in one point. z on the unit sphere."""
     rows = z.flatten(0, 1)
-    return rows.std(dim=0, correction=0).mean() * math.sqrt(rows.shape[1])
+    # In passes over whole rows: std(dim=0) goes down one column after the other, ten times slower.
+    return (rows - rows.mean(0)).square_().mean(0).sqrt().mean() * math.sqrt(rows.shape[1])
 
 
 def effective_rank(rows: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -57,11 +59,17 @@ class Monitor:
         return dict(zip(TIMINGS, values, strict=True))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, flushed, and as many TensorBoard scalars. Floats are exact (repr)."""
+        """One line of metrics.jsonl, flushed, and TensorBoard's scalars of the same names, where they are `group/name`:
+        an evaluation's epoch would be a group of its own. Floats are exact (repr)."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        grouped = {name: value for name, value in values.items() if "/" in name}
+        # One event for all: add_scalar makes one of each, 160 of them where LARS tells its trust ratios.
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in grouped.items()])
+        assert self._board.file_writer is not None, "it is there until close()"
+        self._board.file_writer.add_summary(summary, step)
         self._progress.show(values)
         self._stand.show(values)
 
@@ -81,6 +89,11 @@ class Monitor:
         (self.folder / "pictures").mkdir(exist_ok=True)
         write_whole(self.folder / "pictures" / "views.png", [png(picture)])
         self._board.add_image("views", picture, 0)
+
+    def picture(self, step: int, path: Path) -> None:
+        """A PNG of the run, shown by its file's name in TensorBoard too."""
+        with Image.open(path) as image:
+            self._board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def embedding(self, step: int, gallery: Gallery, classes: Sequence[str]) -> None:
         """TensorBoard's projector, each point drawn as its image."""

@@ -46,14 +46,14 @@ def forward_backward(engine: Engine, batch: Batch) -> Outcome:
     the first: the kept graphs are gone when the others are made, and gradients add up in the same order for any keep.
     """
     chunks, keep = engine.chunking.decided(batch.views)
-    parts = batch.chunks(chunks)
-    t = join([engine.target(part.views) for part in parts])
     if chunks == 1:
-        z = engine.embed(batch.views)
+        t, z = engine.target(batch.views), engine.embed(batch.views)
         loss = engine.method.loss(z, t, batch)
         engine.backward(loss)
         return Outcome(loss.detach(), _detached(z), t)
 
+    parts = batch.chunks(chunks)
+    t = join([engine.target(part.views) for part in parts])
     draws: list[list[Tensor]] = []
     embedded: list[Tensors] = []
     for k, part in enumerate(parts):
@@ -65,7 +65,7 @@ def forward_backward(engine: Engine, batch: Batch) -> Outcome:
     z = {name: _leaf(x) for name, x in join([_detached(part) for part in embedded]).items()}
     loss = engine.method.loss(z, t, batch)
     leaves = {name: x for name, x in z.items() if x.requires_grad}
-    parameters = [p for p in engine.method.parameters() if p.requires_grad]
+    parameters = engine.trained
     found = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
     by_leaf = {name: g.chunk(chunks) for name, g in zip(leaves, found, strict=False) if g is not None}
     # A parameter that stands in the loss itself, such as a learnable temperature, has its gradient already.
@@ -90,15 +90,15 @@ def check_finite(engine: Engine, outcome: Outcome, step: int, flags: Sequence[bo
 
     The step's one small all-reduce also agrees on the caller's flags (signals, a checkpoint that is due): returns
     which of them any rank has raised. In fp16 a gradient overflow is left to the loss scale while that is above 1.
+    Here alone the host waits for an accelerator in every step, once.
 
     Raises NonFinite, on every rank.
     """
     world, rank = across.size(), across.rank()
-    mine = torch.stack([outcome.loss.isfinite(), engine.finite()]).logical_not()
-    found = torch.zeros(2, world, dtype=torch.int64, device=engine.device)
-    found[:, rank] = mine
-    raised = torch.tensor(flags, dtype=torch.int64).to(engine.device)
-    agreed = engine.agree(torch.cat([found.flatten(), raised])).tolist()
+    votes = torch.tensor([0] * (2 * world) + [int(flag) for flag in flags])  # losses and gradients by rank, then flags
+    votes = votes.to(engine.device, non_blocking=True)  # else the copy waits for the backward
+    votes[rank : 2 * world : world] = torch.stack([outcome.loss.isfinite(), engine.finite()]).logical_not()
+    agreed = engine.agree(votes).tolist()
     loss_ranks = [r for r in range(world) if agreed[r]]
     gradient_ranks = [r for r in range(world) if agreed[world + r]]
     if loss_ranks or (gradient_ranks and engine.loss_scale <= 1):

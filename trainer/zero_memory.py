@@ -53,7 +53,7 @@ def zero_memory(
             0,
             FP32 * moments * trained,
             FP32 * trained,
-            averaging=FP32 * min(trained, ALL_REDUCE),
+            averaging=FP32 * min(trained, ALL_REDUCE) if ranks > 1 else 0,
             updating=FP32 * max(groups),
         )
     unit = 2 * ranks  # DeepSpeed aligns each group to it

@@ -112,6 +112,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     train(tmp_path, 5, 12)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
+    assert not [tag for tag in events.Tags()["scalars"] if "/" not in tag]  # each alone in a group of its own
     for name in ("train/loss", "train/lr", "knn/top1"):
         shown = {event.step: event.value for event in events.Scalars(name)}
         assert shown == pytest.approx({line["step"]: line[name] for line in lines(tmp_path) if name in line})
@@ -124,7 +125,14 @@ def test_views_are_drawn_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(to_bytes(views, MEAN, STD), images)
     monitor = Monitor(tmp_path, 1, 0, 1, quiet())
     monitor.images(views, MEAN, STD)
+    monitor.picture(7, tmp_path / "pictures" / "views.png")
     monitor.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.width, event.height) for event in events.Images("views")] == [
+        (0, 8 * 98 + 2, 2 * (2 * 98 + 6) - 4),
+        (7, 8 * 98 + 2, 2 * (2 * 98 + 6) - 4),
+    ]
     picture = np.asarray(Image.open(tmp_path / "pictures" / "views.png"))
     assert picture.shape == (2 * (2 * 98 + 6) - 4, 8 * 98 + 2, 3)  # 16 samples in two bands, 32 px enlarged thrice
     assert np.array_equal(picture[3:99:3, 3:99:3], images[0, 0].permute(1, 2, 0))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods import norm
 from tests.ranks.groups import run_ranks
@@ -169,10 +170,60 @@ def agreed() -> list[bool]:
     return check_finite(engine, outcome, 0, [dist.get_rank() == 1, False, dist.get_rank() == 0])
 
 
+def unreached() -> dict[str, Any]:
+    """A parameter that no loss reaches, after a step with weight decay."""
+    method = toy()
+    method.unused = torch.nn.Parameter(torch.full((3,), 2.0))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1.0, weight_decay=0.1)
+    engine = Engine(method, optimizer, EngineOptions(), CPU, GLOBAL_BATCH // dist.get_world_size())
+    forward_backward(engine, own_batch())
+    engine.step(0.5)
+    return {"unused": method.unused.detach().clone(), "gradients": gradients(method)}
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that are read out of tensors, each of which would make the host wait for an accelerator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+    def tolist(self, of: Tensor) -> Any:
+        self.count += 1
+        return of.detach().numpy().tolist()
+
+
+def waits() -> dict[str, int]:
+    """How often a step's parts would make the host wait for an accelerator."""
+    engine = make(toy(batch_norm=True), chunks=2)
+    found: dict[str, int] = {}
+    for step in range(2):  # the first one may allocate
+        outcome = None
+        for part in ("forward_backward", "check_finite", "step"):
+            with Reads() as reads, mock.patch.object(Tensor, "tolist", lambda x, to=reads: to.tolist(x)):
+                match part:
+                    case "forward_backward":
+                        outcome = forward_backward(engine, own_batch(step))
+                    case "check_finite":
+                        assert outcome
+                        check_finite(engine, outcome, step, [False])
+                    case _:
+                        engine.step(0.1)
+                        norm.commit(engine.method)
+            found[part] = reads.count
+    return found
+
+
 def scenarios(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {f"chunks {c}": taken(toy(), chunks=c, keep=0) for c in (1, 2, 8)}
     found["batch norm"] = taken(toy(batch_norm=True), chunks=2, keep=0)
     found["kept"] = kept()
+    found["unreached"] = unreached()
+    found["waits"] = waits()
     if dist.get_world_size() > 1:
         for scenario in (dropout, bad_loss, bad_gradient, overflow, agreed, kept_under_zero):
             found[scenario.__name__] = scenario()
@@ -283,3 +334,16 @@ def test_fp16_overflow_lowers_the_scale_then_stops(two: list[dict[str, Any]]) ->
 
 def test_flags_are_agreed_on(two: list[dict[str, Any]]) -> None:
     assert [rank["agreed"] for rank in two] == [[True, False, True]] * 2
+
+
+def test_a_parameter_that_no_loss_reaches_decays_on_any_ranks(
+    one: list[dict[str, Any]], two: list[dict[str, Any]]
+) -> None:
+    for rank in (*one, *two):
+        torch.testing.assert_close(rank["unreached"]["unused"], torch.full((3,), 2.0 * (1 - 0.5 * 0.1)))
+        assert not rank["unreached"]["gradients"]  # dropped with the step
+
+
+def test_the_host_waits_once_a_step(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    for rank in (*one, *two):
+        assert rank["waits"] == {"forward_backward": 0, "check_finite": 1, "step": 0}
