@@ -37,6 +37,7 @@ with torch_threads_kept(), nothing_compiled():
     import ffcv.libffcv
     from ffcv.loader import Loader as FfcvLoader
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers.os_cache import OSCacheManager
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.operation import Operation
     from ffcv.pipeline.pipeline_spec import PipelineSpec
@@ -53,6 +54,16 @@ __all__ = [
     "resize",
     "torch_threads_kept",
 ]
+
+
+def _state_type(_: OSCacheManager) -> types.Type:
+    """Of a mapped file, where its allocations begin, how long they are."""
+    return types.Tuple([types.Array(types.uint8, 1, "C", readonly=True), types.uint64[::1], types.uint64[::1]])
+
+
+# FFCV's own, asked by each loader that is made, sets mutable to False on the one object that is `uint8[::1]` for all of
+# numba. That changes its hash, and no table of compiled code finds a signature with it any more: a KeyError, at times.
+setattr(OSCacheManager, "state_type", property(_state_type))  # noqa: B010
 
 
 def external(name: str, result: types.Type, *arguments: types.Type) -> Callable[..., Any]:

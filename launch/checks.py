@@ -6,10 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from data.labels import count_labelled
 from data.refusal import Refusal
-from data.sources import Split, count
+from data.sources import Split, count, count_classes
 from launch import explain, method_options, references
 from launch.recipe import Recipe
 from launch.settings import Settings
+from methods.beside_options import Beside, Fitting
 from trainer.evaluate.options import CLASSIFYING
 
 
@@ -77,7 +78,16 @@ def check(
             "for those of whole tensors; use engine.zero=0, or optimizer.name=lars or adamw",
         )
     _check_groups(recipe, settings)
+    if evaluators is None:
+        _check_options(recipe, Beside(recipe.method, recipe.encoder, workers, chunks), settings)
     samples = images if images is not None else _count(recipe, "train", refuse)
+    classes = count_classes(recipe.data.train, "train") if images is None and declared.classifies else None
+    if classes == 1:
+        raise refuse(
+            "data.train",
+            f"data.train '{recipe.data.train}' has a single class, and method {recipe.method.name} nothing to tell "
+            "apart; a folder: source needs a folder for each class",
+        )
     used = samples if evaluators is not None or images is not None else _used(recipe, samples, refuse)
     if used < batch:
         most = used // parts * parts
@@ -88,7 +98,7 @@ def check(
             f"data.batch {batch} is more than the {used} {which} of data.train '{recipe.data.train}'; {way_out}",
         )
     if evaluators is None and not begun:
-        references.check(recipe, awaited or {}, refuse)
+        references.check(recipe, awaited or {}, refuse, classes)
     if recipe.data.test is not None and images is None:
         _count(recipe, "test", refuse)
         _check_evaluators(recipe, workers, samples, evaluators, refuse)
@@ -105,6 +115,18 @@ def _check_groups(recipe: Recipe, settings: Settings) -> None:
             key, said = ("method", name), str(refusal)
             where = explain.where_of_parts(key, said, settings) or settings.where(key)
             raise Refusal(f"{where}: {said}") from refusal
+
+
+def _check_options(recipe: Recipe, beside: Beside, settings: Settings) -> None:
+    """The method's options that go with some values of others only."""
+    for name, field in type(recipe.method).model_fields.items():
+        for kind in field.metadata:
+            if not isinstance(kind, Fitting):
+                continue
+            try:
+                kind.fits(getattr(recipe.method, name), beside)
+            except Refusal as refusal:
+                raise Refusal(f"{settings.where(('method', name))}: {refusal}") from refusal
 
 
 def _used(recipe: Recipe, samples: int, refuse: Any) -> int:

@@ -17,12 +17,14 @@ FOLDER = Path(methods.__file__).parent
 @dataclass(frozen=True)
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
-    views: how many of each image it takes, None for any number; classifies: whether it has logits."""
+    views: how many of each image it takes, None for any number; classifies: whether it has logits; head_layers: of its
+    projection head, or the argument that says how many."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]
     views: int | None
     classifies: bool
+    head_layers: int | str
 
 
 def files() -> list[str]:
@@ -43,9 +45,17 @@ def declared(name: str) -> Declared | None:
         if constructor := _constructor(cls):
             arguments = origin.arguments(constructor)
             break
-    views = next((value for origin, cls in found[0] for value in origin.assigned_in(cls, "views")), None)
-    classifies = next((value for origin, cls in found[0] for value in origin.assigned_in(cls, "classifies")), False)
-    return Declared(found[0][0][1].name, arguments, views, classifies)
+
+    def told(attribute: str, default: Any) -> Any:
+        return next((value for origin, cls in found[0] for value in origin.assigned_in(cls, attribute)), default)
+
+    return Declared(
+        found[0][0][1].name,
+        arguments,
+        views=told("views", None),
+        classifies=told("classifies", False),
+        head_layers=told("head_layers", 0),
+    )
 
 
 class _File:

@@ -6,7 +6,7 @@ A reference is a run (its folder, or its name under runs/), one of its checkpoin
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,6 +14,7 @@ from data.refusal import Refusal
 from launch import method_options, recipe, runs
 from launch.recipe import Recipe
 from methods.encoder_options import EncoderOptions
+from methods.head_options import refuse_layers
 from methods.reference_options import Reference
 from trainer.files import DESCRIPTION, is_checkpoint, unsealed
 
@@ -48,13 +49,17 @@ def recipe_of(where: str) -> Recipe:
         return recipe_in(metadata_of(path), path)
     if not is_checkpoint(path):
         return recipe.load(path / "recipe.yaml")[0]
-    try:
-        meta = unsealed((path / DESCRIPTION).read_bytes())["meta"]
-    except (OSError, ValueError) as error:
-        raise Refusal(f"checkpoint {path}: {DESCRIPTION} cannot be used: {error}; name another") from None
+    meta = _meta(path)
     if "recipe" not in meta:
         raise Refusal(f"checkpoint {path} says nothing of its recipe; name one that `kilobatch train` has made")
     return recipe.given(meta["recipe"], str(path))
+
+
+def _meta(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return unsealed((checkpoint / DESCRIPTION).read_bytes())["meta"]
+    except (OSError, ValueError) as error:
+        raise Refusal(f"checkpoint {checkpoint}: {DESCRIPTION} cannot be used: {error}; name another") from None
 
 
 def metadata_of(file: Path) -> dict[str, str]:
@@ -77,10 +82,13 @@ def begun(run: Path) -> bool:
     return (run / PINNED).exists() or any((run / "checkpoints").glob("step-*"))
 
 
-def check(chosen: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], Refusal]) -> None:
+def check(
+    chosen: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], Refusal], classes: int | None = None
+) -> None:
     """Raises Refusal, worded by refuse(option, message), for a reference that leads nowhere or does not fit.
 
     awaited: the recipes of the runs that will have been trained by then, by reference; they are not looked for.
+    classes: of data.train; None: not known here.
     """
     for name, where in references(chosen).items():
         option = f"method.{name}"
@@ -90,12 +98,19 @@ def check(chosen: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, 
                 _refuse_untrained(where)
         except Refusal as refusal:
             raise refuse(option, f"{option} '{where}': {refusal}") from refusal
-        if name == "teacher" and not method_options.declared(other.method.name).classifies:
-            raise refuse(
-                option,
-                f"{option} '{where}' was trained by {other.method.name}, which has no classifier to learn from; "
-                "fine-tune it first, and name the fine-tuned run",
-            )
+        alone = where not in awaited and _holds_an_encoder_alone(where)
+        if name == "teacher":
+            if alone or not method_options.declared(other.method.name).classifies:
+                made = "holds an encoder alone" if alone else f"was trained by {other.method.name}"
+                use = "kilobatch export --whole writes all" if alone else "fine-tune it first, and name that run"
+                raise refuse(option, f"{option} '{where}' {made}, which has no classifier to learn from; {use}")
+            known = 0 if where in awaited else _classes(where)
+            if known and classes and known != classes:
+                raise refuse(
+                    option,
+                    f"{option} '{where}' knows {known} classes, and data.train '{chosen.data.train}' has {classes}; "
+                    "let one teach that was fine-tuned on the same classes",
+                )
         mine, theirs = chosen.data.views, other.data.views
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
             raise refuse(
@@ -109,6 +124,43 @@ def check(chosen: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, 
                 option,
                 f"{option} '{where}' has another encoder: {differing}; set these as there, or start from another run",
             )
+        if name == "start" and hasattr(chosen.method, "layer"):
+            _check_head(chosen.method, where, (0, None) if alone else _head(other.method), refuse)
+
+
+def _holds_an_encoder_alone(where: str) -> bool:
+    path = place(where)
+    return path.is_file() and metadata_of(path).get("content") == "encoder"
+
+
+def _classes(where: str) -> int:
+    """How many what lies there tells apart; 0: it does not say."""
+    path = place(where)
+    if path.is_file():
+        return int(metadata_of(path).get("classes", 0))
+    if is_checkpoint(path):
+        return _meta(path).get("classes", 0)
+    for checkpoint in sorted((path / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            return _meta(checkpoint).get("classes", 0)
+        except Refusal:  # damaged: training passes over it, too, and says so
+            continue
+    return 0
+
+
+def _head(options: Any) -> tuple[int, int | None]:
+    """Layers of the projection head that a method of these options has, and the width of the projections that the last
+    makes; None where all are hidden."""
+    said = method_options.declared(options.name).head_layers
+    layers = getattr(options, said) if isinstance(said, str) else said
+    return layers, options.dim if layers else None
+
+
+def _check_head(options: Any, where: str, head: tuple[int, int | None], refuse: Callable[[str, str], Refusal]) -> None:
+    try:
+        refuse_layers(options.layer, options.dim, where, *head)
+    except Refusal as refusal:
+        raise refuse("method.layer", str(refusal)) from refusal
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -4,7 +4,7 @@ Authors' code: github.com/google-research/simclr, colabs/distillation_self_train
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -34,6 +34,7 @@ class Distill(FineTune):
     encoder the student begins with. temperature: t; the authors' 0.1 for self-distillation, 1 for a smaller student.
     """
 
+    head_layers: ClassVar[int | str] = 0
     teaches: Teacher | None = None
 
     def __init__(

@@ -13,6 +13,7 @@ from data.batch import Batch
 from data.refusal import Refusal
 from methods.classifier import Classifier, refuse_unlabelled
 from methods.encoder import Encoder
+from methods.head_options import LastDim, refuse_layers
 from methods.heads import ProjectionHead, hidden_layers
 from methods.method import Method, Tensors, Trained
 from methods.reference_options import Reference
@@ -22,14 +23,17 @@ class FineTune(Method):
     """The encoder, the first `layer` layers of the projection head and a linear classifier, all trained on labels.
 
     start: run or file whose encoder and head it begins with; None: from scratch. layer: 0 drops the whole head, as
-    is usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. Norms take
-    their batch's statistics while training, as the authors' do, and LARS does not adapt the classifier's steps (their
-    exclude_from_weight_decay, "head_supervised"). Every training image has a label.
+    is usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. dim: where
+    `layer` is the head's last, the width of its projections, which it makes without bias or ReLU (their proj_out_dim);
+    None: all layers kept are hidden. Norms take their batch's statistics while training, as the authors' do, and LARS
+    does not adapt the classifier's steps (their exclude_from_weight_decay, "head_supervised"). Every training image has
+    a label.
     """
 
     views: ClassVar[int | None] = 1
     classifies: ClassVar[bool] = True
     unadapted: ClassVar[tuple[str, ...]] = ("classifier.weight",)
+    head_layers: ClassVar[int | str] = "layer"
     classifier: Classifier
 
     def __init__(
@@ -39,12 +43,16 @@ class FineTune(Method):
         start: Reference | None = None,
         layer: Annotated[int, Field(ge=0)] = 1,
         hidden: Annotated[int, Field(gt=0)] | None = None,
+        dim: LastDim = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.start, self.layer = encoder, start, layer
+        self.encoder, self.start, self.layer, self.dim = encoder, start, layer, dim
         width = hidden or encoder.features
-        self.hidden_layers = hidden_layers(encoder.features, width, layer, encoder.norm)
-        self.features = width if layer else encoder.features  # that the classifier reads
+        if dim is None:
+            self.hidden_layers = hidden_layers(encoder.features, width, layer, encoder.norm)
+        else:
+            self.hidden_layers = ProjectionHead(encoder.features, width, dim, encoder.norm, layer).layers
+        self.features = (dim or width) if layer else encoder.features  # that the classifier reads
 
     def prepare(self, images: int, classes: int) -> None:
         if classes < 2:
@@ -82,12 +90,8 @@ def begin(method: FineTune, source: Method, where: str) -> None:
         f"method.start '{where}' has another encoder",
         "give this recipe the section encoder of what it starts from",
     )
-    theirs = _hidden_layers(source)
-    if method.layer > (count := len(theirs) // 3):
-        raise Refusal(
-            f"method.layer is {method.layer}, but method.start '{where}' has {count} layers of a projection head to "
-            f"keep (its last, which makes the projections, is not among them); use method.layer={count}"
-        )
+    theirs, there, makes = _head(source)
+    refuse_layers(method.layer, method.dim, where, there, makes)
     if method.layer:
         _copy(
             method.hidden_layers,
@@ -97,12 +101,15 @@ def begin(method: FineTune, source: Method, where: str) -> None:
         )
 
 
-def _hidden_layers(source: Method) -> nn.Sequential:
-    """All layers of a projection head but the last, or those that a fine-tuned one kept."""
+def _head(source: Method) -> tuple[nn.Sequential, int, int | None]:
+    """The layers of a projection head, or those that a fine-tuned one kept; how many; and, where the last of them
+    makes projections, their width."""
     if isinstance(source, FineTune):
-        return source.hidden_layers
+        return source.hidden_layers, source.layer, source.dim
     head = getattr(source, "head", None)
-    return head.first(head.hidden_count) if isinstance(head, ProjectionHead) else nn.Sequential()
+    if not isinstance(head, ProjectionHead):
+        return nn.Sequential(), 0, None
+    return head.layers, head.hidden_count + 1, head.dim
 
 
 def _copy(mine: nn.Module, theirs: nn.Module, differs: str, way_out: str) -> None:

@@ -31,7 +31,7 @@ class ProjectionHead(nn.Module):
     def __init__(self, features: int, hidden: int, dim: int, norm: Mode, layers: int = 2) -> None:
         super().__init__()
         assert layers > 0, layers
-        self.hidden_count = layers - 1
+        self.hidden_count, self.dim = layers - 1, dim
         self.layers = hidden_layers(features, hidden, layers - 1, norm)
         self.layers.append(nn.Linear(hidden if layers > 1 else features, dim, bias=False))
         self.layers.append(BatchNorm(dim, norm, center=False))
@@ -40,14 +40,12 @@ class ProjectionHead(nn.Module):
         return self.layers(features)
 
     def first(self, count: int) -> nn.Sequential:
-        """The first hidden layers, sharing this head's modules, with the names of hidden_layers(..., count, ...).
-
-        Raises Refusal where there are fewer. The last layer, which makes the projections, is no hidden one.
+        """The first layers, sharing this head's modules, with the names of hidden_layers(..., count, ...); of as many
+        as there are, those of another such head. Raises Refusal where there are fewer.
         """
-        if count > self.hidden_count:
+        if count > self.hidden_count + 1:
             raise Refusal(
-                f"{count} hidden layers are asked of a head of {self.hidden_count + 1} layers, of which "
-                f"{self.hidden_count} are hidden (the last makes the projections); use at most {self.hidden_count}"
+                f"{count} layers are asked of a head of {self.hidden_count + 1}; use at most {self.hidden_count + 1}"
             )
         return self.layers[: 3 * count]
 

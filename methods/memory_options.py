@@ -1,10 +1,11 @@
 """What a recipe may ask of a queue, and what that costs. Without torch, so that a recipe is validated without it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.refusal import Refusal
+from methods.beside_options import Beside
 from methods.exponents import LARGEST_EXPONENT
 
 SHARDED_FROM = 262_144  # keys; below, a replicated queue is small beside an encoder: 134 MB at 128 dimensions in fp32
@@ -37,6 +38,20 @@ class QueueOptions(BaseModel):
                 f"method.queue.length {self.length} is less than the {batch} keys of one global batch, so that some "
                 f"would be gone before they are used; use {batch} or more, or a smaller data.batch"
             )
+
+
+class OfTheQueue:
+    def fits(self, value: int, beside: Beside) -> None:
+        refuse_harder(value, beside.method.queue)
+
+
+Hard = Annotated[int, Field(ge=2), OfTheQueue()]  # how many of a queue's keys are the hardest
+
+
+def refuse_harder(hard: int, queue: QueueOptions) -> None:
+    """Raises Refusal where a queue has fewer keys than are to be the hardest."""
+    if hard > queue.length:
+        raise Refusal(f"method.hard {hard} is more than the {queue.length} keys of method.queue.length; use fewer")
 
 
 def share(length: int, rank: int, ranks: int) -> int:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.chance import keys, uniforms
-from data.refusal import Refusal
 from methods.encoder import Encoder
 from methods.heads import unit
 from methods.memory import info_nce
-from methods.memory_options import QueueOptions
+from methods.memory_options import Hard, QueueOptions, refuse_harder
 from methods.method import Tensors
 from methods.moco import MoCo
+from methods.shuffle_options import Shuffled
 
 QUEUE = QueueOptions()  # 65,536 keys
 
@@ -35,7 +35,7 @@ class MoCHi(MoCo):
         self,
         encoder: Encoder,
         *,
-        hard: Annotated[int, Field(ge=2)] = 1024,
+        hard: Hard = 1024,
         mixed: Annotated[int, Field(ge=0)] = 1024,
         with_query: Annotated[int, Field(ge=0)] = 128,
         start: Annotated[float, Field(ge=0, le=1)] = 0.05,
@@ -44,11 +44,10 @@ class MoCHi(MoCo):
         momentum: Annotated[float, Field(ge=0, le=1)] = 0.999,
         head: Literal["linear", "mlp"] = "mlp",
         dim: Annotated[int, Field(gt=0)] = 128,
-        shuffle: bool = False,
+        shuffle: Shuffled = False,
         symmetric: bool = False,
     ) -> None:
-        if hard > queue.length:
-            raise Refusal(f"method.hard {hard} is more than the {queue.length} keys of method.queue.length; use fewer")
+        refuse_harder(hard, queue)
         super().__init__(
             encoder,
             queue=queue,

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from data.batch import Batch
-from data.refusal import Refusal
 from methods.encoder import Encoder
 from methods.heads import unit
 from methods.memory import MomentumEncoder, Queue, info_nce
@@ -18,6 +17,7 @@ from methods.memory_options import QueueOptions
 from methods.method import Method, Tensors
 from methods.operand_options import Operands
 from methods.shuffle import Shuffle
+from methods.shuffle_options import WHOLE, Shuffled, refuse_global
 
 QUEUE = QueueOptions()  # 65,536 keys
 
@@ -42,16 +42,12 @@ class MoCo(Method):
         momentum: Annotated[float, Field(ge=0, le=1)] = 0.999,
         head: Literal["linear", "mlp"] = "mlp",
         dim: Annotated[int, Field(gt=0)] = 128,
-        shuffle: bool = False,
+        shuffle: Shuffled = False,
         symmetric: bool = False,
         operands: Operands = "fp32",
     ) -> None:
         super().__init__()
-        if shuffle and encoder.norm == "global":
-            raise Refusal(
-                "method.shuffle is true, but encoder.norm is 'global': its statistics are the same in any order; "
-                "use encoder.norm=local or method.shuffle=false"
-            )
+        refuse_global(shuffle, encoder.norm)
         self.encoder, self.temperature, self.momentum, self.symmetric = encoder, temperature, momentum, symmetric
         self.operands: Operands = operands
         width = encoder.features
@@ -61,7 +57,7 @@ class MoCo(Method):
         self.queue = Queue(queue, dim)
         self.shuffle = Shuffle() if shuffle else None
         if shuffle:
-            self.whole_batch = "method.shuffle is true, and mixes the whole batch of all ranks"
+            self.whole_batch = WHOLE
 
     def online(self) -> nn.Module:
         return nn.Sequential(self.encoder, self.head)

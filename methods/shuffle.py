@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data.refusal import Refusal
 from methods import across
+from methods.shuffle_options import ALONE
 
 
 class Shuffle(nn.Module):
@@ -30,10 +31,7 @@ class Shuffle(nn.Module):
     def forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """x (n, ...), the same n on every rank -> network(x), each row computed on the rank that the order says."""
         if across.size() == 1:
-            raise Refusal(
-                "method.shuffle is true, but one worker has nobody to shuffle with: its norms would still tell queries "
-                "their keys; use more workers, or encoder.norm=global with method.shuffle=false and a large data.batch"
-            )
+            raise Refusal(ALONE)
         order = permutation(across.size() * len(x), int(self.step))
         return across.exchange(network(across.exchange(x, order)), order.argsort())
 

@@ -29,6 +29,7 @@ class SimCLRV2(Method):
     """
 
     views: ClassVar[int | None] = 2
+    head_layers: ClassVar[int | str] = "layers"
 
     def __init__(
         self,

@@ -112,8 +112,8 @@ def _choose(bundle: Bundle, layers: int, classes: int, after: int | None, projec
         raise Refusal(f"{what}; leave out --projections")
     if after is not None and not classes:
         raise Refusal(f"{what}; leave out --classifier-after")
-    if after is not None and not 0 <= after <= max(0, layers - 1):
-        raise Refusal(f"{what}, which can stand on 0 to {max(0, layers - 1)} of them; --classifier-after is {after}")
+    if after is not None and not 0 <= after <= layers:
+        raise Refusal(f"{what}, which can stand on 0 to {layers} of them; --classifier-after is {after}")
     if layers and classes and after is None and not projections:
         raise Refusal(
             f"{what}; say which is meant: --projections for a pre-trained one, --classifier-after 1 for one that was "
@@ -150,11 +150,11 @@ def _method(
     """An empty method of the checkpoint's sizes, and its recipe's section."""
     wide = _shape(bundle, f"{HEAD}nl_0/dense/kernel")[1] if layers > 1 else encoder.features
     hidden = None if wide == encoder.features else wide  # as recipes leave it
+    dim = _shape(bundle, f"{HEAD}nl_{layers - 1}/dense/kernel")[1] if layers else None
     if after is None:
-        dim = _shape(bundle, f"{HEAD}nl_{layers - 1}/dense/kernel")[1]
         sizes: dict[str, Any] = {"dim": dim, "layers": layers, "hidden": hidden}
         return SimCLRV2(encoder, **sizes), {"name": "simclr_v2", **sizes}
-    sizes = {"layer": after, "hidden": hidden}
+    sizes = {"layer": after, "hidden": hidden, "dim": dim if after == layers else None}
     method = FineTune(encoder, **sizes)
     method.prepare(0, classes)
     return method, {"name": "finetune", **sizes}

@@ -10,7 +10,7 @@ from methods.finetune import FineTune
 from methods.method import Method, Tensors
 from methods.verify import Construction, Standard, own_slice
 
-SAMPLES, CLASSES = 16, 5
+SAMPLES, CLASSES = 32, 5
 
 
 def labels(samples: int) -> Tensor:
@@ -25,7 +25,7 @@ def built(method: FineTune) -> FineTune:
 
 
 def build(mode: Mode) -> Method:
-    return built(FineTune(ConvNet(4, mode), layer=1, hidden=10))
+    return built(FineTune(ConvNet(4, mode), layer=2, hidden=10, dim=6))  # a hidden layer, and the head's last
 
 
 def cross_entropies(logits: Tensor, label: Tensor) -> Tensor:

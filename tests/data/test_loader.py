@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -248,6 +249,13 @@ def test_a_jpeg_that_only_draws_a_warning_is_shown(tmp_path: Path):
         complained(path)
     shown, expected = (next(iter(plain(p, size=24))).views for p in (path, clean))
     assert (shown - expected).abs().mean() < 1 / 255  # ... and Pillow reads it
+
+
+def test_a_loader_leaves_numbas_types_as_they_are(beton: Path):
+    pixels: Any = numba.uint8[::1]
+    before = hash(pixels)
+    Beton(beton, CutViews(beton, VIEWS, 0, 0, 1, CPU), CPU)
+    assert pixels.mutable and hash(pixels) == before and numba.uint8[::1] is pixels
 
 
 def complained(path: Path) -> None:

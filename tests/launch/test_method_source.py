@@ -22,7 +22,8 @@ def test_as_the_imported_class_says(name: str) -> None:
         if argument.kind is argument.KEYWORD_ONLY
     }
     assert repr(declared.arguments) == repr(said)  # bounds have no equality of their own
-    assert (declared.class_name, declared.views) == (cls.__name__, cls.views)
+    told = declared.class_name, declared.views, declared.classifies, declared.head_layers
+    assert told == (cls.__name__, cls.views, cls.classifies, cls.head_layers)
 
 
 @pytest.fixture

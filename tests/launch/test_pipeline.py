@@ -48,8 +48,12 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "no such stage": ("fine.schedule.epochs=3", ["'fine' is neither a stage nor a section", "did you mean 'finetune'"]),
     "a stage and no key": ("finetune=3", ["not of the form stage.section.key=value"]),
     "a key of one stage for all": (
-        "method.dim=64",
-        ["finetune: ", "'dim'", "for one stage alone: STAGE.method.dim=64"],
+        "method.layers=2",
+        ["finetune: ", "'layers'", "for one stage alone: STAGE.method.layers=2"],
+    ),
+    "more layers than the head will have": (
+        "finetune.method.layer=4",
+        ["finetune: ", "method.layer is 4", "has 3 layers of a projection head; use method.layer=3 method.dim=128"],
     ),
     "a name of a stage's run": ("finetune.run.name=x", ["a pipeline sets run.name itself", "--name"]),
     "a start of one's own": ("finetune.method.start=x", ["sets method.start itself", "--pretrained"]),
@@ -164,15 +168,15 @@ def test_the_digits_pipeline_shortened_and_killed_once(here: Path):
     launcher = command("pipeline", *SHORT, "--name", "mine", "--workers", "2")
     top = Path("runs/mine")
     try:
-        until(lambda: logged(top / "finetune") > 8 or launcher.poll() is not None, PATIENCE)
+        until(lambda: logged(top / "finetune") > 8 or not launcher.running(), PATIENCE)
         assert [runs.status(top / stage) for stage in pipeline.STAGES] == ["finished", "running", "new"]
     finally:
         os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
+        launcher.process.wait()
     before = (top / "pretrain" / "metrics.jsonl").stat().st_mtime_ns
-    assert command("resume", "mine/distill").wait(PATIENCE) == 2, "it has no teacher yet"
+    command("resume", "mine/distill").ends(2, PATIENCE)  # it has no teacher yet
 
-    assert command("resume", "mine").wait(PATIENCE) == 0
+    command("resume", "mine").ends(0, PATIENCE)
     assert [runs.status(top / stage) for stage in pipeline.STAGES] == ["finished"] * 3
     assert (top / "pretrain" / "metrics.jsonl").stat().st_mtime_ns == before
     steps = {json.loads(line)["step"] for line in (top / "finetune" / "metrics.jsonl").read_text().splitlines()}
@@ -183,13 +187,13 @@ def test_the_digits_pipeline_shortened_and_killed_once(here: Path):
         ("finetune", 72, 1437),
         ("distill", 72, 1437),
     ]
-    assert command("resume", "mine").wait(PATIENCE) == 2, "nothing is left"
+    command("resume", "mine").ends(2, PATIENCE)  # nothing is left
 
     scratch = yaml.safe_load((top / "finetune" / "recipe.yaml").read_text())
     scratch["method"]["start"] = None
     scratch["run"] |= {"name": "scratch", "folder": "runs"}
     Path("scratch.yaml").write_text(yaml.safe_dump(scratch))
-    assert command("train", "scratch.yaml", "--workers", "2").wait(PATIENCE) == 0
+    command("train", "scratch.yaml", "--workers", "2").ends(0, PATIENCE)
     from_scratch = values(Path("runs/scratch"))["classify_moved/top1"]
     teacher, student = (row.values["classify_moved/top1"] for row in rows[1:])
     print(f"from scratch {from_scratch:.1%}, fine-tuned {teacher:.1%}, student {student:.1%}")

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from data.refusal import Refusal
 from launch import checks, recipe, references
+from trainer.files import sealed
 
 FINETUNE = ["demo", "method.name=finetune", "data.views.count=1", "evaluate.during=classify"]
 DISTILL = ["demo", "method.name=distill", "data.views.count=1", "evaluate.during=classify", "method.teacher=fine"]
@@ -21,7 +25,23 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     run("young", ["demo"], steps=0)
     run("wide", ["demo", "encoder.width=32"])
     run("bright", [*FINETUNE, "data.views.mean=[0.4, 0.5, 0.5]"])
+    run("seven", FINETUNE)
+    steps = tmp_path / "runs" / "seven" / "checkpoints"
+    (steps / "step-00000002").mkdir()
+    (steps / "step-00000002" / "checkpoint.json").write_bytes(sealed({"meta": {"classes": 7}}))
+    for name, recipe_, told in (("alone", ["demo"], {"content": "encoder"}), ("six", FINETUNE, {"classes": "6"})):
+        text = recipe.resolve(recipe_[0], recipe_[1:]).model_dump_json()
+        save_file({"x": np.zeros(1)}, f"{name}.safetensors", {"recipe": text, **told})
     return tmp_path
+
+
+def test_one_worker_has_nobody_to_shuffle_with() -> None:
+    asked = ["method.name=moco", "method.shuffle=true", "encoder.norm=local"]
+    chosen, settings = recipe.read("demo", asked)
+    with pytest.raises(Refusal, match=r"override 'method.shuffle=true': .* one worker has nobody .*use more workers"):
+        checks.check(chosen, 1, settings)
+    checks.check(chosen, 2, settings)
+    checks.check(chosen, 1, settings, evaluators=["knn"])
 
 
 def run(name: str, recipe_: list[str], steps: int = 3) -> None:
@@ -75,6 +95,51 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         [*FINETUNE, "data.labels.list=notes.txt"],
         ["override 'data.labels.list=notes.txt'", "'digits' have no names", "data.labels.share"],
     ),
+    "more layers than the start's head has": (
+        [*FINETUNE, "method.start=pre", "method.layer=3"],
+        ["override 'method.layer=3'", "method.layer is 3", "'pre' has 2 layers", "use method.layer=2 method.dim=128"],
+    ),
+    "its last layer as a hidden one": (
+        [*FINETUNE, "method.start=pre", "method.layer=2"],
+        ["layer 2 is the last", "projections of 128 dimensions", "method.dim=128 to keep it, or method.layer=1"],
+    ),
+    "layers of what kept fewer": (
+        [*FINETUNE, "method.start=fine", "method.layer=2"],
+        ["'fine' has 1 layers of a projection head; use method.layer=1"],
+    ),
+    "layers of an encoder alone": (
+        [*FINETUNE, "method.start=alone.safetensors"],
+        ["'alone.safetensors' has 0 layers", "use method.layer=0"],
+    ),
+    "a last layer of none": (
+        [*FINETUNE, "method.layer=0", "method.dim=128"],
+        ["override 'method.dim=128'", "method.dim is 128", "method.layer is 0", "leave method.dim out"],
+    ),
+    "a teacher of other classes": (
+        [*DISTILL[:-1], "method.teacher=seven"],
+        ["override 'method.teacher=seven'", "knows 7 classes, and data.train 'digits' has 10"],
+    ),
+    "a file that teaches other classes": (
+        [*DISTILL[:-1], "method.teacher=six.safetensors"],
+        ["'six.safetensors' knows 6 classes, and data.train 'digits' has 10"],
+    ),
+    "an encoder alone as a teacher": (
+        [*DISTILL[:-1], "method.teacher=alone.safetensors"],
+        ["'alone.safetensors' holds an encoder alone", "no classifier to learn from", "kilobatch export --whole"],
+    ),
+    "a single class": ([*FINETUNE, "data.train=folder:one"], ["'folder:one' has a single class", "each class"]),
+    "keys shuffled for global norms": (
+        ["demo", "method.name=moco", "method.shuffle=true"],
+        ["override 'method.shuffle=true'", "encoder.norm is 'global'", "encoder.norm=local or method.shuffle=false"],
+    ),
+    "and in chunks": (
+        ["demo", "method.name=moco", "method.shuffle=true", "encoder.norm=local", "engine.chunks=2", "data.batch=400"],
+        ["mixes the whole batch of all ranks, but engine.chunks is 2; use engine.chunks=1"],
+    ),
+    "more hard negatives than keys": (
+        ["demo", "method.name=mochi", "method.queue.length=600", "method.hard=700"],
+        ["override 'method.hard=700'", "700 is more than the 600 keys of method.queue.length"],
+    ),
     "an empty share": ([*FINETUNE, "data.labels.share=0"], ["data.labels.share is 0", "greater than 0"]),
 }
 
@@ -82,6 +147,8 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_before_anything_starts(case: str, folder: Path) -> None:
     Path("notes.txt").write_text("an image\n")
+    (Path("one") / "cats").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("one/cats/1.png")
     Path("half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     asked, held = REFUSED[case]
     with pytest.raises(Refusal) as refused:
@@ -97,6 +164,8 @@ def test_what_fits_passes(folder: Path) -> None:
     check(*DISTILL, f"method.start={folder / 'runs' / 'pre'}", "data.labels.share=0.05")
     check(*FINETUNE, "data.labels.share=0.05", "data.unlabelled=drop", "data.batch=72")
     check(*FINETUNE, "data.batch=2")
+    check(*FINETUNE, "method.start=pre", "method.layer=2", "method.dim=128")
+    check(*FINETUNE, "method.start=alone.safetensors", "method.layer=0")
     assert references.references(recipe.resolve("demo", ["method.name=mochi"])) == {}  # its `start` is a number
 
 
@@ -105,6 +174,8 @@ def test_awaited_runs_are_held_to_their_recipes(folder: Path) -> None:
     check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", awaited=awaited)
     with pytest.raises(Refusal, match=r"encoder.width 32 there, 16 here"):
         check(*FINETUNE, "method.start=/later/pre", awaited=awaited)
+    with pytest.raises(Refusal, match=r"'/later/pre' has 2 layers of a projection head"):
+        check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", "method.layer=4", awaited=awaited)
     with pytest.raises(Refusal, match=r"'/later/fine' was trained by simclr"):
         check(*DISTILL, "method.teacher=/later/fine", awaited=awaited)
 

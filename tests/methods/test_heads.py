@@ -57,6 +57,7 @@ def test_first_layers(count: int) -> None:
     assert_close(mine(X), seen[count])
 
 
-def test_the_last_layer_is_not_among_the_first() -> None:
-    with pytest.raises(Refusal, match="3 hidden layers are asked of a head of 3 layers, of which 2 .* use at most 2"):
-        head(3).first(3)
+def test_all_layers_are_the_head_and_there_are_no_more() -> None:
+    assert torch.equal(head(3).first(3)(X), head(3)(X))
+    with pytest.raises(Refusal, match="4 layers are asked of a head of 3; use at most 3"):
+        head(3).first(4)

@@ -23,6 +23,7 @@ from trainer.options import OptimizerOptions
 
 SAMPLES, CLASSES, STEPS, LR = 10, 4, 4, 0.3
 WIDTH = 24  # features of ConvNet(3)
+KEPT = [(0, None), (1, None), (2, None), (3, 6)]  # layers of a head of 3, and the width of the last
 
 
 def batch(step: int) -> Batch:
@@ -61,9 +62,12 @@ class Plain(nn.Module):
             conv = nn.Conv2d(sides[i], sides[i + 1], 3, stride=1 + i % 2, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(sides[i + 1]), nn.ReLU()]
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        for i in range(method.layer):
+        for i in range(method.layer - (method.dim is not None)):
             layers += [nn.Linear(7 if i else WIDTH, 7, bias=False), nn.BatchNorm1d(7), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(7 if method.layer else WIDTH, CLASSES))
+        if method.dim:  # tf2/model.py, ProjectionHead: use_bias=False (so BN without beta), and no tf.nn.relu
+            layers += [nn.Linear(7, method.dim, bias=False), nn.BatchNorm1d(method.dim)]
+            layers[-1].bias.requires_grad_(False)
+        self.layers = nn.Sequential(*layers, nn.Linear(method.dim or (7 if method.layer else WIDTH), CLASSES))
         self.double()
         convs_and_norms = [x for pair in zip(range(6), range(6), strict=True) for x in pair]
         theirs = method.state_dict()
@@ -71,12 +75,13 @@ class Plain(nn.Module):
         names += [f"hidden_layers.{i}." for i in range(3 * method.layer) if i % 3 != 2] + ["classifier."]
         with_state = [layer for layer in self.layers if layer.state_dict()]
         for name, layer in zip(names, with_state, strict=True):
-            layer.load_state_dict({key: theirs[name + key] for key in layer.state_dict()})
+            own = layer.state_dict()
+            layer.load_state_dict({key: theirs.get(name + key, torch.zeros_like(x)) for key, x in own.items()})
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_it_trains_as_plain_torch(layer: int) -> None:
-    method = finetune(pretrained(), layer=layer, hidden=7).double()
+@pytest.mark.parametrize(("layer", "dim"), KEPT)
+def test_it_trains_as_plain_torch(layer: int, dim: int | None) -> None:
+    method = finetune(pretrained(), layer=layer, hidden=7, dim=dim).double()
     plain = Plain(method)
     ours, theirs = torch.optim.SGD(method.parameters(), LR, 0.9), torch.optim.SGD(plain.parameters(), LR, 0.9)
     for step in range(STEPS):
@@ -98,10 +103,10 @@ def same(a: Tensors, b: Tensors) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_it_begins_with_encoder_and_first_layers_statistics_too(layer: int) -> None:
+@pytest.mark.parametrize(("layer", "dim"), KEPT)
+def test_it_begins_with_encoder_and_first_layers_statistics_too(layer: int, dim: int | None) -> None:
     source = pretrained()
-    method = finetune(source, layer=layer, hidden=7)
+    method = finetune(source, layer=layer, hidden=7, dim=dim)
     assert same(method.encoder.state_dict(), source.encoder.state_dict())
     assert same(method.hidden_layers.state_dict(), source.head.first(layer).state_dict())
     assert all(p.requires_grad for p in method.parameters())
@@ -109,8 +114,10 @@ def test_it_begins_with_encoder_and_first_layers_statistics_too(layer: int) -> N
     with torch.no_grad():
         assert_close(method.eval().represent(images), source.head.first(layer)(source.encoder(images)))
         assert not method.logits(images).any()  # of a classifier that begins with zeros
-    again = finetune(method, layer=max(0, layer - 1), hidden=7)  # from what was itself fine-tuned
-    assert same(again.encoder.state_dict(), source.encoder.state_dict())
+    for fewer in {max(0, layer - 1), layer}:  # from what was itself fine-tuned
+        again = finetune(method, layer=fewer, hidden=7, dim=dim if fewer == layer else None)
+        assert same(again.encoder.state_dict(), source.encoder.state_dict())
+        assert same(again.hidden_layers.state_dict(), source.head.first(fewer).state_dict())
     with torch.no_grad():
         next(source.encoder.parameters()).zero_()
     assert not same(method.encoder.state_dict(), source.encoder.state_dict())  # a copy
@@ -138,9 +145,12 @@ class Nothing(Encoder):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (pretrained(), {"layer": 3, "hidden": 7}, r"layer is 3, but .*'runs/before' has 2 layers .*method.layer=2"),
-        (SimCLR(ConvNet(3)), {"layer": 2}, r"layer is 2, but .* has 1 layers .*method.layer=1"),
-        (EncoderAlone(), {}, r"layer is 1, but .* has 0 layers .*method.layer=0"),
+        (pretrained(), {"layer": 4, "hidden": 7}, r"is 4, but .*'runs/before' has 3 layers .*r=3 method.dim=6$"),
+        (pretrained(), {"layer": 3, "hidden": 7}, r"layer 3 is the last of .*method.dim=6 to keep it, or .*layer=2$"),
+        (pretrained(), {"layer": 3, "hidden": 7, "dim": 5}, r"dim is 5, but .* projections of 6; use method.dim=6$"),
+        (pretrained(), {"layer": 2, "hidden": 7, "dim": 6}, r"layer 2 of .* is a hidden one; .*dim out, or .*layer=3"),
+        (SimCLR(ConvNet(3)), {"layer": 3}, r"layer is 3, but .* has 2 layers .*method.layer=2 method.dim=128$"),
+        (EncoderAlone(), {}, r"layer is 1, but .* has 0 layers .*method.layer=0$"),
         (pretrained(), {}, r"another width: its 0.weight is \(7, 24\), here \(24, 24\); use method.hidden=7"),
         (pretrained(), {"encoder": ConvNet(4)}, r"another encoder: its convs.0.weight is \(3, 3, 3, 3\), here \(4, 3"),
         (pretrained(), {"encoder": Nothing()}, r"another encoder: its convs.0.weight is .*, here absent"),

@@ -142,8 +142,8 @@ def test_selective_kernels_with_both_heads(tmp_path: Path, capsys: pytest.Captur
         Refusal, match="a projection head of 3 layers and a classifier of 5 classes; say which is meant"
     ):
         brought(tmp_path / "model")
-    with pytest.raises(Refusal, match="can stand on 0 to 2 of them; --classifier-after is 3"):
-        brought(tmp_path / "model", classifier_after=3)
+    with pytest.raises(Refusal, match="can stand on 0 to 3 of them; --classifier-after is 4"):
+        brought(tmp_path / "model", classifier_after=4)
     method = brought(tmp_path / "model", projections=True)
     assert isinstance(method, SimCLRV2)
     agree(method.encoder(ours), wanted["features"])
@@ -154,6 +154,19 @@ def test_selective_kernels_with_both_heads(tmp_path: Path, capsys: pytest.Captur
     fine_tuned.prepare(0, 5)
     fine_tuned.load_state_dict({name.removeprefix("method."): tensor for name, tensor in found.tensors.items()})
     agree(fine_tuned.eval().logits(ours), wanted["logits"])
+
+
+@torch.no_grad()
+def test_a_classifier_on_the_projections(tmp_path: Path) -> None:
+    """ft_proj_selector 2 of a head of 2 layers."""
+    authors = Authors((3, 4, 6, 3), 0.0, layers=2, classes=5, selector=2)
+    wanted = authors(IMAGES)
+    write_bundle(tmp_path / "model", authors.variables)
+    method = brought(tmp_path / "model", classifier_after=2)
+    assert isinstance(method, FineTune) and (method.layer, method.dim) == (2, 24)
+    ours = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float()
+    agree(method.represent(ours), wanted["projections"])
+    agree(method.logits(ours), wanted["logits"])
 
 
 @torch.no_grad()
