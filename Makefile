@@ -19,11 +19,14 @@ demo-pipeline: setup
 	$(BIN)/kilobatch pipeline simclr_v2_digits --workers 2
 	$(BIN)/kilobatch train simclr_v2_digits_finetune --workers 2
 
+# Two processes, spread as tests/conftest.py says; each computes with one thread.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup slurm lint types
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: setup slurm lint types
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,11 +1,15 @@
 """The small data sets: scikit-learn's handwritten digits, and CIFAR through torchvision."""
 
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.arrays import Arrays
+from data.images import Stored
 from data.refusal import Refusal
 
 DIGITS_SIZES = {"train": 1437, "test": 360}
@@ -15,23 +19,48 @@ CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 
 
-def open_digits(split: str) -> Arrays:
-    """1,797 real digits of 8x8 pixels in 17 greys, enlarged (bicubic) to 32x32; a fixed, stratified split."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+class Digits:
+    """1,797 real digits of 8x8 pixels in 17 greys, enlarged (bicubic) to 32x32; a fixed, stratified split.
 
-    pixels, labels = load_digits(return_X_y=True)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=DIGITS_SIZES["test"], stratify=labels, random_state=0
-    )
-    rows = test if split == "test" else train
-    small = (pixels[rows].reshape(-1, 8, 8) * (255 / 16)).astype(np.float32)
-    large = [
-        np.asarray(Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC))
-        for image in small
-    ]
-    images = np.stack(large).round().clip(0, 255).astype(np.uint8)
-    return Arrays(images, labels[rows].astype(np.int64), [str(digit) for digit in range(10)])
+    Made when the first image is asked for: scikit-learn takes a second to import, in each process that only looks
+    whether they are converted already.
+    """
+
+    names = None
+    classes = [str(digit) for digit in range(10)]
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return DIGITS_SIZES[self.split]
+
+    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
+        return self._arrays[i]
+
+    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+        return self._arrays.stored(i, max_side, quality)
+
+    def fingerprint(self) -> str:
+        return f"{self.split} digits of scikit-learn {version('scikit-learn')}, enlarged by Pillow {version('pillow')}"
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        pixels, labels = load_digits(return_X_y=True)
+        train, test = train_test_split(
+            np.arange(len(labels)), test_size=DIGITS_SIZES["test"], stratify=labels, random_state=0
+        )
+        rows = test if self.split == "test" else train
+        small = (pixels[rows].reshape(-1, 8, 8) * (255 / 16)).astype(np.float32)
+        large = [
+            np.asarray(Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC))
+            for image in small
+        ]
+        images = np.stack(large).round().clip(0, 255).astype(np.uint8)
+        return Arrays(images, labels[rows].astype(np.int64), self.classes)
 
 
 def open_cifar(name: str, root: Path, split: str) -> Arrays:

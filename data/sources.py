@@ -14,7 +14,7 @@ from data.folder import Folder
 from data.images import Stored
 from data.npz import classes_of_npz, count_npz, open_npz
 from data.refusal import Refusal, did_you_mean
-from data.small import CIFAR_CLASSES, CIFAR_SIZES, DIGITS_SIZES, cifar_folder, open_cifar, open_digits
+from data.small import CIFAR_CLASSES, CIFAR_SIZES, DIGITS_SIZES, Digits, cifar_folder, open_cifar
 
 Split = Literal["train", "test"]
 FORMS = {
@@ -58,7 +58,7 @@ def open_source(spec: str, split: Split) -> Source:
     """Opens `spec`, without decoding its images. Raises Refusal for what is not there or not in the right form."""
     scheme, where = _parse(spec)
     if scheme == "digits":
-        return open_digits(split)
+        return Digits(split)
     if scheme == "folder":
         return Folder(where, split)
     if scheme == "npz":

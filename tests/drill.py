@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 import pytest
@@ -30,18 +33,61 @@ TINY = [
 RECIPE = [*TINY, "data.batch=130", "checkpoint.every_steps=3", "run.name=drill"]
 
 
-def command(*arguments: str) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Launcher:
+    """A command that runs, and what it prints: its own words, and those of rank 0."""
+
+    process: subprocess.Popen[bytes]
+    printed: BinaryIO
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def ends(self, code: int, within: float) -> None:
+        """Waits for it to end, with this code, within so many seconds."""
+        deadline = time.monotonic() + within
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ended = self.process.poll()
+        assert ended is not None, f"it has not ended within {within} s\n{self.told()}"
+        assert ended == code, f"it ended with {ended}, not with {code}\n{self.told()}"
+
+    def told(self) -> str:
+        """For a failed test: the last of what it printed, and of each rank's log, found by what it was called with."""
+        self.printed.seek(0)
+        printed = self.printed.read().decode(errors="replace")
+        arguments = [str(argument) for argument in self.process.args]  # pyright: ignore[reportGeneralTypeIssues]
+        runs = [Path(argument) for argument in arguments if Path(argument, "logs").is_dir()]
+        for argument in arguments:
+            if argument.startswith("run.folder="):
+                runs += sorted(Path(argument.removeprefix("run.folder=")).iterdir())
+        logs = {str(log): log.read_text(errors="replace") for run in runs for log in sorted(run.glob("logs/*.log"))}
+        said = {" ".join(arguments): printed} | logs
+        return "\n".join(f"--- {name}\n{text[-3000:].strip()}" for name, text in said.items())
+
+
+def command(*arguments: str) -> Launcher:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    printed = tempfile.TemporaryFile()  # noqa: SIM115  # gone with the Launcher
+    process = subprocess.Popen(
         [sys.executable, "-m", "launch", *arguments],
         env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    return Launcher(process, printed)
 
 
-def workers_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def workers_of(launcher: Launcher) -> list[psutil.Process]:
     return psutil.Process(launcher.pid).children()
 
 
@@ -50,11 +96,11 @@ def logged(run: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], launcher: subprocess.Popen[bytes]) -> None:
+def wait_for(condition: Callable[[], bool], launcher: Launcher) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert launcher.poll() is None, "the run ended by itself before it was killed"
-        assert time.monotonic() < deadline, "no progress in 120 s"
+        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.told()}"
+        assert time.monotonic() < deadline, f"no progress in 120 s\n{launcher.told()}"
         time.sleep(0.002)
 
 
@@ -74,5 +120,5 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return {name: saved.whole(name) for name in names} | of_ranks
 
 
-def run_to_the_end(launcher: subprocess.Popen[bytes]) -> None:
-    assert launcher.wait(timeout=240) == 0
+def run_to_the_end(launcher: Launcher) -> None:
+    launcher.ends(0, within=240)

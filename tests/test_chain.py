@@ -96,7 +96,7 @@ def killed(recipe: list[str], workers: int, folder: Path) -> Path:
     wait_for(lambda: logged(run) >= 7, launcher)
     wait_for(lambda: any((run / "checkpoints").glob("step-*")), launcher)
     os.kill(workers_of(launcher)[-1].pid, signal.SIGKILL)
-    assert launcher.wait(timeout=60) == 1
+    launcher.ends(1, within=60)
     return run
 
 

@@ -60,10 +60,10 @@ def drill(recipe: list[str], kills: range, folder: Path) -> None:
         if kill % 4 > 1:
             wait_for(lambda: any((killed / "checkpoints").glob(".tmp-step-*")), launcher)
             during_saves += 1
-        assert launcher.poll() is None, "the run ended by itself before it was killed"
+        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.told()}"
         for victim in chosen:
             os.kill(victim.pid, signal.SIGKILL)
-        assert launcher.wait(timeout=30) == 1, "the launcher reports the death of a worker"
+        launcher.ends(1, within=60)  # the launcher reports the death of a worker
         assert not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims)
     assert during_saves == len(kills) // 2
     run_to_the_end(command(*start))

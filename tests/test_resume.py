@@ -23,7 +23,7 @@ def stopped(folder: Path) -> Path:
     launcher = command("train", *SHORT, f"run.folder={folder}", "--workers", "2")
     wait_for(lambda: logged(run) >= 5, launcher)
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=60) == 130
+    launcher.ends(130, within=60)
     return run
 
 

@@ -1,8 +1,11 @@
 """Runs a function on real process groups on this machine: for `kilobatch verify`, and for the tests."""
 
+import multiprocessing
+import os
+import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
+
+from trainer.uncompiled import spare_the_compiler
+
+# Imported once, by the process that all ranks are forked from: it runs nothing, so it has no threads. None of these may
+# read the environment, which a rank gets from its caller, or ask for a GPU, which no fork can use afterwards: hence
+# neither Triton nor DeepSpeed.
+PRELOAD = ["torch.distributed", "trainer.checkpoint", "trainer.engine", "trainer.optimizers"]
 
 
 def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
@@ -20,8 +30,10 @@ def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 9
     Raises ProcessRaisedException with the traceback of a rank that raised, ProcessExitedException for one that died,
     TimeoutError after `timeout` seconds; no process outlives the call.
     """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        context = start_processes(_run, (world, folder, timeout, fn, args), world, join=False, start_method="spawn")
+        given = (world, folder, timeout, dict(os.environ), pickle.dumps((fn, args)))
+        context = start_processes(_run, given, world, join=False, start_method="forkserver")
         assert context is not None
         deadline = time.monotonic() + timeout
         try:
@@ -36,7 +48,18 @@ def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 9
         return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world)]
 
 
-def _run(rank: int, world: int, folder: str, timeout: float, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(
+    rank: int,
+    world: int,
+    folder: str,
+    timeout: float,
+    environment: Mapping[str, str],
+    pickled: bytes,
+) -> None:
+    os.environ.clear()
+    os.environ |= environment
+    spare_the_compiler()
+    fn, args = pickle.loads(pickled)  # imports fn's module, so not before the environment is the caller's
     torch.set_num_threads(1)
     where = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))

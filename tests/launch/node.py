@@ -8,9 +8,10 @@ from pathlib import Path
 
 from data.refusal import Refusal
 from launch import agent, peers, watch
+from tests.ranks.groups import PRELOAD
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch.distributed", "launch.here", __name__])  # imported once, not by each process
+SERVER.set_forkserver_preload(PRELOAD)  # imported once, not by each process
 
 
 def main(

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.drill import command
 from tests.slurm.cluster import Cluster, missing
-from tests.slurm.jobs import EPOCHS, PATIENCE, RECIPE
+from tests.slurm.jobs import EPOCHS, left_alone
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +35,4 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained by `kilobatch train --workers 4`."""
-    folder = tmp_path_factory.mktemp("whole")
-    launcher = command("train", *RECIPE, EPOCHS, "run.name=whole", f"run.folder={folder}", "--workers", "4")
-    assert launcher.wait(timeout=PATIENCE) == 0
-    return folder / "whole"
+    return left_alone(tmp_path_factory.mktemp("whole"), EPOCHS)

@@ -15,13 +15,14 @@ import torch
 
 from launch import ledger
 from launch.ledger import Attempt
-from tests.drill import TINY, lines_without_timings, weights
+from tests.drill import TINY, command, lines_without_timings, weights
 from tests.slurm.cluster import NODES, Cluster
 
 EVERY = 20  # steps between two checkpoints
 RECIPE = [*TINY, "data.batch=132", f"checkpoint.every_steps={EVERY}"]  # ten steps an epoch
 TWO_NODES = ["--nodes", "2", "--workers-per-node", "2", "--cpus-per-worker", "1"]
 EPOCHS = "schedule.epochs=40"  # 400 steps: time for all that happens
+FEW_EPOCHS = "schedule.epochs=10"  # 100 steps, 5 checkpoints and an evaluation on the way
 LONG = ["--time", "01:00:00"]
 HERE = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
 PATIENCE = 600.0  # seconds for what is waited for: a start takes 15 on two quiet cores, and minutes on busy ones
@@ -110,6 +111,13 @@ class Job:
 def submit(cluster: Cluster, folder: Path, name: str, *more: str) -> Job:
     kilobatch("submit", *RECIPE, *TWO_NODES, "--name", name, *more, folder=folder)
     return Job(cluster, folder / "runs" / name)
+
+
+def left_alone(folder: Path, epochs: str) -> Path:
+    """The same run, trained by `kilobatch train --workers 4`."""
+    launcher = command("train", *RECIPE, epochs, "run.name=whole", f"run.folder={folder}", "--workers", "4")
+    launcher.ends(0, within=PATIENCE)
+    return folder / "whole"
 
 
 def to_the_end(job: Job, whole: Path) -> None:

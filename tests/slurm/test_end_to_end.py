@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import EPOCHS, EVERY, LONG, submit, to_the_end
+from tests.slurm.jobs import EPOCHS, EVERY, FEW_EPOCHS, LONG, left_alone, submit, to_the_end
 
 
 @pytest.mark.slow
@@ -35,9 +35,9 @@ def test_signals_requeues_and_a_killed_worker_change_no_bit(cluster: Cluster, wh
     assert job.row()["requeues"] == {"preemptions": 2, "timeouts": 0, "crashes": 1, "node_failures": 0}
 
 
-def test_an_untouched_job_trains_what_train_trains(cluster: Cluster, whole: Path, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, "untouched", EPOCHS, *LONG)
-    to_the_end(job, whole)
+def test_an_untouched_job_trains_what_train_trains(cluster: Cluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, "untouched", FEW_EPOCHS, *LONG)
+    to_the_end(job, left_alone(tmp_path, FEW_EPOCHS))  # both at once
     assert len(job.attempts) == 1
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.refusal import Refusal
+from tests.ranks.groups import PRELOAD
 from tests.trainer.saving import OPTIONS, pieces
 from trainer.checkpoint import (
     Checkpoints,
@@ -51,7 +52,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     """20 times: one or all of two ranks killed while saving without pause; what is there is whole, and no less than
     there was."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.checkpoint"])
+    context.set_forkserver_preload(PRELOAD)
     dice, reached, cut_short, world = random.Random(1), 0, 0, 2
     for kill in range(20):
         together = context.Barrier(world + 1)
