@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# What only a GPU can show: the kernels, right and in time, beside torch's operations; CIFAR-10 at lightly's setting.
+# What only a GPU can show: the kernels, right and in time, beside torch's operations; loader, loss and step beside their
+# limits; a global batch of 4096 on one GPU; CIFAR-10 at lightly's setting.
 # usage: benchmarks/gpu.sh FOLDER-OF-CIFAR-10
 set -euo pipefail
 python -m benchmarks.kernels
 KILOBATCH_KERNELS=all python -m benchmarks.kernels
 KILOBATCH_KERNELS=off python -m benchmarks.kernels
+kilobatch bench --device cuda
+python -m benchmarks.one_gpu
 kilobatch train simclr_cifar10 "data.train=cifar10:$1" "data.test=cifar10:$1" schedule.epochs=200 engine.precision=bf16

@@ -1,13 +1,13 @@
 """What kernels/ gain on an accelerator: checked against fp64, then timed beside the device's own matrix rate.
 
-    python -m benchmarks.kernels                            # NT-Xent, InfoNCE against a queue, augmentation
+    python -m benchmarks.kernels                            # NT-Xent, CLIP, InfoNCE against a queue, augmentation
     KILOBATCH_KERNELS=all python -m benchmarks.kernels      # kernels for fp32, too
     KILOBATCH_KERNELS=off python -m benchmarks.kernels      # the same by torch's operations
     python -m benchmarks.kernels --device cpu --pairs 64    # whether this script runs
 
 Seconds are the median of rounds after warm-ups, by the device's clock; memory is what a forward and backward takes at
-the peak beyond its inputs. NT-Xent's kernels need 6 M^2 D floating-point operations for M = 2 pairs rows, a queue's
-4 N K D; the share is of a product of 8192^3 in bf16, measured in the same run.
+the peak beyond its inputs. NT-Xent's kernels need 6 M^2 D floating-point operations for M = 2 pairs rows, CLIP's 10 N^2
+D for N pairs, a queue's 4 N K D; the share is of a product of 8192^3 in bf16, measured in the same run.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from torch import Tensor
 from data import augment_batched
 from data.chance import keys
 from data.views import Views
-from methods.losses import nt_xent
+from methods.losses import clip_loss, nt_xent
 from methods.memory import Queue, info_nce
 from methods.memory_options import QueueOptions
 from methods.operand_options import Operands
 
 DIM, TEMPERATURE, KEYS, ROUNDS = 128, 0.1, 65_536, 20
+Loss = Callable[..., Tensor]  # nt_xent, or what is called like it
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -65,27 +66,28 @@ def pairs_of(n: int, device: torch.device) -> list[Tensor]:
     return [(z + torch.randn(n, DIM, device=device)).requires_grad_() for _ in range(2)]
 
 
-def step(z: list[Tensor], operands: Operands) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(nt_xent(z[0], z[1], TEMPERATURE, operands=operands), z)
+def step(loss: Loss, z: list[Tensor], operands: Operands) -> Callable[[], object]:
+    return lambda: torch.autograd.grad(loss(z[0], z[1], TEMPERATURE, operands=operands), z)
 
 
-def checked(device: torch.device, operands: Operands) -> float:
+def checked(loss: Loss, device: torch.device, operands: Operands) -> float:
     """The largest relative error of a gradient, of 500 pairs, against fp64 by torch's operations."""
     z = pairs_of(500, device)
     exact = [x.detach().double().requires_grad_() for x in z]
-    want = torch.autograd.grad(nt_xent(exact[0], exact[1], TEMPERATURE), exact)
-    got = torch.autograd.grad(nt_xent(z[0], z[1], TEMPERATURE, operands=operands), z)
+    want = torch.autograd.grad(loss(exact[0], exact[1], TEMPERATURE), exact)
+    got = torch.autograd.grad(loss(z[0], z[1], TEMPERATURE, operands=operands), z)
     return max(((g - w).norm() / w.norm()).item() for g, w in zip(got, want, strict=True))
 
 
-def of_batch(pairs: list[int], device: torch.device, gemm: float) -> None:
-    print("NT-Xent, forward and backward: operands | error | pairs: ms, MiB, share of the matrix rate")
+def of_batch(what: str, loss: Loss, products: int, pairs: list[int], device: torch.device, gemm: float) -> None:
+    """products: floating-point operations over pairs^2 DIM."""
+    print(f"{what}, forward and backward: operands | error | pairs: ms, MiB, share of the matrix rate")
     for operands in get_args(Operands):
-        found = [f"{operands} | {checked(device, operands):.1e}"]
+        found = [f"{operands} | {checked(loss, device, operands):.1e}"]
         for n in pairs:
-            work = step(pairs_of(n, device), operands)
+            work = step(loss, pairs_of(n, device), operands)
             taken = seconds(work, device)
-            share = 6 * (2 * n) ** 2 * DIM / taken / gemm
+            share = products * n**2 * DIM / taken / gemm
             found.append(f"{n}: {1e3 * taken:.3f} {memory(work, device):.0f} {share:.0%}")
         print(" | ".join(found), flush=True)
 
@@ -133,7 +135,8 @@ def main() -> None:
     gemm = 2 * side**3 / seconds(lambda: a @ a, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}: {gemm / 1e12:.3g} TFLOP/s in bf16", flush=True)
-    of_batch(options.pairs, device, gemm)
+    of_batch("NT-Xent", nt_xent, 24, options.pairs, device, gemm)
+    of_batch("CLIP's loss", clip_loss, 10, options.pairs, device, gemm)
     of_queue(device, gemm)
     of_augmentation(*((256, 224) if device.type == "cuda" else (4, 32)), device)
 

@@ -240,6 +240,9 @@ def bench(
 @app.command("eval")
 def evaluate(
     run: Run,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes, such as evaluate.knn.k=20", metavar="[evaluate.b=value]...")
+    ] = None,
     knn: Annotated[bool, typer.Option("--knn", help="Weighted k-NN.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Linear probe by the papers' protocol.")] = False,
     fast_linear: Annotated[bool, typer.Option("--fast-linear", help="Linear probe on cached features.")] = False,
@@ -254,7 +257,8 @@ def evaluate(
 
     asked = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
     asked |= {"classify": classify, "classify_moved": classify}
-    raise typer.Exit(training.evaluate(run, [name for name, wanted in asked.items() if wanted], test, workers))
+    evaluators = [name for name, wanted in asked.items() if wanted]
+    raise typer.Exit(training.evaluate(run, evaluators, overrides or [], test, workers))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What the command line changes in a recipe: `section.key=value`, the value read as YAML."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from data.refusal import Refusal
@@ -8,7 +9,7 @@ from launch.settings import Key, Settings, parse
 SHORT = {"seed": "run.seed"}
 
 
-def read(overrides: list[str]) -> Settings:
+def read(overrides: Sequence[str]) -> Settings:
     """All overrides as one tree; a later one wins. Raises Refusal for a text that is not `section.key=value`."""
     settings = Settings()
     for text in overrides:

@@ -3,6 +3,7 @@ in files that import no torch: a recipe is read in well under a second."""
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Union
@@ -60,9 +61,9 @@ def with_test(recipe: Recipe, test: str) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
 
 
-def load(path: Path) -> tuple[Recipe, Settings]:
-    """The resolved recipe of a run folder, from its recipe.yaml."""
-    settings = read_file(path)
+def load(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Settings]:
+    """The resolved recipe of a run folder, from its recipe.yaml, with overrides on top."""
+    settings = read_file(path).under(overrides.read(changes))
     return _validated(settings), settings
 
 

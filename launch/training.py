@@ -52,10 +52,16 @@ def resume(run: str, workers: int | None) -> int:
     return _run(folder, workers)
 
 
-def evaluate(run: str, evaluators: list[str], test: str | None, workers: int | None) -> int:
-    """Evaluates a run's newest checkpoint, on `test` rather than on the recipe's test images. Returns the exit code."""
+def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | None, workers: int | None) -> int:
+    """Evaluates a run's newest checkpoint, on `test` rather than on the recipe's test images. changes: overrides of
+    the section evaluate. Returns the exit code."""
     folder = runs.find(run)
-    chosen, settings = recipe.load(folder / "recipe.yaml")
+    if other := [change for change in changes if not change.startswith("evaluate.")]:
+        raise Refusal(
+            f"override '{other[0]}' is not of the section evaluate; the run is as it was trained, and kilobatch eval "
+            "changes only how it is asked, such as evaluate.knn.k=20 (other test images: --test)"
+        )
+    chosen, settings = recipe.load(folder / "recipe.yaml", changes)
     if test is not None:
         chosen = recipe.with_test(chosen, test)
     if chosen.data.test is None:
@@ -69,7 +75,8 @@ def evaluate(run: str, evaluators: list[str], test: str | None, workers: int | N
     if not any((folder / "checkpoints").glob("step-*")):
         raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     prepare_data(chosen)
-    return _work(folder, workers, ["--evaluate", ",".join(evaluators), *(["--test", test] if test else [])])
+    on_others = ["--test", test] if test else []
+    return _work(folder, workers, ["--evaluate", ",".join(evaluators), *on_others, *changes])
 
 
 def _check_device(chosen: recipe.Recipe, workers: int) -> None:

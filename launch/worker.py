@@ -44,12 +44,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe, for --evaluate")
     arguments = parser.parse_args()
     asked = _listen()  # before anything slow: a signal during the start-up counts as well
     spare_the_compiler()
     kernels.log.setLevel(logging.INFO)
     kernels.log.addHandler(logging.StreamHandler())
-    chosen, _ = recipe.load(arguments.run / "recipe.yaml")
+    chosen, _ = recipe.load(arguments.run / "recipe.yaml", arguments.changes)
     if arguments.test:
         chosen = with_test(chosen, arguments.test)
     here = world(chosen.run.device)

@@ -79,6 +79,14 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
         ["eval", "demo-2", "--linear", "--workers", "239"],
         ["evaluate.linear.batch 256", "239 workers", "use 239 or 478"],
     ),
+    "linear batch given to eval": (
+        ["eval", "demo-2", "evaluate.linear.batch=255", "--linear", "--workers", "2"],
+        ["override 'evaluate.linear.batch=255'", "use 254 or 256"],
+    ),
+    "eval of another network": (
+        ["eval", "demo-2", "encoder.width=8", "--knn"],
+        ["override 'encoder.width=8'", "section evaluate", "--test"],
+    ),
     "nesterov without momentum": (
         ["train", "demo", "optimizer.name=sgd", "optimizer.nesterov=true", "optimizer.momentum=0"],
         ["nesterov true with momentum 0", "use momentum"],
