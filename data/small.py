@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -42,7 +43,7 @@ class Digits:
         return self._arrays.stored(i, max_side, quality)
 
     def fingerprint(self) -> str:
-        return f"{self.split} digits of scikit-learn {version('scikit-learn')}, enlarged by Pillow {version('pillow')}"
+        return f"{self.split} digits of scikit-learn {version('scikit-learn')}, enlarged by Pillow {PIL.__version__}"
 
     @cached_property
     def _arrays(self) -> Arrays:

@@ -99,7 +99,8 @@ def evaluate(
         print(f"{run}, {saved.folder.name}, {chosen.data.test}:")
         _tell(values, chosen, scene)
         with (run / "evaluations.jsonl").open("a") as file:
-            line = {"step": saved.step, "test": chosen.data.test, **values}
+            asked = chosen.evaluate.model_dump(mode="json", include=set(evaluators))
+            line = {"step": saved.step, "test": chosen.data.test, **values, "options": asked}
             file.write(json.dumps(line) + "\n")
 
 

@@ -76,7 +76,7 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
         raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     prepare_data(chosen)
     on_others = ["--test", test] if test else []
-    return _work(folder, workers, ["--evaluate", ",".join(evaluators), *on_others, *changes])
+    return _work(folder, workers, [*changes, "--evaluate", ",".join(evaluators), *on_others])
 
 
 def _check_device(chosen: recipe.Recipe, workers: int) -> None:

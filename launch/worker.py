@@ -1,4 +1,5 @@
-"""What each worker runs: `python -m launch.worker RUN [--evaluate knn,linear]`. Builds the parts and wires them."""
+"""What each worker runs, `python -m launch.worker RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]]`: builds the
+parts and wires them."""
 
 import argparse
 import hashlib
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe, for --evaluate")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe; stand before --evaluate")
     arguments = parser.parse_args()
     asked = _listen()  # before anything slow: a signal during the start-up counts as well
     spare_the_compiler()

@@ -58,8 +58,8 @@ def clip_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor, operands: Ope
     Returns the mean over this rank's 2n anchors, each against its positive and the others of the other tower, of all
     ranks. The average over ranks of the parameters' gradients is the gradient of the mean over all anchors.
 
-    Memory is O(n * D * ranks) and one tile; sent are z2 and two numbers per row in the forward, and z2's gradient in
-    the backward: every rank has to go through it.
+    Memory is O(n * D * ranks) and one tile; sent are z2 and two numbers per row in the forward (three where the
+    temperature may be small), and z2's gradient in the backward: every rank has to go through it.
     """
     _refuse("clip_loss", z1, z2, temperature)
     with torch.autocast(z1.device.type, enabled=False):

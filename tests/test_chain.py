@@ -64,11 +64,12 @@ def test_the_chain_teaches_and_an_evaluation_needs_no_teacher(chain: Path) -> No
     )
     fine.rename(chain / "away")
     try:
-        run_to_the_end(command("eval", str(small), "--classify", "--workers", "1"))
+        run_to_the_end(command("eval", str(small), "evaluate.knn.k=3", "--classify", "--knn", "--workers", "1"))
     finally:
         (chain / "away").rename(fine)
     answers = json.loads((small / "evaluations.jsonl").read_text().splitlines()[-1])
     assert answers["classify/top1"] == learned and answers["classify_moved/top5"] > answers["classify_moved/top1"]
+    assert answers["options"]["knn"]["k"] == 3 and answers["knn/top1"] > 0.3
 
 
 @pytest.mark.timeout(900)

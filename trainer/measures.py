@@ -19,19 +19,12 @@ def measure(z: Tensor) -> dict[str, float]:
     values = {
         "similarity/positive": positive,
         "similarity/negative": negative,
-        "embedding/alignment": 2 - 2 * positive,
+        "embedding/alignment": 2 - 2 * positive,  # Wang & Isola 2020, eq. 4 with α = 2; 0: two views are the same
         "embedding/uniformity": uniformity(z),
         "embedding/std": spread(z),
         "embedding/effective_rank": effective_rank(z.flatten(0, 1)),
     }
     return dict(zip(values, torch.stack([value.double() for value in values.values()]).tolist(), strict=True))
-
-
-def alignment(z: Tensor) -> Tensor:
-    """Mean squared distance of two views of a sample (Wang & Isola 2020, eq. 4 with α = 2). 0: the same; z on the
-    unit sphere."""
-    positive, _ = similarities(z)
-    return 2 - 2 * positive
 
 
 def uniformity(z: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from torch.multiprocessing.spawn import start_processes
 
 from trainer.uncompiled import spare_the_compiler
 
-# Imported once, by the process that all ranks are forked from: it runs nothing, so it has no threads. None of these may
-# read the environment, which a rank gets from its caller, or ask for a GPU, which no fork can use afterwards: hence
-# neither Triton nor DeepSpeed.
+# Imported once, by the process that all ranks are forked from, which runs nothing. Nothing here may read from the
+# environment what a rank is to have from its caller, or ask for a GPU, which no fork can use afterwards: hence neither
+# Triton nor DeepSpeed.
 PRELOAD = ["torch.distributed", "trainer.checkpoint", "trainer.engine", "trainer.optimizers"]
 
 
@@ -56,6 +58,7 @@ def _run(
     environment: Mapping[str, str],
     pickled: bytes,
 ) -> None:
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     os.environ.clear()
     os.environ |= environment
     spare_the_compiler()
@@ -67,3 +70,11 @@ def _run(
         torch.save(fn(*args), Path(folder, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_the_caller() -> None:
+    """A rank's parent is the process it was forked from, which outlives a caller that is killed."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    wait([caller.sentinel])
+    os._exit(1)

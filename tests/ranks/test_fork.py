@@ -1,9 +1,13 @@
 """Ranks are forked from a process that has torch already; nothing of it may show in them but the time."""
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -54,6 +58,27 @@ def test_a_rank_has_its_callers_environment_and_nothing_heavy(monkeypatch: pytes
     for said in ("before", "after"):  # the process that ranks are forked from is older than the second
         monkeypatch.setenv("KILOBATCH_TOLD", said)
         assert run_ranks(1, told) == [expected | {"variable": said}]
+
+
+def goes_on(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def test_ranks_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    call = "import sys, pathlib; from tests.ranks.test_fork import *; run_ranks(2, goes_on, pathlib.Path(sys.argv[1]))"
+    caller = subprocess.Popen([sys.executable, "-c", call, str(tmp_path)])
+    within(60, lambda: len(list(tmp_path.iterdir())) == 2)
+    caller.kill()
+    caller.wait()
+    within(10, lambda: not any(psutil.pid_exists(int(rank.name)) for rank in tmp_path.iterdir()))
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_optimizers_do_the_same_without_the_compiler() -> None:
