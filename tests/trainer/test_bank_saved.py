@@ -57,6 +57,7 @@ def first(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"start": rows(engine)}
     train(engine, range(SAVED))
     with Checkpoints(folder, CheckpointOptions(), dist.get_rank(), dist.get_world_size()) as checkpoints:
+        dist.barrier()  # no rank may save before all have one
         checkpoints.save(SAVED, engine.pieces(), {}, wait=True)
     found["saved"] = rows(engine)
     found["losses"], found["end"] = train(engine, range(SAVED, END)), rows(engine)

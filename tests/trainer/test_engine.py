@@ -87,6 +87,7 @@ def resumed(folder: Path, name: str, precision: str = "fp32") -> dict[str, Any]:
     """Four steps in a row, and two steps, a checkpoint, another engine, two steps."""
     rank, world = dist.get_rank(), dist.get_world_size()
     with Checkpoints(folder, CheckpointOptions(), rank, world) as checkpoints:
+        dist.barrier()  # no rank may save before all have one
         whole = make(toy(batch_norm=True), name, precision=precision)
         train(whole, range(2), LR[name])
         checkpoints.save(2, whole.pieces(), {}, wait=True)

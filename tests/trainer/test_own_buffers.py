@@ -24,6 +24,7 @@ def first(folder: Path) -> dict[str, Any]:
     engine = make()
     found: dict[str, Any] = {"start": keys(engine), "before": train(engine, range(SAVED)), "saved": keys(engine)}
     with Checkpoints(folder, CheckpointOptions(), dist.get_rank(), dist.get_world_size()) as checkpoints:
+        dist.barrier()  # no rank may save before all have one
         checkpoints.save(SAVED, engine.pieces(), {}, wait=True)
     found["weights"] = {name: p.clone() for name, p in engine.method.named_parameters()}
     found["told"], found["end"] = train(engine, range(SAVED, END)), keys(engine)

@@ -228,6 +228,7 @@ def resumed(folder: Path, name: str, stage: int) -> list[str]:
 
 def save(folder: Path, engine: Engine) -> None:
     with Checkpoints(folder, CheckpointOptions(), across.rank(), across.size()) as checkpoints:
+        dist.barrier()  # no rank may save before all have one
         dist.barrier()
         checkpoints.save(2, engine.pieces(), {}, wait=True)
 
