@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.turns import arguments, measure, take_turns, tell
+from benchmarks.turns import arguments, largest, quickest, share, take_turns, tell_of_pairs
 
 DIM, TEMPERATURE = 128, 0.07
 NAMES = ("ours", "learnt", "plain")
@@ -35,28 +35,20 @@ def loss_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda z1, z2: clip_loss(z1, z2, temperature)
 
 
-def views(pairs: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(pairs, DIM, requires_grad=True), torch.randn(pairs, DIM, requires_grad=True)
-
-
 def main() -> None:
     options = arguments(__doc__, "pairs", [4096])
     if options.measure:
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        loss = loss_of(options.measure)
-        loss(*views(512)).backward()
-        z1, z2 = views(options.pairs[0])
-        tell(measure(lambda: loss(z1, z2)))
+        tell_of_pairs(loss_of(options.measure), options.pairs[0], DIM)
         return
     print("pairs | seconds, / ours, MiB: ours | learnt | plain | GEMM share")
     for pairs in options.pairs:
         turns = take_turns("benchmarks.clip", pairs, options.rounds, NAMES)
-        best = {name: min(turn.seconds for turn in turns[name]) for name in NAMES}
-        mib = {name: max(turn.bytes for turn in turns[name]) / 2**20 for name in NAMES}
-        each = [f"{best[name]:.3f} {best[name] / best['ours']:.1f}x {mib[name]:.0f}" for name in NAMES]
-        gemm = max(turn.gemm for name in NAMES for turn in turns[name])
-        print(f"{pairs:5} | {' | '.join(each)} | {8 * pairs**2 * DIM / best['ours'] / gemm:.0%}", flush=True)
+        ours = quickest(turns["ours"])
+        each = [
+            f"{quickest(turns[name]):.3f} {quickest(turns[name]) / ours:.1f}x {largest(turns[name]):.0f}"
+            for name in NAMES
+        ]
+        print(f"{pairs:5} | {' | '.join(each)} | {share(turns['ours'], 8 * pairs**2 * DIM):.0%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.turns import HEADER, NAMES, Turn, arguments, largest, measure, quickest, row, take_turns, tell
+from benchmarks.turns import HEADER, NAMES, Turn, arguments, largest, quickest, row, take_turns, tell_of_pairs
 
 DIM, TEMPERATURE, ALONE = 128, 0.1, 16_384
 BESIDE = "seconds, ours /, MiB"
@@ -56,19 +56,10 @@ def halves_error() -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-def views(pairs: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(pairs, DIM, requires_grad=True), torch.randn(pairs, DIM, requires_grad=True)
-
-
 def main() -> None:
     options = arguments(__doc__, "pairs", [1024, 2048, 4096, 8192])
     if options.measure:
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        loss = loss_of(options.measure)
-        loss(*views(512)).backward()
-        z1, z2 = views(options.pairs[0])
-        tell(measure(lambda: loss(z1, z2)))
+        tell_of_pairs(loss_of(options.measure), options.pairs[0], DIM)
         return
     print(f"pairs | {HEADER} | all kept: {BESIDE} | bf16: {BESIDE}; gradient {halves_error():.1e} off")
     for pairs in options.pairs:

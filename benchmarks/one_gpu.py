@@ -13,15 +13,14 @@ import tempfile
 import torch
 import torch.distributed as dist
 
-from data.batch import Batch
-from methods import encoders, norm
+from methods import encoders
 from methods.encoder_options import EncoderOptions
 from methods.simclr import SimCLR
 from trainer import optimizers
 from trainer.bench.rates import best
+from trainer.bench.step import bare, noise, whole
 from trainer.engine import Engine
 from trainer.options import EngineOptions, OptimizerOptions
-from trainer.step import check_finite, forward_backward
 
 
 def main() -> None:
@@ -48,28 +47,12 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     optimizer = optimizers.build(OptimizerOptions(name="lars", lr=4.8), method, options.batch)
     asked = EngineOptions.model_validate({"precision": "bf16" if on_gpu else "fp32", "chunks": chunks, "keep": "auto"})
     engine = Engine(method, optimizer, asked, device, options.batch)
-    views = torch.randn(options.batch, 2, 3, options.pixels, options.pixels, device=device)
-    index = torch.arange(options.batch, device=device)
-    batch = Batch(views, index, torch.zeros_like(index))
-
-    def step() -> None:
-        outcome = forward_backward(engine, batch)
-        check_finite(engine, outcome, 0)
-        engine.step(1e-3)
-        norm.commit(method)
-        method.update(outcome.z, outcome.t, batch, 0.5)
-
-    def bare(part: torch.Tensor) -> None:
-        with engine.autocast():
-            features = method.encoder(part.flatten(0, 1))
-        features.float().sum().backward()
-        method.zero_grad()
-
-    taken = best(step, device)
-    count, kept = engine.chunking.decided(views)
+    batch = noise(options.batch, options.pixels, device)
+    taken = best(lambda: whole(engine, batch), device)
+    count, kept = engine.chunking.decided(batch.views)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan")
-    part = views[: options.batch // count]
-    alone = best(lambda: bare(part), device) * count
+    part = batch.views[: options.batch // count]
+    alone = best(lambda: bare(engine, part), device) * count
     rate = f"{taken:.3f} {options.batch / taken:,.0f}"
     print("batch | chunks, kept | seconds a step, images a second | GiB at the peak | of the bare encoder's rate")
     print(f"{options.batch} | {count}, {kept} | {rate} | {peak:.1f} | {alone / taken:.0%}")

@@ -20,11 +20,11 @@ from launch.planning_memory import memory
 from launch.planning_pass import Layout, step
 from launch.recipe import Recipe
 from launch.trained import build
-from methods import across, norm
+from methods import across
 from trainer import optimizers
+from trainer.bench.step import whole
 from trainer.engine import Engine
 from trainer.ranks import run_ranks
-from trainer.step import check_finite, forward_backward
 
 IMAGES, CLASSES = 1000, 10
 SMALL = ["data.views.size=32", "encoder.name=resnet18", "encoder.stem=cifar", "engine.precision=fp32"]
@@ -65,12 +65,8 @@ def measured(name: str, changes: list[str]) -> int:
         engine = Engine(
             method, optimizers.build(chosen.optimizer, method, chosen.data.batch), chosen.engine, torch.device("cpu"), n
         )
-        for i in range(3):
-            outcome = forward_backward(engine, batch)
-            check_finite(engine, outcome, i)
-            engine.step(1e-3)
-            norm.commit(method)
-            method.update(outcome.z, outcome.t, batch, 0.5)
+        for _ in range(3):
+            whole(engine, batch)
     events = records.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
     live = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):

@@ -66,6 +66,19 @@ def tell(turn: Turn) -> None:
     print(json.dumps(asdict(turn)))
 
 
+def tell_of_pairs(loss: Callable[[Tensor, Tensor], Tensor], pairs: int, dim: int) -> None:
+    """A turn of a loss of two views, on one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    loss(*views(512, dim)).backward()
+    z1, z2 = views(pairs, dim)
+    tell(measure(lambda: loss(z1, z2)))
+
+
+def views(pairs: int, dim: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(pairs, dim, requires_grad=True), torch.randn(pairs, dim, requires_grad=True)
+
+
 def take_turns(module: str, size: int, rounds: int, names: Sequence[str] = NAMES) -> dict[str, list[Turn]]:
     """`python -m module size --measure name` tells one turn."""
     turns: dict[str, list[Turn]] = {name: [] for name in names}
@@ -88,16 +101,19 @@ def largest(turns: list[Turn]) -> float:
     return max(turn.bytes for turn in turns) / 2**20
 
 
+def share(turns: list[Turn], operations: float) -> float:
+    """Of a turn's time, what the operations take at its process's rate of matrix products; the middle turn's."""
+    return median(operations / turn.seconds / turn.gemm for turn in turns)
+
+
 HEADER = "seconds: ours, plain, lightly | / ours | MiB: ours, plain, lightly | / ours | GEMM share"
 
 
 def row(turns: dict[str, list[Turn]], operations: float) -> str:
-    """GEMM share: of our time, what `operations` take at its process's rate of matrix products; the middle turn's."""
     ours, plain, lightly = (quickest(turns[name]) for name in NAMES)
     our_mib, plain_mib, their_mib = (largest(turns[name]) for name in NAMES)
-    share = median(operations / turn.seconds / turn.gemm for turn in turns["ours"])
     return (
         f"{ours:.3f} {plain:.3f} {lightly:.3f} | {plain / ours:.1f}x {lightly / ours:.1f}x | "
         f"{our_mib:.0f} {plain_mib:.0f} {their_mib:.0f} | {plain_mib / our_mib:.0f}x {their_mib / our_mib:.0f}x | "
-        f"{share:.0%}"
+        f"{share(turns['ours'], operations):.0%}"
     )

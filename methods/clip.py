@@ -9,9 +9,19 @@ from torch import Tensor
 from torch.autograd import Function
 
 from methods import across
-from methods.nt_xent import ACCELERATOR_TILE, CPU_TILE
+from methods.nt_xent import CPU_TILE
 from methods.operand_options import Operands
-from methods.tiles import add_product_, as_operand, exp_and_sum_, exp_and_weigh_, fused, product_
+from methods.tiles import (
+    add_product_,
+    as_operand,
+    buffer,
+    exp_and_sum_,
+    exp_and_weigh_,
+    fused,
+    product_,
+    sides,
+    summed_in,
+)
 
 
 class CLIP(Function):
@@ -85,8 +95,8 @@ def _own_columns(found: Tensor, bounded: bool) -> Tensor:
 def _sums(own: Tensor, every: Tensor, first: int, bounded: bool) -> tuple[Tensor, Tensor]:
     """own (n, D), whose positives stand from row `first` on in every (N, D) -> (n,) and (N,): for each row of either,
     the sum of e^s over its negatives in the other; its logarithm where not bounded."""
-    kind = torch.promote_types(own.dtype, torch.float32)
-    rows, columns = (own.new_full((len(x),), 0.0 if bounded else -torch.inf, dtype=kind) for x in (own, every))
+    begin, kind = 0.0 if bounded else -torch.inf, summed_in(own)
+    rows, columns = (own.new_full((len(x),), begin, dtype=kind) for x in (own, every))
     for i, j, s in _similarities(own, every, first):
         if bounded:
             exp_and_sum_(s, rows[i], columns[j])
@@ -114,14 +124,13 @@ def _attract_(
 
 def _similarities(own: Tensor, every: Tensor, first: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Tile by tile, in one buffer that the caller may overwrite: s of its rows and columns, -inf at positives."""
-    height, width = CPU_TILE if own.device.type == "cpu" else ACCELERATOR_TILE
-    kind = torch.promote_types(own.dtype, torch.float32)
-    buffer = own.new_empty(min(height, len(own)) * min(width, len(every)), dtype=kind)
+    height, width = sides(own, CPU_TILE)
+    memory = buffer(own, every, (height, width))
     for start in range(0, len(own), height):
         for column in range(0, len(every), width):
             i, j = slice(start, start + height), slice(column, column + width)
             left, right = own[i], every[j]
-            s = buffer[: len(left) * len(right)].view(len(left), len(right))
+            s = memory[: len(left) * len(right)].view(len(left), len(right))
             product_(left, right.T, s)
             diagonal = first + start - column
             if -len(left) < diagonal < len(right):

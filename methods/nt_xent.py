@@ -11,10 +11,19 @@ from torch.autograd import Function
 
 from methods import across
 from methods.operand_options import Operands
-from methods.tiles import add_product_, as_operand, exp_and_sum_, exp_and_weigh_, fused, product_
+from methods.tiles import (
+    add_product_,
+    as_operand,
+    buffer,
+    exp_and_sum_,
+    exp_and_weigh_,
+    fused,
+    product_,
+    sides,
+    summed_in,
+)
 
 CPU_TILE = (512, 256)  # rows x columns: half a megabyte of fp32 stays in a core's level-2 cache
-ACCELERATOR_TILE = (2048, 8192)
 KEPT = 2**25  # bytes of tiles that the forward leaves to the backward, which makes the others anew
 
 
@@ -98,12 +107,12 @@ def _negatives(own: Tensor, every: Tensor, bounded: bool) -> tuple[Tensor, list[
     """own (2n, D), every (M, D) -> (2n,): the log-sum-exp of each row's similarities with its negatives; and the first
     tiles, of exponentials where bounded, of similarities where not.
     """
-    kind, kept, room = _sums(own), [], KEPT
+    kind, kept, room = summed_in(own), [], KEPT
     sums = own.new_full((len(own),), 0.0 if bounded else -torch.inf, dtype=kind)  # of e^s, or its logarithm
-    buffer = _buffer(own, every)
-    for tile in _tiles(len(own), len(every), _tile_sides(own)):
+    memory = buffer(own, every, sides(own, CPU_TILE))
+    for tile in _tiles(len(own), len(every), sides(own, CPU_TILE)):
         room -= tile.elements * kind.itemsize
-        s = tile.of(own.new_empty(tile.elements, dtype=kind) if room >= 0 else buffer)
+        s = tile.of(own.new_empty(tile.elements, dtype=kind) if room >= 0 else memory)
         kept += [s] if room >= 0 else []
         _similarities_(tile, own, every, s)
         if bounded:
@@ -118,9 +127,9 @@ def _negatives(own: Tensor, every: Tensor, bounded: bool) -> tuple[Tensor, list[
 def _attract_(du: Tensor, own: Tensor, every: Tensor, lse: Tensor, bounded: bool, kept: list[Tensor]) -> None:
     """Adds sum_k (P_ik + P_ki) u_k over negatives k to du (2n, D)."""
     weights = (-lse).exp_()  # P_ik = e^s_ik weights_i
-    buffer = _buffer(own, every)
-    for i, tile in enumerate(_tiles(len(own), len(every), _tile_sides(own))):
-        s = tile.of(buffer)
+    memory = buffer(own, every, sides(own, CPU_TILE))
+    for i, tile in enumerate(_tiles(len(own), len(every), sides(own, CPU_TILE))):
+        s = tile.of(memory)
         if i >= len(kept):
             _similarities_(tile, own, every, s)
         if not bounded:
@@ -146,10 +155,6 @@ def _other_view(x: Tensor) -> Tensor:
     return x.roll(len(x) // 2, 0)
 
 
-def _tile_sides(u: Tensor) -> tuple[int, int]:
-    return CPU_TILE if u.device.type == "cpu" else ACCELERATOR_TILE
-
-
 def _slices(start: int, stop: int, side: int) -> Iterator[slice]:
     for i in range(start, stop, side):
         yield slice(i, min(i + side, stop))
@@ -167,17 +172,6 @@ def _tiles(rows: int, columns: int, sides: tuple[int, int]) -> Iterator[Tile]:
                     yield Tile(slice(i.start, j.start), j, True)
                 yield Tile(j, j, False)
             yield from (Tile(i, j, True) for j in _slices(i.stop, columns, sides[1]))
-
-
-def _sums(operand: Tensor) -> torch.dtype:
-    """The type in which products of operands are summed."""
-    return torch.promote_types(operand.dtype, torch.float32)
-
-
-def _buffer(own: Tensor, every: Tensor) -> Tensor:
-    """Holds any one tile."""
-    rows, columns = _tile_sides(own)
-    return own.new_empty(min(rows, len(own)) * min(columns, len(every)), dtype=_sums(own))
 
 
 def _similarities_(tile: Tile, own: Tensor, every: Tensor, s: Tensor) -> None:

@@ -11,10 +11,9 @@ from torch.autograd import Function
 from methods import across
 from methods.exponents import LARGEST_EXPONENT
 from methods.operand_options import Operands
-from methods.tiles import add_product_, as_operand, exp_and_sum_, fused, product_
+from methods.tiles import add_product_, as_operand, buffer, exp_and_sum_, fused, product_, sides
 
 CPU_TILE = (256, 1024)  # queries x keys
-ACCELERATOR_TILE = (2048, 8192)
 LEFT_OUT = -1e30  # a similarity that counts for nothing; unlike -inf it can be subtracted from itself
 
 
@@ -155,14 +154,14 @@ def _similarities(
     overwrite. Keys outside, so that stored halves are widened once. without: as QueueNCE's.
     """
     own = as_operand(scaled, operands)
-    height, width = CPU_TILE if scaled.device.type == "cpu" else ACCELERATOR_TILE
-    buffer = scaled.new_empty(min(height, len(scaled)) * min(width, len(keys)))
+    height, width = sides(scaled, CPU_TILE)
+    memory = buffer(own, keys, (height, width))
     for first in range(0, len(keys), width):
         tile = keys[first : first + width].to(own.dtype)
         for start in range(0, len(scaled), height):
             rows = slice(start, start + height)
             left = own[rows]
-            s = buffer[: len(left) * len(tile)].view(len(left), len(tile))
+            s = memory[: len(left) * len(tile)].view(len(left), len(tile))
             product_(left, tile.T, s)
             if without is not None:
                 at = without[rows, None] - first
@@ -173,7 +172,7 @@ def _similarities(
 
 def nearest(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """queries (N, D), keys (m, D) -> similarity and row of the nearest keys, each (N, min(count, m)), nearest first."""
-    height, width = CPU_TILE if queries.device.type == "cpu" else ACCELERATOR_TILE
+    height, width = sides(queries, CPU_TILE)
     scores, rows = [], []
     for q in queries.split(height):
         best, at = q[:, :0], torch.empty_like(q[:, :0], dtype=torch.int64)

@@ -12,6 +12,7 @@ from data.kernels import chosen
 from methods.operand_options import Operands
 
 MOST_DIM = 256  # of an embedding, for the kernels: a program keeps whole rows of the gradient
+ACCELERATOR_TILE = (2048, 8192)  # rows x columns
 MOST_THREADS = 8  # from there on, as many threads share torch's operations for no longer than one needs for the pass
 
 
@@ -37,6 +38,21 @@ def as_operand(x: Tensor, operands: Operands, fused: bool = False) -> Tensor:
     if x.dtype != torch.float32 or operands not in (("bf16", "fp16") if fused else ("bf16",)):
         return x
     return x.to(torch.bfloat16 if operands == "bf16" else torch.float16)
+
+
+def sides(x: Tensor, on_cpu: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a tile; on a CPU each loss has its own."""
+    return on_cpu if x.device.type == "cpu" else ACCELERATOR_TILE
+
+
+def summed_in(operand: Tensor) -> torch.dtype:
+    """The type in which products of operands are summed."""
+    return torch.promote_types(operand.dtype, torch.float32)
+
+
+def buffer(left: Tensor, right: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Flat memory that holds any one tile of products of left's rows, which are operands, with right's."""
+    return left.new_empty(min(sides[0], len(left)) * min(sides[1], len(right)), dtype=summed_in(left))
 
 
 def product_(left: Tensor, right: Tensor, out: Tensor) -> None:

@@ -43,3 +43,12 @@ def build(kernel: Any, types: dict[str, str], values: dict[str, Any], capability
     used = re.search(r"REG:(\d+) STACK:(\d+)", out.stdout)
     assert used, out.stdout
     return Built(built.metadata.shared, int(used[1]), int(used[2]), built.asm["ptx"])
+
+
+def assert_fits(built: Built, operands: str, capability: int, what: object) -> None:
+    """Within the GPU's shared memory; by tensor cores and without spilled registers, but for fp32."""
+    assert built.shared <= ROOM[capability] - 1024, (what, built.shared)
+    if operands == "fp32":  # whose products take so many registers that they spill: not chosen of itself
+        return
+    assert ("wgmma" if capability == 90 else "mma.sync") in built.ptx
+    assert built.stack <= 64, (what, built.stack)  # bytes of spilled registers

@@ -190,7 +190,7 @@ def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, cap
     pytest.importorskip("triton", reason="no triton for this system", exc_type=ImportError)
     from methods.kernels import clip
     from methods.kernels.blocks import options
-    from tests.compiling import ROOM, build
+    from tests.compiling import ROOM, assert_fits, build
 
     types: dict[str, str] = dict.fromkeys(("own", "every"), "*bf16" if operands == "bf16" else "*fp32")
     types |= dict.fromkeys(("by_row", "by_column", "weights", "every_weights", "du"), "*fp32")
@@ -199,8 +199,4 @@ def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, cap
         values = options(dim, operands, ROOM[capability]) | {"CAREFUL": careful}
         values = {name: x for name, x in values.items() if name in arguments.arg_names or name.islower()}
         built = build(kernel, types, values, capability)
-        assert built.shared <= ROOM[capability] - 1024, (kernel, careful, built.shared)
-        if operands == "fp32":  # whose products take so many registers that they spill: not chosen of itself
-            continue
-        assert ("wgmma" if capability == 90 else "mma.sync") in built.ptx
-        assert built.stack <= 64, (kernel, careful, built.stack)  # bytes of spilled registers
+        assert_fits(built, operands, capability, (kernel, careful))

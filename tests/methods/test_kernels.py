@@ -177,7 +177,7 @@ def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, cap
     from methods.kernels import nt_xent as of_batch
     from methods.kernels import queue_nce as of_memory
     from methods.kernels.blocks import options
-    from tests.compiling import ROOM, build
+    from tests.compiling import ROOM, assert_fits, build
 
     of_operand = "*bf16" if operands == "bf16" else "*fp32"
     rows = dict.fromkeys(("u", "weights", "minus", "scale", "du", "sums", "found", "tops", "start_at"), "*fp32")
@@ -192,8 +192,4 @@ def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, cap
             values = options(dim, operands, ROOM[capability]) | {"CAREFUL": careful, "WITHOUT": careful}
             values = {name: x for name, x in values.items() if name in kernel.arg_names or name.islower()}
             built = build(kernel, types, values, capability)
-            assert built.shared <= ROOM[capability] - 1024, (kernel, careful, built.shared)
-            if operands == "fp32":  # whose products take so many registers that they spill: not chosen of itself
-                continue
-            assert ("wgmma" if capability == 90 else "mma.sync") in built.ptx
-            assert built.stack <= 64, (kernel, careful, built.stack)  # bytes of spilled registers
+            assert_fits(built, operands, capability, (kernel, careful))

@@ -1,6 +1,7 @@
 """A whole SimCLR step against the bare encoder's forward and backward on the same views."""
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.batch import Batch
@@ -30,27 +31,11 @@ def rows(device: torch.device) -> tuple[list[Row], float]:
         device,
         samples,
     )
-    views = torch.randn(samples, 2, 3, side, side, device=device)
-    index = torch.arange(samples, device=device)
-    batch = Batch(views, index, torch.zeros_like(index))
-
-    def bare() -> None:
-        with engine.autocast():
-            features = method.encoder(views.flatten(0, 1))
-        features.float().sum().backward()
-        method.zero_grad()
-
-    def whole() -> None:
-        outcome = forward_backward(engine, batch)
-        check_finite(engine, outcome, 0)
-        engine.step(1e-3)
-        norm.commit(method)
-        method.update(outcome.z, outcome.t, batch, 0.5)
-
+    batch = noise(samples, side, device)
     with FlopCounterMode(display=False) as count:
-        bare()
+        bare(engine, batch.views)
     operations = count.get_total_flops()
-    limit, ours = best(bare, device, 2), best(whole, device, 2)
+    limit, ours = best(lambda: bare(engine, batch.views), device, 2), best(lambda: whole(engine, batch), device, 2)
     peak = gemm(device, torch.bfloat16 if on_gpu else torch.float32)
     what = f"{options.name}, {side} pixels, {precision}"
     found = [
@@ -58,3 +43,26 @@ def rows(device: torch.device) -> tuple[list[Row], float]:
         Row(f"forward and backward, {what}", operations / limit, peak, "FLOP", f"matrix product, {precision}"),
     ]
     return found, operations / ours
+
+
+def noise(samples: int, side: int, device: torch.device) -> Batch:
+    """Two views of each sample, without content or label."""
+    index = torch.arange(samples, device=device)
+    return Batch(torch.randn(samples, 2, 3, side, side, device=device), index, torch.zeros_like(index))
+
+
+def bare(engine: Engine, views: Tensor) -> None:
+    """The encoder's forward and backward alone."""
+    with engine.autocast():
+        features = engine.method.encoder(views.flatten(0, 1))
+    features.float().sum().backward()
+    engine.method.zero_grad()
+
+
+def whole(engine: Engine, batch: Batch) -> None:
+    """A step as the loop has it, without loader, log and checkpoint."""
+    outcome = forward_backward(engine, batch)
+    check_finite(engine, outcome, 0)
+    engine.step(1e-3)
+    norm.commit(engine.method)
+    engine.method.update(outcome.z, outcome.t, batch, 0.5)
