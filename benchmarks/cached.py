@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.turns import resident
-from data.batch import Batch
-from methods import norm
-from methods.convnet import ConvNet
-from methods.encoder import Encoder
-from methods.resnet import ResNet
-from methods.simclr import SimCLR
-from trainer.step import forward_backward
-from trainer.verify import PlainEngine
+from kilobatch.data.batch import Batch
+from kilobatch.methods import norm
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.resnet import ResNet
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer.step import forward_backward
+from kilobatch.trainer.verify import PlainEngine
 
 SIDE, CHUNKS, CHUNK = 32, 8, 64
 TIMED = {"six convolutions, 512 images": ("convnet", 512), "ResNet-18, 64 images": ("resnet18", 64)}

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import augment_batched
-from data.chance import keys
-from data.views import Views
-from methods.losses import clip_loss, nt_xent
-from methods.memory import Queue, info_nce
-from methods.memory_options import QueueOptions
-from methods.operand_options import Operands
+from kilobatch.data import augment_batched
+from kilobatch.data.chance import keys
+from kilobatch.data.views import Views
+from kilobatch.methods.losses import clip_loss, nt_xent
+from kilobatch.methods.memory import Queue, info_nce
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.operand_options import Operands
 
 DIM, TEMPERATURE, KEYS, ROUNDS = 128, 0.1, 65_536, 20
 Loss = Callable[..., Tensor]  # nt_xent, or what is called like it

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms
 
-from data.decode import CutViews, Work
-from data.stream import Beton, Stream
-from data.views import Views
-from trainer.bench.photos import jpeg, write_beton
+from kilobatch.data.decode import CutViews, Work
+from kilobatch.data.stream import Beton, Stream
+from kilobatch.data.views import Views
+from kilobatch.trainer.bench.photos import jpeg, write_beton
 
 PHOTOS = 64
 BATCH = 16

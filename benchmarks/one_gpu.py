@@ -13,14 +13,14 @@ import tempfile
 import torch
 import torch.distributed as dist
 
-from methods import encoders
-from methods.encoder_options import EncoderOptions
-from methods.simclr import SimCLR
-from trainer import optimizers
-from trainer.bench.rates import best
-from trainer.bench.step import bare, noise, whole
-from trainer.engine import Engine
-from trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.methods import encoders
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.bench.rates import best
+from kilobatch.trainer.bench.step import bare, noise, whole
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions, OptimizerOptions
 
 
 def main() -> None:

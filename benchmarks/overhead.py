@@ -33,21 +33,21 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
-from data.batch import Batch
-from data.convert import prepare
-from data.loader import Loader
-from launch import recipe
-from launch.recipe import Recipe
-from launch.workers import KEEP_MEMORY
-from methods import norm
-from methods.convnet import ConvNet
-from methods.method import Method
-from methods.simclr import SimCLR
-from trainer import optimizers
-from trainer.checkpoint import Checkpoints
-from trainer.engine import Engine
-from trainer.loop import Loop
-from trainer.monitor import Monitor
+from kilobatch.data.batch import Batch
+from kilobatch.data.convert import prepare
+from kilobatch.data.loader import Loader
+from kilobatch.launch import recipe
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.workers import KEEP_MEMORY
+from kilobatch.methods import norm
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.method import Method
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.checkpoint import Checkpoints
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.loop import Loop
+from kilobatch.trainer.monitor import Monitor
 
 IMAGES = 1437  # digits to train on
 

@@ -13,18 +13,18 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from data.batch import Batch
-from launch import recipe
-from launch.planning_machines import machine
-from launch.planning_memory import memory
-from launch.planning_pass import Layout, step
-from launch.recipe import Recipe
-from launch.trained import build
-from methods import across
-from trainer import optimizers
-from trainer.bench.step import whole
-from trainer.engine import Engine
-from trainer.ranks import run_ranks
+from kilobatch.data.batch import Batch
+from kilobatch.launch import recipe
+from kilobatch.launch.planning_machines import machine
+from kilobatch.launch.planning_memory import memory
+from kilobatch.launch.planning_pass import Layout, step
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.trained import build
+from kilobatch.methods import across
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.bench.step import whole
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.ranks import run_ranks
 
 IMAGES, CLASSES = 1000, 10
 SMALL = ["data.views.size=32", "encoder.name=resnet18", "encoder.stem=cifar", "engine.precision=fp32"]

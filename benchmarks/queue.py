@@ -37,9 +37,9 @@ def loss_of(name: str, keys: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         loss = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=keys.shape)
         loss.memory_bank.bank.copy_(keys)
         return loss
-    from methods.heads import unit
-    from methods.memory import Queue, info_nce
-    from methods.memory_options import QueueOptions
+    from kilobatch.methods.heads import unit
+    from kilobatch.methods.memory import Queue, info_nce
+    from kilobatch.methods.memory_options import QueueOptions
 
     queue = Queue(QueueOptions(length=len(keys)), DIM)
     queue.keys.copy_(keys)

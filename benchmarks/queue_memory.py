@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import resident
-from methods import across
-from methods.memory import Queue, info_nce
-from methods.memory_options import QueueOptions, held, sent
-from trainer.ranks import run_ranks
+from kilobatch.methods import across
+from kilobatch.methods.memory import Queue, info_nce
+from kilobatch.methods.memory_options import QueueOptions, held, sent
+from kilobatch.trainer.ranks import run_ranks
 
 QUERIES, TEMPERATURE = 256, 0.2
 PLACEMENTS = ("sharded", "replicated")

@@ -25,18 +25,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.cached import table
-from data.batch import Batch
-from launch.planning_machines import HOPS
-from methods import across, norm
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.resnet import ResNet
-from methods.simclr import SimCLR
-from trainer.engine import Engine
-from trainer.options import EngineOptions
-from trainer.ranks import run_ranks
-from trainer.step import check_finite, forward_backward
-from trainer.traffic import Call, Kind, Link, seconds, sent
+from kilobatch.data.batch import Batch
+from kilobatch.launch.planning_machines import HOPS
+from kilobatch.methods import across, norm
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.resnet import ResNet
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.step import check_finite, forward_backward
+from kilobatch.trainer.traffic import Call, Kind, Link, seconds, sent
 
 SAMPLES, DIM, SIDE = 16, 128, 32
 COUNTED = 2, 4, 8

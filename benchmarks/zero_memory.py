@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.turns import resident
-from data.batch import Batch
-from methods import across
-from methods.heads import ProjectionHead
-from methods.losses import nt_xent
-from methods.method import Method, Tensors
-from methods.resnet import resnet
-from trainer.engine import Engine
-from trainer.optimizers import build, parameter_groups
-from trainer.options import EngineOptions, OptimizerOptions
-from trainer.ranks import run_ranks
-from trainer.step import check_finite, forward_backward
-from trainer.zero_memory import zero_memory
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across
+from kilobatch.methods.heads import ProjectionHead
+from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.resnet import resnet
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.optimizers import build, parameter_groups
+from kilobatch.trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.step import check_finite, forward_backward
+from kilobatch.trainer.zero_memory import zero_memory
 
 GIB = 1 << 30
 DIM, VIEWS, QUEUE, GLOBAL_BATCH = 128, 2, 65_536, 4096

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from data.compiled import Bytes, Floats, Real, Whole, exact, fast
-from data.drawn import drawn
-from data.plan import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y
+from kilobatch.data.compiled import Bytes, Floats, Real, Whole, exact, fast
+from kilobatch.data.drawn import drawn
+from kilobatch.data.plan import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y
 
 Matrix = tuple[Real, Real, Real, Real, Real, Real]
 

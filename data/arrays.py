@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.images import BrokenImage, Stored, encode
+from kilobatch.data.images import BrokenImage, Stored, encode
 
 
 class Arrays:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import plan as columns
-from data.blur_planar import REACH
-from data.drawn import all_drawn
-from data.kernels.chosen import fused
-from data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, ORDERS
-from data.views import Views
+from kilobatch.data import plan as columns
+from kilobatch.data.blur_planar import REACH
+from kilobatch.data.drawn import all_drawn
+from kilobatch.data.kernels.chosen import fused
+from kilobatch.data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, ORDERS
+from kilobatch.data.views import Views
 
 GREY = (0.2989, 0.587, 0.114)
 
@@ -22,7 +22,7 @@ GREY = (0.2989, 0.587, 0.114)
 def augment(images: Tensor, keys: Tensor, views: Views, dtype: torch.dtype = torch.float32) -> Tensor:
     """images (N, V, 3, H, W) uint8 on any device, keys (N, V) int64 on the host -> the views, normalised."""
     if fused("augmentation", images.device, "affine moves have no kernel" if views.affine else None):
-        from data.kernels import photometric
+        from kilobatch.data.kernels import photometric
 
         return photometric.augment(images, keys, views, dtype)
     return augment_by_torch(images, keys, views).to(dtype)

@@ -7,14 +7,14 @@ accelerator the same images come from augment_batched.py.
 import numpy as np
 from numpy.typing import NDArray
 
-from data import plan as columns
-from data.affine_planar import matrix, move
-from data.blur_planar import blur, taps
-from data.colour_planar import adjust, finish, grey, grey_sum, load
-from data.compiled import Bytes, Floats, Real, Whole, exact, fast
-from data.drawn import drawn
-from data.plan import DO_CONTRAST, DO_HUE, ORDERS
-from data.views import Affine, Views
+from kilobatch.data import plan as columns
+from kilobatch.data.affine_planar import matrix, move
+from kilobatch.data.blur_planar import blur, taps
+from kilobatch.data.colour_planar import adjust, finish, grey, grey_sum, load
+from kilobatch.data.compiled import Bytes, Floats, Real, Whole, exact, fast
+from kilobatch.data.drawn import drawn
+from kilobatch.data.plan import DO_CONTRAST, DO_HUE, ORDERS
+from kilobatch.data.views import Affine, Views
 
 BAND = 2048  # pixels: three planes of a band (24 KiB) stay in the first-level cache from one operation to the next
 NEVER = np.float32(256)  # a solarize threshold that no pixel reaches

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from data.compiled import Floats, Real, Whole, fast
+from kilobatch.data.compiled import Floats, Real, Whole, fast
 
 REACH = 3.0  # in sigmas; taps beyond weigh 0.3 % in all and are left out
 BAND = 2048  # elements: the sums of a band (8 KiB) stay in the first-level cache from one pair of taps to the next

@@ -6,8 +6,8 @@ the compiler vectorises them. Each plane is a contiguous row of pixels of one ch
 
 import numpy as np
 
-from data.compiled import Bytes, Floats, Real, Whole, fast
-from data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION
+from kilobatch.data.compiled import Bytes, Floats, Real, Whole, fast
+from kilobatch.data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION
 
 ZERO, ONE, TWO, FOUR, SIX, FULL = (np.float32(x) for x in (0, 1, 2, 4, 6, 255))
 SIXTH, HALF = np.float32(1 / 6), np.float32(0.5)

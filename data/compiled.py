@@ -29,7 +29,7 @@ def cache_folder() -> Path:
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         text = path.read_bytes()
-        if b"data.compiled" in text or path.samefile(__file__):
+        if b"kilobatch.data.compiled" in text or path.samefile(__file__):
             sources.update(path.name.encode() + text)
     root = os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch"
     return Path(root) / "numba" / sources.hexdigest()[:16]

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
-from data.beton import NOTE_FORMAT, Info, Writer, checksum, names_file, note_of, verify
-from data.images import LONGEST, BrokenImage, Stored
-from data.refusal import Refusal
-from data.sources import Source, Split, open_source
-from data.sync import sync_folder
+from kilobatch.data.beton import NOTE_FORMAT, Info, Writer, checksum, names_file, note_of, verify
+from kilobatch.data.images import LONGEST, BrokenImage, Stored
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import Source, Split, open_source
+from kilobatch.data.sync import sync_folder
 
 __all__ = ["Info", "convert", "prepare", "verify"]
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from data.chance import uniform
-from data.compiled import Floats, Whole, exact
-from data.plan import AREA_HIGH, AREA_LOW, CROP, FLIP, FLIP_DRAW, RATIO_HIGH, RATIO_LOW
+from kilobatch.data.chance import uniform
+from kilobatch.data.compiled import Floats, Whole, exact
+from kilobatch.data.plan import AREA_HIGH, AREA_LOW, CROP, FLIP, FLIP_DRAW, RATIO_HIGH, RATIO_LOW
 
 ATTEMPTS = 10
 

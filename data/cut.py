@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.augment_planar import augment
-from data.chance import key
-from data.compiled import Bytes, Floats, Real, Whole, fast
-from data.crop import crop_box
-from data.mirror import mirror
-from data.native import imdecode, resize
+from kilobatch.data.augment_planar import augment
+from kilobatch.data.chance import key
+from kilobatch.data.compiled import Bytes, Floats, Real, Whole, fast
+from kilobatch.data.crop import crop_box
+from kilobatch.data.mirror import mirror
+from kilobatch.data.native import imdecode, resize
 
 JPEG, RAW = 0, 1  # RGBImageField's modes
 

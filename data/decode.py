@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment_planar import scratch_length
-from data.buffers import Buffers
-from data.compiled import Bytes
-from data.cut import JPEG, RAW, Shape, Stored, cut_bytes, cut_planar
-from data.images import BrokenImage, read
-from data.native import Operation, State
-from data.refusal import Refusal
-from data.views import Views
+from kilobatch.data.augment_planar import scratch_length
+from kilobatch.data.buffers import Buffers
+from kilobatch.data.compiled import Bytes
+from kilobatch.data.cut import JPEG, RAW, Shape, Stored, cut_bytes, cut_planar
+from kilobatch.data.images import BrokenImage, read
+from kilobatch.data.native import Operation, State
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.views import Views
 
 COMPILING = Lock()
 PARTS = 4  # tasks per thread and batch: images take unequal time

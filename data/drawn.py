@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.chance import uniform, uniforms
-from data.compiled import Floats, Real, Whole, exact
-from data.plan import CROP, DRAWN, FIRST_DRAW, HIGH, LOW
+from kilobatch.data.chance import uniform, uniforms
+from kilobatch.data.compiled import Floats, Real, Whole, exact
+from kilobatch.data.plan import CROP, DRAWN, FIRST_DRAW, HIGH, LOW
 
 
 @exact

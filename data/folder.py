@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.images import Stored, read, store
-from data.refusal import Refusal
+from kilobatch.data.images import Stored, read, store
+from kilobatch.data.refusal import Refusal
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
 _SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin
 
-from data.beton import Writer
-from data.refusal import Refusal
+from kilobatch.data.beton import Writer
+from kilobatch.data.refusal import Refusal
 
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them
 LONGEST = 65_500  # libjpeg's limit; the .beton's own is 65,535

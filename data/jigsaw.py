@@ -4,8 +4,8 @@ Misra, van der Maaten, 2020, arxiv.org/abs/1912.01991 have it (facebookresearch/
 import torch
 from torch import Tensor
 
-from data.chance import uniforms
-from data.plan import JIGSAW_DRAW
+from kilobatch.data.chance import uniforms
+from kilobatch.data.plan import JIGSAW_DRAW
 
 GRID = 3
 PATCHES = GRID * GRID

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.beton import labels_of, names_of, verify
-from data.folder import Folder
-from data.options import LabelOptions
-from data.order import order
-from data.refusal import Refusal
-from data.sources import Split, count, count_classes, folder_of
+from kilobatch.data.beton import labels_of, names_of, verify
+from kilobatch.data.folder import Folder
+from kilobatch.data.options import LabelOptions
+from kilobatch.data.order import order
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import Split, count, count_classes, folder_of
 
 UNLABELLED = -1  # the label of an image that has none
 

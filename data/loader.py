@@ -10,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.batch import Batch
-from data.chance import keys
-from data.jigsaw import jigsaw
-from data.labels import UNLABELLED
-from data.order import block, cut, order
-from data.refusal import Refusal
-from data.views import Views
+from kilobatch.data.batch import Batch
+from kilobatch.data.chance import keys
+from kilobatch.data.jigsaw import jigsaw
+from kilobatch.data.labels import UNLABELLED
+from kilobatch.data.order import block, cut, order
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.views import Views
 
 if TYPE_CHECKING:
-    from data.decode import Work
-    from data.stream import Beton, Stream
+    from kilobatch.data.decode import Work
+    from kilobatch.data.stream import Beton, Stream
 
 SMALL = 96  # pixels: below, a clean view shows the whole image; from there on its central part
 CENTRAL = 224 / 256  # of the shorter side: torchvision's Resize(256), CenterCrop(224), without the detour
@@ -92,7 +92,7 @@ class Loader:
         return self.steps(stream, epoch, first_step)
 
     def open(self, epoch: int, first_step: int) -> "Stream":
-        from data.stream import Stream
+        from kilobatch.data.stream import Stream
 
         self.stream = Stream(self.beton, self.works(epoch, first_step))
         self.next = (epoch, first_step)
@@ -100,7 +100,7 @@ class Loader:
 
     def works(self, epoch: int, first_step: int) -> Iterator["Work"]:
         """All that is to be made from there on, without an end."""
-        from data.decode import Work
+        from kilobatch.data.decode import Work
 
         for e in count(epoch):
             rows = cut(order(self.seed, e, self.samples), self.batch, self.rank, self.world)
@@ -165,8 +165,8 @@ class PlainLoader:
         self.batch = batch
 
     def __iter__(self) -> Iterator[Batch]:
-        from data.decode import Work
-        from data.stream import Stream
+        from kilobatch.data.decode import Work
+        from kilobatch.data.stream import Stream
 
         starts = range(0, len(self.index), self.batch)
         works = (Work(0, step, self.index[start : start + self.batch]) for step, start in enumerate(starts))
@@ -180,8 +180,8 @@ class PlainLoader:
 
 def opened(path: Path, views: Views, seed: int, central: float, threads: int, device: torch.device) -> "Beton":
     """Imports FFCV, which takes seconds, only here, as this file is read for its options too."""
-    from data.decode import CutViews
-    from data.stream import Beton
+    from kilobatch.data.decode import CutViews
+    from kilobatch.data.stream import Beton
 
     return Beton(path, CutViews(path, views, seed, central, threads, device), device)
 
@@ -197,6 +197,6 @@ def finished(
     """On a CPU views arrive finished; on an accelerator what is left to do is done there, with keys on the host."""
     if views.dtype == torch.float32:
         return views.to(dtype)
-    from data.augment_batched import augment
+    from kilobatch.data.augment_batched import augment
 
     return augment(views, keys(seed, epoch, torch.from_numpy(index), options.count), options, dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from data.compiled import Bytes, fast
+from kilobatch.data.compiled import Bytes, fast
 
 FIVE = 5  # pixels: 15 of a register's 16 bytes
 TURNED = [3 * (FIVE - 1 - pixel) + channel for pixel in range(FIVE) for channel in range(3)] + [3 * FIVE]

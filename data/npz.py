@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrays import Arrays
-from data.refusal import Refusal
+from kilobatch.data.arrays import Arrays
+from kilobatch.data.refusal import Refusal
 
 KEYS = "either images and labels, or x_train, y_train, x_test and y_test"
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.views import Views
+from kilobatch.data.views import Views
 
 
 class LabelOptions(BaseModel):

@@ -9,9 +9,9 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.arrays import Arrays
-from data.images import Stored
-from data.refusal import Refusal
+from kilobatch.data.arrays import Arrays
+from kilobatch.data.images import Stored
+from kilobatch.data.refusal import Refusal
 
 DIGITS_SIZES = {"train": 1437, "test": 360}
 DIGITS_SIDE = 32

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.beton import verify
-from data.folder import Folder
-from data.images import Stored
-from data.npz import classes_of_npz, count_npz, open_npz
-from data.refusal import Refusal, did_you_mean
-from data.small import CIFAR_CLASSES, CIFAR_SIZES, DIGITS_SIZES, Digits, cifar_folder, open_cifar
+from kilobatch.data.beton import verify
+from kilobatch.data.folder import Folder
+from kilobatch.data.images import Stored
+from kilobatch.data.npz import classes_of_npz, count_npz, open_npz
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.data.small import CIFAR_CLASSES, CIFAR_SIZES, DIGITS_SIZES, Digits, cifar_folder, open_cifar
 
 Split = Literal["train", "test"]
 FORMS = {

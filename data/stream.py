@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.decode import CutViews, Labels, Work
-from data.native import Compiler, EpochIterator, FfcvLoader, PipelineSpec, torch_threads_kept
+from kilobatch.data.decode import CutViews, Labels, Work
+from kilobatch.data.native import Compiler, EpochIterator, FfcvLoader, PipelineSpec, torch_threads_kept
 
 AHEAD = 3  # finished batches that wait
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from data import plan as columns
+from kilobatch.data import plan as columns
 
 
 def ordered(pair: tuple[float, float]) -> tuple[float, float]:

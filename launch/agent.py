@@ -8,13 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.refusal import Refusal
-from launch import meeting as meetings
-from launch.ending import REFUSED, Ending, this_host
-from launch.news import Failed, Lost, Stop, Together
-from launch.peers import Hub, is_loopback
-from launch.watch import Alone, Board, Watch
-from launch.workers import Place, started
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import meeting as meetings
+from kilobatch.launch.ending import REFUSED, Ending, this_host
+from kilobatch.launch.news import Failed, Lost, Stop, Together
+from kilobatch.launch.peers import Hub, is_loopback
+from kilobatch.launch.watch import Alone, Board, Watch
+from kilobatch.launch.workers import Place, started
 
 OPEN = 1200.0  # seconds for node 0 to open the meeting: it may have to wait for an attempt that was taken for dead
 COME = 600.0  # seconds for the other nodes to come
@@ -33,7 +33,7 @@ def run(
     asked: Callable[[], str | None],
     stall_minutes: float | None,
     prepare: Callable[[], None] = lambda: None,
-    module: str = "launch.worker",
+    module: str = "kilobatch.launch.worker",
 ) -> Ending:
     """Runs `python -m <module> <arguments>` in `workers` processes on this node, together with those of the other
     nodes, and waits for them all. Returns the same on every node.

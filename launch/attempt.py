@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.refusal import Refusal
-from launch import ledger, pipeline, pipeline_table, recipe, requeue, runs
-from launch.echo import tell
-from launch.ending import Ending, this_host
-from launch.ledger import JobFile, Reason
-from launch.recipe import Recipe
-from launch.scheduler import Fate, Scheduler, Task
-from launch.signals import Signals, Stop
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger, pipeline, pipeline_table, recipe, requeue, runs
+from kilobatch.launch.echo import tell
+from kilobatch.launch.ending import Ending, this_host
+from kilobatch.launch.ledger import JobFile, Reason
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.scheduler import Fate, Scheduler, Task
+from kilobatch.launch.signals import Signals, Stop
 
 SLACK = 90.0  # seconds by which a scheduler's signal may come earlier than it was asked for
 TAKEOVER = 300.0  # seconds for an attempt that SLURM took for dead to notice its successor and save
@@ -66,7 +66,7 @@ def _workers(here: Task, job: JobFile) -> int:
 def _work(
     folder: Path, here: Task, chosen: Recipe, job: JobFile, asked: Callable[[], str | None], prepare: Callable[[], None]
 ) -> Ending:
-    from launch import agent
+    from kilobatch.launch import agent
 
     return agent.run(
         folder,
@@ -175,7 +175,7 @@ class _Attempt:
             claim.__exit__(None, None, None)
 
     def _prepare(self, chosen: Recipe) -> None:
-        from launch import training
+        from kilobatch.launch import training
 
         self.signals.unless_asked(lambda: training.prepare_data(chosen))
 

@@ -9,8 +9,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from data.refusal import Refusal
-from trainer.files import write_whole
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.files import write_whole
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
@@ -21,10 +21,10 @@ def bench(asked: Literal["auto", "cpu", "cuda"], ranks: int | None, file: Path |
     import torch
     import torch.distributed as dist
 
-    from data.threads import spare_threads
-    from launch.world import pick_device
-    from trainer.bench import collectives, loader, loss, step
-    from trainer.bench.rates import Row
+    from kilobatch.data.threads import spare_threads
+    from kilobatch.launch.world import pick_device
+    from kilobatch.trainer.bench import collectives, loader, loss, step
+    from kilobatch.trainer.bench.rates import Row
 
     device = pick_device(asked, 0)
     most = torch.cuda.device_count() if device.type == "cuda" else max(2, spare_threads(1))

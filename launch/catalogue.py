@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import configs
-from data.refusal import Refusal, did_you_mean
-from launch.settings import Settings, read_file, shown, shown_path
+from kilobatch import configs
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch.settings import Settings, read_file, shown, shown_path
 
 FOLDER = Path(configs.__file__).parent
 

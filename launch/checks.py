@@ -4,14 +4,14 @@ Loads no torch; what this machine has is asked in devices.py."""
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from data.labels import count_labelled
-from data.refusal import Refusal
-from data.sources import Split, count, count_classes
-from launch import explain, method_options, references
-from launch.recipe import Recipe
-from launch.settings import Settings
-from methods.beside_options import Beside, Fitting
-from trainer.evaluate.options import CLASSIFYING
+from kilobatch.data.labels import count_labelled
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import Split, count, count_classes
+from kilobatch.launch import explain, method_options, references
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.settings import Settings
+from kilobatch.methods.beside_options import Beside, Fitting
+from kilobatch.trainer.evaluate.options import CLASSIFYING
 
 
 @runtime_checkable

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from data.refusal import Refusal, did_you_mean
-from launch import explain
-from launch.settings import Key, Settings, dump, read_file, shown_path
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch import explain
+from kilobatch.launch.settings import Key, Settings, dump, read_file, shown_path
 
 LOCAL = "local"  # the name of the cluster that is this machine
 KIND = Literal["slurm", "local"]

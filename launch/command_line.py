@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch.cluster import Cluster, flag
+from kilobatch.launch.cluster import Cluster, flag
 
 _PANEL = "Resources, instead of cluster.yaml's"
 

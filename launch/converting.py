@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from data import convert as conversion
-from data.refusal import Refusal
-from data.sources import Split, open_source
+from kilobatch.data import convert as conversion
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import Split, open_source
 
 
 def convert(
@@ -30,8 +30,8 @@ def verify(file: Path, source: str | None, out: Path | None) -> None:
 def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
     """Writes the encoder of a run, or of one checkpoint's folder, or the whole method. Raises Refusal, as
     trainer.export.export does."""
-    from launch import runs
-    from trainer.export import export as export_encoder
+    from kilobatch.launch import runs
+    from kilobatch.trainer.export import export as export_encoder
 
     source = Path(run) if Path(run).is_dir() else runs.find(run)
     told = export_encoder(source, out, force=force, whole=whole, report=lambda line: print(line, file=sys.stderr))
@@ -43,10 +43,10 @@ def import_tensorflow(
 ) -> None:
     """Writes a TensorFlow checkpoint as `export --whole` writes a run. Raises Refusal, as trainer.tensorflow_names.read
     does."""
-    from launch import recipe
-    from trainer import export as exporting
-    from trainer import tensorflow_names
-    from trainer.tensorflow_bundle import Bundle, find
+    from kilobatch.launch import recipe
+    from kilobatch.trainer import export as exporting
+    from kilobatch.trainer import tensorflow_names
+    from kilobatch.trainer.tensorflow_bundle import Bundle, find
 
     exporting.check_out(out, force)
     bundle = Bundle(find(checkpoint))

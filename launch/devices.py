@@ -2,8 +2,8 @@
 
 import torch
 
-from launch.recipe import Recipe
-from launch.world import pick_device
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.world import pick_device
 
 
 def default_workers(recipe: Recipe) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data.refusal import Refusal
-from launch import ledger, resubmitting, runs, submitting
-from launch.ledger import Attempt, JobFile
-from launch.scheduler import scheduler_of
-from launch.strike import strike
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger, resubmitting, runs, submitting
+from kilobatch.launch.ledger import Attempt, JobFile
+from kilobatch.launch.scheduler import scheduler_of
+from kilobatch.launch.strike import strike
 
 LOOK = 1.0  # seconds between two looks at the runs' files
 ASK = 30.0  # seconds between two questions to the scheduler
@@ -102,7 +102,7 @@ def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
         f"PYTHONPATH={code.resolve()}",
         sys.executable,
         "-m",
-        "launch.strike",
+        "kilobatch.launch.strike",
         str(run.absolute()),
         str(rank),
     ]
@@ -130,7 +130,7 @@ def _wait(run: Path, condition: Callable[[], bool]) -> None:
 
 def _difference(whole: Path, struck: Path) -> float:
     """The largest between the two runs' final weights and optimizer states; 0 where they are equal to the bit."""
-    from trainer.saved import newest, open_saved
+    from kilobatch.trainer.saved import newest, open_saved
 
     def unreadable(damage: str) -> None:
         raise Refusal(damage)

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.beton import verify
-from data.loader import PlainLoader
-from data.refusal import Refusal
-from launch import trained
-from launch.parts import loader_of, method_of, prepared, threads_of
-from launch.recipe import Recipe
-from launch.world import World
-from methods.method import Method
-from trainer.checkpoint import Saved
-from trainer.evaluate import linear, moved, picture
-from trainer.evaluate.options import Evaluator
-from trainer.evaluate.scene import Scene
-from trainer.loop import Loop
+from kilobatch.data.beton import verify
+from kilobatch.data.loader import PlainLoader
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import trained
+from kilobatch.launch.parts import loader_of, method_of, prepared, threads_of
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.world import World
+from kilobatch.methods.method import Method
+from kilobatch.trainer.checkpoint import Saved
+from kilobatch.trainer.evaluate import linear, moved, picture
+from kilobatch.trainer.evaluate.options import Evaluator
+from kilobatch.trainer.evaluate.scene import Scene
+from kilobatch.trainer.loop import Loop
 
 LABELS = {
     "classify/top1": "top-1 of its classifier",

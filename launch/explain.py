@@ -6,8 +6,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from data.refusal import Refusal, did_you_mean
-from launch.settings import Key, Settings, shown
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch.settings import Key, Settings, shown
 
 
 def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> Refusal:

@@ -7,11 +7,11 @@ from types import FrameType
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from launch.echo import tell
-from launch.ending import Ending
-from launch.news import Stop
-from launch.watch import Alone, Watch
-from launch.workers import Place, started
+from kilobatch.launch.echo import tell
+from kilobatch.launch.ending import Ending
+from kilobatch.launch.news import Stop
+from kilobatch.launch.watch import Alone, Watch
+from kilobatch.launch.workers import Place, started
 
 GATHER = 0.2  # seconds for the failures of other workers to be seen: no network lies between
 

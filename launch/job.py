@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.signals import Signals
+from kilobatch.launch.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Job:
 
     def __call__(self) -> None:
         signals = Signals()  # before anything slow
-        from launch import attempt, slurm
+        from kilobatch.launch import attempt, slurm
 
         # Leaves by SystemExit, so that submitit keeps no result: a requeued job is to run again.
         sys.exit(attempt.run(Path(self.run), slurm.task(), slurm.Slurm(), signals).code)

@@ -1,4 +1,4 @@
-"""Runs a module that dies with its launcher: `python -m launch.leash <launcher's pid> <module> [arguments]`.
+"""Runs a module that dies with its launcher: `python -m kilobatch.launch.leash <launcher's pid> <module> [arguments]`.
 
 A launcher that is killed cannot tell its workers, which would train on, unseen, into a folder that is resumed
 elsewhere; so the kernel kills them. Stands before the module, because the module takes seconds to import.

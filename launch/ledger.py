@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from data.refusal import Refusal
-from trainer.files import write_whole
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.files import write_whole
 
 Reason = Literal["finished", "timed_out", "preempted", "cancelled", "crashed", "refused", "node_failed"]
 

@@ -1,4 +1,5 @@
-"""Jobs on this machine, in the background: `python -m launch.local RUN...`, as SLURM would run them. No torch on top.
+"""Jobs on this machine, in the background: `python -m kilobatch.launch.local RUN...`, as SLURM would run them. No torch
+on top.
 
 One process runs the jobs of one submission, one after another; its pid and start time, and a job's place among
 several, are the job's id, so that no other process is ever taken for it.
@@ -18,11 +19,11 @@ from pathlib import Path
 from signal import SIGTERM, SIGUSR2
 from signal import Signals as Numbers
 
-from data.refusal import Refusal
-from launch import ledger
-from launch.ledger import JobFile
-from launch.scheduler import Fate, JobState, Task
-from launch.signals import Signals
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.scheduler import Fate, JobState, Task
+from kilobatch.launch.signals import Signals
 
 PAUSE = 1.0  # seconds between a requeue and the next attempt
 
@@ -53,7 +54,7 @@ def command(runs: Sequence[Path], code: Path) -> str:
 
 
 def _arguments(runs: Sequence[Path]) -> list[str]:
-    return [sys.executable, "-u", "-m", "launch.local", *(str(run.absolute()) for run in runs)]
+    return [sys.executable, "-u", "-m", "kilobatch.launch.local", *(str(run.absolute()) for run in runs)]
 
 
 def _environment(code: Path) -> dict[str, str]:
@@ -160,7 +161,7 @@ def main() -> None:
 
 
 def _until_it_ends(folder: Path, job: str, signals: Signals) -> int:
-    from launch import attempt
+    from kilobatch.launch import attempt
 
     submitted = ledger.job_file(folder)
     assert submitted is not None, "it is written before a job is started"

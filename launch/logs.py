@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.refusal import Refusal
-from launch import ledger, runs
-from launch.ledger import Attempt
-from launch.scheduler import scheduler_of
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger, runs
+from kilobatch.launch.ledger import Attempt
+from kilobatch.launch.scheduler import scheduler_of
 
 LOOK = 1.0  # seconds between two looks at the files
 ASK = 10.0  # seconds between two questions to the scheduler

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from data.refusal import Refusal, did_you_mean
-from launch.ending import this_host
-from launch.peers import Connection, Hub, Spoke, is_loopback
-from launch.ports import listen
-from trainer.files import write_whole
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch.ending import this_host
+from kilobatch.launch.peers import Connection, Hub, Spoke, is_loopback
+from kilobatch.launch.ports import listen
+from kilobatch.trainer.files import write_whole
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from data.refusal import Refusal, did_you_mean
-from launch import method_source
-from launch.method_source import Declared
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch import method_source
+from kilobatch.launch.method_source import Declared
 
 if TYPE_CHECKING:
-    from methods.encoder import Encoder
-    from methods.method import Method
+    from kilobatch.methods.encoder import Encoder
+    from kilobatch.methods.method import Method
 
 
 class MethodOptions(BaseModel):
@@ -47,7 +47,7 @@ def options_of(name: str) -> type[MethodOptions]:
 def method_class(name: str) -> "type[Method]":
     """Imports it, and with it torch. Raises Refusal for an unknown name."""
     class_name = declared(name).class_name
-    return getattr(importlib.import_module(f"methods.{name}"), class_name)
+    return getattr(importlib.import_module(f"kilobatch.methods.{name}"), class_name)
 
 
 def build(options: MethodOptions, encoder: "Encoder") -> "Method":

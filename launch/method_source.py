@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import methods
+from kilobatch import methods
 
 FOLDER = Path(methods.__file__).parent
 
@@ -115,8 +115,8 @@ _file = cache(_File)
 
 
 def _loads_no_torch(module: str) -> bool:
-    first, _, last = module.partition(".")
-    if first in ("methods", "data"):
+    first, _, last = module.removeprefix("kilobatch.").partition(".")
+    if first in ("methods", "data") and module.startswith("kilobatch."):
         return last.endswith("options") or last in ("refusal", "views")
     return first in sys.stdlib_module_names or first == "pydantic"
 
@@ -128,8 +128,8 @@ def _lineage(file: _File, cls: ast.ClassDef) -> list[tuple[_File, ast.ClassDef]]
             return [(file, cls)]
         module, attribute = file.imported.get(base, ("", None))
         above = file.classes.get(base)
-        if above is None and attribute and module.startswith("methods."):
-            file_above = _file(module.removeprefix("methods."))
+        if above is None and attribute and module.startswith("kilobatch.methods."):
+            file_above = _file(module.removeprefix("kilobatch.methods."))
             above = file_above.classes.get(attribute)
         else:
             file_above = file

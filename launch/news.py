@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from launch.ending import REFUSED, Ending, in_words
+from kilobatch.launch.ending import REFUSED, Ending, in_words
 
 LAST_LINES = 20
 STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2)  # exit codes of a worker that did not listen yet

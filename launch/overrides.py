@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from data.refusal import Refusal
-from launch.settings import Key, Settings, parse
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch.settings import Key, Settings, parse
 
 SHORT = {"seed": "run.seed"}
 

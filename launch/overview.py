@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from data.refusal import Refusal, did_you_mean
-from launch import ledger, runs
-from launch.ledger import Attempt, Counts, JobFile
-from launch.scheduler import JobState, scheduler_of
-from trainer.standing import Standing
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch import ledger, runs
+from kilobatch.launch.ledger import Attempt, Counts, JobFile
+from kilobatch.launch.scheduler import JobState, scheduler_of
+from kilobatch.trainer.standing import Standing
 
 RECENT = timedelta(days=7)  # ended longer ago, a run is listed only when it is asked for
 

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.beton import Info, verify
-from data.convert import prepare
-from data.loader import Loader
-from data.threads import spare_threads
-from data.views import Views
-from launch import trained
-from launch.recipe import Recipe
-from launch.world import World
-from methods.method import Method
+from kilobatch.data.beton import Info, verify
+from kilobatch.data.convert import prepare
+from kilobatch.data.loader import Loader
+from kilobatch.data.threads import spare_threads
+from kilobatch.data.views import Views
+from kilobatch.launch import trained
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.world import World
+from kilobatch.methods.method import Method
 
 prepared = cache(prepare)  # the launcher has converted already: this finds and checks, once for each
 

@@ -12,8 +12,8 @@ import threading
 import time
 from collections import deque
 
-from launch.news import Came, Lost, News, Over, from_line, to_line
-from launch.silence import Silence
+from kilobatch.launch.news import Came, Lost, News, Over, from_line, to_line
+from kilobatch.launch.silence import Silence
 
 BEAT = 2.0  # seconds between heartbeats
 LOST = 20.0  # seconds of silence after which an agent is taken for dead

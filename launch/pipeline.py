@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.refusal import Refusal
-from launch import runs
-from launch.settings import dump, read_file
-from trainer.files import write_whole
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import runs
+from kilobatch.launch.settings import dump, read_file
+from kilobatch.trainer.files import write_whole
 
 STAGES = ("pretrain", "finetune", "distill")
 TAKES = {"finetune": "method.start", "distill": "method.teacher"}  # where a stage names the run before it

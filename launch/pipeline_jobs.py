@@ -5,16 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
-from launch import cluster, ledger, local, pipeline, recipe, runs, sbatch, snapshot, submitting
-from launch.cluster import KIND, Cluster
-from launch.ledger import JobFile
-from launch.pipeline_recipes import Plan, check_all, make
-from launch.recipe import Recipe
-from launch.references import begun
-from launch.scheduler import scheduler_of
-from launch.settings import Settings
-from trainer.files import discard
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import cluster, ledger, local, pipeline, recipe, runs, sbatch, snapshot, submitting
+from kilobatch.launch.cluster import KIND, Cluster
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.pipeline_recipes import Plan, check_all, make
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.references import begun
+from kilobatch.launch.scheduler import scheduler_of
+from kilobatch.launch.settings import Settings
+from kilobatch.trainer.files import discard
 
 
 def submit(planned: Plan, given: str | None, resources: dict[str, Any], dry_run: bool) -> None:

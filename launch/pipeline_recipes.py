@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from data.beton import verify
-from data.refusal import Refusal, did_you_mean
-from data.sources import open_source, unshared
-from launch import catalogue, overrides, recipe, references, runs, submitting
-from launch.pipeline import STAGES, TAKES, Pipeline
-from launch.recipe import Recipe
-from launch.settings import Settings
+from kilobatch.data.beton import verify
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.data.sources import open_source, unshared
+from kilobatch.launch import catalogue, overrides, recipe, references, runs, submitting
+from kilobatch.launch.pipeline import STAGES, TAKES, Pipeline
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.settings import Settings
 
 Check = Callable[[Recipe, Settings, Mapping[str, Recipe]], None]  # the last: of runs still to come, by their folders
 _OURS = {"run.name": "--name NAME", "method.start": "--pretrained RUN_OR_FILE", "method.teacher": "kilobatch train"}

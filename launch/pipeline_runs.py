@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
-from launch import cluster, ledger, pipeline, pipeline_jobs, runs
-from launch.checks import check
-from launch.echo import tell
-from launch.pipeline_recipes import Asked, Plan, check_all, make, of_stage, plan
-from launch.pipeline_table import conclude, read
-from launch.recipe import Recipe
-from launch.settings import Settings
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import cluster, ledger, pipeline, pipeline_jobs, runs
+from kilobatch.launch.checks import check
+from kilobatch.launch.echo import tell
+from kilobatch.launch.pipeline_recipes import Asked, Plan, check_all, make, of_stage, plan
+from kilobatch.launch.pipeline_table import conclude, read
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.settings import Settings
 
 
 def start(
@@ -40,12 +40,12 @@ def start(
 def _check(planned: Plan, workers: int | None) -> int:
     """Every stage, before the first begins: recipes, devices, and that its images can be had. Returns the workers."""
     if workers is None:
-        from launch.devices import default_workers
+        from kilobatch.launch.devices import default_workers
 
         workers = default_workers(planned.stages[0].recipe)
     check_all(planned, partial(_check_one, workers))
-    from launch.devices import check_device
-    from launch.training import prepare_data
+    from kilobatch.launch.devices import check_device
+    from kilobatch.launch.training import prepare_data
 
     for stage in planned.stages:
         with of_stage(stage.name):
@@ -83,7 +83,7 @@ def resume(top: Path, workers: int | None, given: str | None, resources: dict[st
 
 def _go_on(top: Path, workers: int | None) -> int:
     """Runs the stages that have not finished, in order. Returns the exit code of the first that does not end well."""
-    from launch import training
+    from kilobatch.launch import training
 
     for stage in pipeline.folders(top):
         state = runs.status(stage)

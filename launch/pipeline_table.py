@@ -8,12 +8,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from data.labels import count_labelled
-from data.refusal import Refusal
-from data.sources import count, count_classes
-from launch import pipeline, recipe
-from launch.recipe import Recipe
-from trainer.files import write_whole
+from kilobatch.data.labels import count_labelled
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import count, count_classes
+from kilobatch.launch import pipeline, recipe
+from kilobatch.launch.recipe import Recipe
+from kilobatch.trainer.files import write_whole
 
 FILE = "pipeline.json"
 NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned (teacher)", "distill": "student"}
@@ -104,7 +104,7 @@ def parameters(chosen: Recipe) -> int:
     """Of the network that is kept: all that is needed for its classes, or, where it has none, for its features."""
     import torch
 
-    from launch.trained import build
+    from kilobatch.launch.trained import build
 
     with torch.device("meta"):
         method = build(chosen, 1, count_classes(chosen.data.train, "train"))

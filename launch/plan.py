@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.labels import count_labelled
-from data.refusal import Refusal
-from data.sources import count
-from launch import planning_machines, recipe
-from launch.checks import check
-from launch.planning_fit import Fit, Fitting, ways_out
-from launch.planning_machines import GIB, Machine, Measured
-from launch.planning_time import Time, time
-from launch.recipe import Recipe
+from kilobatch.data.labels import count_labelled
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import count
+from kilobatch.launch import planning_machines, recipe
+from kilobatch.launch.checks import check
+from kilobatch.launch.planning_fit import Fit, Fitting, ways_out
+from kilobatch.launch.planning_machines import GIB, Machine, Measured
+from kilobatch.launch.planning_time import Time, time
+from kilobatch.launch.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def plan(
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        from launch import planning_table
+        from kilobatch.launch import planning_table
 
         planning_table.show(made)
 
@@ -153,6 +153,6 @@ def _this_machine() -> int:
     """Bytes that are free here."""
     import torch
 
-    from trainer.room import free
+    from kilobatch.trainer.room import free
 
     return free(torch.device("cpu"), 1)

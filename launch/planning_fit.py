@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launch.planning_machines import Machine, words
-from launch.planning_memory import Memory, memory, optimizer
-from launch.recipe import Recipe
+from kilobatch.launch.planning_machines import Machine, words
+from kilobatch.launch.planning_memory import Memory, memory, optimizer
+from kilobatch.launch.recipe import Recipe
 
 if TYPE_CHECKING:
-    from launch.planning_pass import Layout, Step
+    from kilobatch.launch.planning_pass import Layout, Step
 
 MOST_NODES = 64  # times as many as asked for, that are tried
 
@@ -45,20 +45,20 @@ class Fitting:
 
     def step(self, layout: "Layout") -> "Step":
         if layout not in self._steps:
-            from launch import planning_pass
+            from kilobatch.launch import planning_pass
 
             self._steps[layout] = planning_pass.step(self.recipe, layout, self.images, self.classes)
         return self._steps[layout]
 
     def fit(self, recipe: Recipe, ranks: int, samples: int, chunks: int, zero: int) -> Fit:
         """With as many kept graphs as the recipe says, or as fit."""
-        from launch.planning_pass import Layout
+        from kilobatch.launch.planning_pass import Layout
 
         layout = Layout(ranks, samples, chunks)
         step, asked = self.step(layout), recipe.engine.keep
         keeps = range(chunks, -1, -1) if asked == "auto" else [min(asked, chunks)]
         assert self.machine.memory is not None
-        from trainer.chunking import SHARE
+        from kilobatch.trainer.chunking import SHARE
 
         found = None
         for keep in keeps if chunks > 1 else [1]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.refusal import Refusal, did_you_mean
+from kilobatch.data.refusal import Refusal, did_you_mean
 
 GIB = 2**30
 

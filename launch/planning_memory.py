@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data.views import Views
-from launch.planning_machines import FRAGMENTS, RESERVED, Machine
-from trainer.zero_memory import FP32, ZeroMemory, zero_memory
+from kilobatch.data.views import Views
+from kilobatch.launch.planning_machines import FRAGMENTS, RESERVED, Machine
+from kilobatch.trainer.zero_memory import FP32, ZeroMemory, zero_memory
 
 if TYPE_CHECKING:
-    from launch.planning_pass import Layout, Step
+    from kilobatch.launch.planning_pass import Layout, Step
 
 AHEAD = 3  # data.stream.AHEAD
 

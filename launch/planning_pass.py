@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batch import Batch
-from launch.planning_pretence import Sent, pretended
-from launch.recipe import Recipe
-from launch.references import recipe_of
-from launch.trained import build
-from methods import norm
-from methods.memory import MomentumEncoder
-from methods.method import Memory, Method, Tensors
-from trainer import optimizers
-from trainer.room import Watch
+from kilobatch.data.batch import Batch
+from kilobatch.launch.planning_pretence import Sent, pretended
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.references import recipe_of
+from kilobatch.launch.trained import build
+from kilobatch.methods import norm
+from kilobatch.methods.memory import MomentumEncoder
+from kilobatch.methods.method import Memory, Method, Tensors
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.room import Watch
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Parts = Mapping[str, int]  # bytes by what they are

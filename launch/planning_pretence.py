@@ -16,8 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # registers t
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from methods import across
-from trainer.traffic import Kind
+from kilobatch.methods import across
+from kilobatch.trainer.traffic import Kind
 
 aten = torch.ops.aten
 KINDS: dict[str, Kind] = {

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from launch.plan import Plan
-from launch.planning_machines import ASSUMED, GIB
+from kilobatch.launch.plan import Plan
+from kilobatch.launch.planning_machines import ASSUMED, GIB
 
 
 def show(plan: Plan) -> None:

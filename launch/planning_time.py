@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launch.planning_machines import FLOP_PER_BYTE, HOPS, LINK_SHARE, VIEWS_PER_CORE, Machine, Measured
-from launch.recipe import Recipe
-from trainer import traffic
-from trainer.traffic import Kind, Link
-from trainer.zero_memory import ALL_REDUCE, BUCKET, FP32
+from kilobatch.launch.planning_machines import FLOP_PER_BYTE, HOPS, LINK_SHARE, VIEWS_PER_CORE, Machine, Measured
+from kilobatch.launch.recipe import Recipe
+from kilobatch.trainer import traffic
+from kilobatch.trainer.traffic import Kind, Link
+from kilobatch.trainer.zero_memory import ALL_REDUCE, BUCKET, FP32
 
 if TYPE_CHECKING:
-    from launch.planning_pass import Layout, Step
+    from kilobatch.launch.planning_pass import Layout, Step
 
 PURPOSES = {"targets": "targets", "BatchNorm": "BatchNorm's statistics", "loss": "embeddings and sums"}
 

@@ -5,7 +5,7 @@ import hashlib
 import socket
 from collections.abc import Iterator
 
-from data.refusal import Refusal
+from kilobatch.data.refusal import Refusal
 
 FIRST_PORT, PORTS = 20000, 10000  # below those that the kernel gives out
 

@@ -10,16 +10,16 @@ from typing import Any, Union
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from data.options import DataOptions
-from data.refusal import Refusal
-from launch import catalogue, explain, method_options, overrides
-from launch.method_options import MethodOptions
-from launch.runs import RunOptions
-from launch.settings import Key, Settings, dump, read_file, shown
-from methods.encoder_options import EncoderOptions
-from trainer.evaluate.options import EvaluateOptions
-from trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
-from trainer.schedules import ScheduleOptions
+from kilobatch.data.options import DataOptions
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import catalogue, explain, method_options, overrides
+from kilobatch.launch.method_options import MethodOptions
+from kilobatch.launch.runs import RunOptions
+from kilobatch.launch.settings import Key, Settings, dump, read_file, shown
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.trainer.evaluate.options import EvaluateOptions
+from kilobatch.trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
+from kilobatch.trainer.schedules import ScheduleOptions
 
 
 class Recipe(BaseModel):

@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from data.refusal import Refusal
-from launch import method_options, recipe, runs
-from launch.recipe import Recipe
-from methods.encoder_options import EncoderOptions
-from methods.head_options import refuse_layers
-from methods.reference_options import Reference
-from trainer.files import DESCRIPTION, is_checkpoint, unsealed
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import method_options, recipe, runs
+from kilobatch.launch.recipe import Recipe
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.head_options import refuse_layers
+from kilobatch.methods.reference_options import Reference
+from kilobatch.trainer.files import DESCRIPTION, is_checkpoint, unsealed
 
 PINNED = "trained.json"  # in a run's folder: the files that its references stood for when it began
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launch.ledger import Attempt, counts
+from kilobatch.launch.ledger import Attempt, counts
 
 
 class RequeueOptions(BaseModel):

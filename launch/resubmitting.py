@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from data.refusal import Refusal
-from launch import cluster, ledger, pipeline, pipeline_runs, recipe, runs, snapshot, submitting
-from launch.ledger import JobFile
-from launch.references import begun
-from launch.scheduler import scheduler_of
-from trainer.files import write_whole
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import cluster, ledger, pipeline, pipeline_runs, recipe, runs, snapshot, submitting
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.references import begun
+from kilobatch.launch.scheduler import scheduler_of
+from kilobatch.trainer.files import write_whole
 
 
 def resume(run: str, workers: int | None, given: str | None, resources: dict[str, Any]) -> int:
@@ -27,7 +27,7 @@ def resume(run: str, workers: int | None, given: str | None, resources: dict[str
     if workers is None and (submitted or on_cluster):
         _submit(folder, submitted, given, resources)
         return 0
-    from launch import training
+    from kilobatch.launch import training
 
     return training.resume(run, workers)
 

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from data.refusal import Refusal, did_you_mean
-from launch import ledger
-from launch.requeue import RequeueOptions
-from launch.scheduler import JobState, scheduler_of
-from trainer.files import in_words, write_whole
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch import ledger
+from kilobatch.launch.requeue import RequeueOptions
+from kilobatch.launch.scheduler import JobState, scheduler_of
+from kilobatch.trainer.files import in_words, write_whole
 
 FOLDER = Path("runs")
 

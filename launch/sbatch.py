@@ -10,10 +10,10 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from data.refusal import Refusal
-from launch.cluster import Cluster, lead_seconds
-from launch.job import Job
-from launch.slurm import Slurm
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch.cluster import Cluster, lead_seconds
+from kilobatch.launch.job import Job
+from kilobatch.launch.slurm import Slurm
 
 
 class _Executor(SlurmExecutor):

@@ -65,6 +65,6 @@ class Scheduler(Protocol):
 
 
 def scheduler_of(cluster: Literal["slurm", "local"]) -> Scheduler:
-    from launch import local, slurm
+    from kilobatch.launch import local, slurm
 
     return slurm.Slurm() if cluster == "slurm" else local.Local()

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
-from data.refusal import Refusal
+from kilobatch.data.refusal import Refusal
 
 Key = tuple[str | int, ...]  # ("data", "views", "size"); numbers index lists
 

@@ -7,8 +7,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from data.refusal import Refusal
-from launch.scheduler import Fate, JobState, State, Task
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch.scheduler import Fate, JobState, State, Task
 
 ANSWER = 5.0  # seconds for squeue and sacct
 PATIENCE = 120.0  # seconds in which a job asks again, of itself: the controller may be restarting

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
-from trainer.files import in_words, write_whole
+import kilobatch
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.files import in_words, write_whole
 
-PACKAGES = ("launch", "trainer", "methods", "data", "configs")
+PACKAGE = Path(kilobatch.__file__).parent
+FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__")
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -22,7 +24,7 @@ def refuse_odd(folder: Path) -> None:
 
 
 def take(codes: Path) -> Path:
-    """Copies the packages into the next free `codes/001`, with a note of the commit, and returns that folder.
+    """Copies the package into the next free `codes/001`, with a note of the commit, and returns that folder.
 
     Raises Refusal where it cannot be written.
     """
@@ -32,8 +34,7 @@ def take(codes: Path) -> Path:
     try:
         if beside.exists():  # of a submission that was killed
             shutil.rmtree(beside)
-        for package in PACKAGES:
-            shutil.copytree(CHECKOUT / package, beside / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(PACKAGE, beside / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         write_whole(beside / "commit.json", [json.dumps(_commit(), indent=1).encode()])
         beside.rename(code)
     except OSError as error:
@@ -46,7 +47,7 @@ def _commit() -> dict[str, Any]:
     taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
     if shutil.which("git") is None or not (CHECKOUT / ".git").exists():
         return taken | {"commit": None}
-    changed = _git("status", "--porcelain", "--", *PACKAGES).splitlines()
+    changed = _git("status", "--porcelain", "--", "src", *FOLDERS).splitlines()
     return taken | {"commit": _git("rev-parse", "HEAD").strip(), "changed": changed}
 
 

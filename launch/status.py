@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from data.refusal import Refusal
-from launch import pipeline, pipeline_table
-from launch.overview import Overview, Row, overview
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import pipeline, pipeline_table
+from kilobatch.launch.overview import Overview, Row, overview
 
 WATCH = 10.0  # seconds; the scheduler is asked at each
 STYLES = {"running": "green", "queued": "cyan", "failed": "bold red", "damaged": "bold red", "interrupted": "yellow"}

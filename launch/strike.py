@@ -1,4 +1,5 @@
-"""`python -m launch.strike RUN RANK`: SIGKILL for that worker of a run, on this machine. For drills. Loads no torch."""
+"""`python -m kilobatch.launch.strike RUN RANK`: SIGKILL for that worker of a run, on this machine. For drills. Loads no
+torch."""
 
 import sys
 from pathlib import Path

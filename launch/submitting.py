@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
-from data.sources import absolute
-from launch import cluster, ledger, local, recipe, references, runs, sbatch, snapshot, sweep
-from launch.checks import check
-from launch.cluster import KIND, Cluster, lead_seconds
-from launch.ledger import JobFile
-from launch.recipe import Recipe
-from launch.settings import Settings
-from trainer.files import discard, write_whole
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import absolute
+from kilobatch.launch import cluster, ledger, local, recipe, references, runs, sbatch, snapshot, sweep
+from kilobatch.launch.checks import check
+from kilobatch.launch.cluster import KIND, Cluster, lead_seconds
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.settings import Settings
+from kilobatch.trainer.files import discard, write_whole
 
 
 def submit(

@@ -6,9 +6,9 @@ from itertools import product
 
 import yaml
 
-from data.refusal import Refusal
-from launch import overrides
-from launch.settings import parse
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import overrides
+from kilobatch.launch.settings import parse
 
 
 @dataclass(frozen=True)

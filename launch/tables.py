@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from launch import catalogue
+from kilobatch.launch import catalogue
 
 if TYPE_CHECKING:
-    from trainer.verify import Row
+    from kilobatch.trainer.verify import Row
 
 
 def recipes() -> None:
@@ -24,8 +24,8 @@ def parity(methods: Sequence[str]) -> bool:
     """A table for each method: each layout of ranks × chunks against the paper's formula; of several a summary, too.
     Returns whether every method has one, all that is right agrees and all that is wrong is found out. Raises Refusal
     for a single method without one."""
-    from methods.verify import known
-    from trainer.verify import LIMIT, verify
+    from kilobatch.methods.verify import known
+    from kilobatch.trainer.verify import LIMIT, verify
 
     tables = verify(*(name for name in methods if len(methods) == 1 or name in known()))
     for name, rows in tables.items():

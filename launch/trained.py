@@ -11,15 +11,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.refusal import Refusal, did_you_mean
-from launch import method_options, recipe
-from launch.recipe import Recipe
-from launch.references import PINNED, metadata_of, place, recipe_in
-from methods import encoders
-from methods.encoder import Encoder
-from methods.method import Method
-from trainer.files import DESCRIPTION, is_checkpoint, sha256, write_whole
-from trainer.saved import newest, open_saved
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.launch import method_options, recipe
+from kilobatch.launch.recipe import Recipe
+from kilobatch.launch.references import PINNED, metadata_of, place, recipe_in
+from kilobatch.methods import encoders
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.method import Method
+from kilobatch.trainer.files import DESCRIPTION, is_checkpoint, sha256, write_whole
+from kilobatch.trainer.saved import newest, open_saved
 
 METHOD, ENCODER = "method.", "encoder."  # prefixes of names
 FOREIGN = ("fc.weight", "fc.bias", "heads.head.weight", "heads.head.bias", "encoder.pos_embedding")  # torchvision's own

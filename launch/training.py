@@ -5,14 +5,14 @@ What imports torch stands in the functions that need it, so that a bad recipe is
 
 from pathlib import Path
 
-from data.convert import prepare, verify
-from data.refusal import Refusal
-from data.sources import unshared
-from launch import recipe, runs
-from launch.checks import check
-from launch.echo import tell
-from launch.ending import Ending
-from launch.references import begun
+from kilobatch.data.convert import prepare, verify
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import unshared
+from kilobatch.launch import recipe, runs
+from kilobatch.launch.checks import check
+from kilobatch.launch.echo import tell
+from kilobatch.launch.ending import Ending
+from kilobatch.launch.references import begun
 
 FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 STATUS: dict[int, runs.Status] = {
@@ -27,7 +27,7 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
     """Makes a run of a recipe and trains it. Returns the exit code; raises Refusal before anything is started."""
     chosen, settings = recipe.read(name, overrides)
     if workers is None:
-        from launch.devices import default_workers
+        from kilobatch.launch.devices import default_workers
 
         workers = default_workers(chosen)
     check(chosen, workers, settings)
@@ -81,7 +81,7 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
 
 def _check_device(chosen: recipe.Recipe, workers: int) -> None:
     """Raises Refusal where this machine lacks the devices. They are asked last, as that loads torch."""
-    from launch.devices import check_device
+    from kilobatch.launch.devices import check_device
 
     check_device(chosen, workers)
 
@@ -121,10 +121,10 @@ def _run(folder: Path, workers: int) -> int:
 
 def _work(folder: Path, workers: int, arguments: list[str]) -> int:
     """Runs the workers and says why they ended. Returns the exit code."""
-    from launch import here
+    from kilobatch.launch import here
 
     stall_minutes = recipe.load(folder / "recipe.yaml")[0].run.stall_minutes
-    ending = here.run(folder, workers, "launch.worker", [str(folder), *arguments], stall_minutes)
+    ending = here.run(folder, workers, "kilobatch.launch.worker", [str(folder), *arguments], stall_minutes)
     match ending.kind:
         case "finished":
             return FINISHED

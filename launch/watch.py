@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from launch.ending import INTERRUPTED, REFUSED, Ending, this_host
-from launch.news import (
+from kilobatch.launch.ending import INTERRUPTED, REFUSED, Ending, this_host
+from kilobatch.launch.news import (
     LAST_LINES,
     STOPS,
     Came,
@@ -23,8 +23,8 @@ from launch.news import (
     Trouble,
     ending,
 )
-from launch.silence import Silence
-from launch.workers import Worker, Workers
+from kilobatch.launch.silence import Silence
+from kilobatch.launch.workers import Worker, Workers
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL for the workers that a failed one leaves behind
 DUMP = 2.0  # seconds for the workers that hang to write their stacks

@@ -1,5 +1,5 @@
-"""What each worker runs, `python -m launch.worker RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]]`: builds the
-parts and wires them."""
+"""What each worker runs, `python -m kilobatch.launch.worker RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]]`:
+builds the parts and wires them."""
 
 import argparse
 import hashlib
@@ -16,32 +16,32 @@ from typing import NoReturn, cast
 import torch
 import torch.distributed as dist
 
-from data.kernels import chosen as kernels
-from data.labels import labelled
-from data.refusal import Refusal
-from launch import recipe
-from launch.ending import INTERRUPTED, REFUSED
-from launch.evaluating import after_epoch, evaluate, final, scene_of
-from launch.parts import images_of, loader_of, method_of, prepared
-from launch.recipe import Recipe, with_test
-from launch.trained import Pinned
-from launch.world import World, world
-from methods.method import Method
-from trainer import optimizers
-from trainer.checkpoint import Checkpoints, Saved, newest, open_saved
-from trainer.engine import Engine
-from trainer.evaluate.options import Evaluator
-from trainer.loop import Loop
-from trainer.monitor import Monitor
-from trainer.schedules import lr_at
-from trainer.step import NonFinite
-from trainer.uncompiled import spare_the_compiler
+from kilobatch.data.kernels import chosen as kernels
+from kilobatch.data.labels import labelled
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import recipe
+from kilobatch.launch.ending import INTERRUPTED, REFUSED
+from kilobatch.launch.evaluating import after_epoch, evaluate, final, scene_of
+from kilobatch.launch.parts import images_of, loader_of, method_of, prepared
+from kilobatch.launch.recipe import Recipe, with_test
+from kilobatch.launch.trained import Pinned
+from kilobatch.launch.world import World, world
+from kilobatch.methods.method import Method
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.checkpoint import Checkpoints, Saved, newest, open_saved
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.evaluate.options import Evaluator
+from kilobatch.trainer.loop import Loop
+from kilobatch.trainer.monitor import Monitor
+from kilobatch.trainer.schedules import lr_at
+from kilobatch.trainer.step import NonFinite
+from kilobatch.trainer.uncompiled import spare_the_compiler
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.worker")
+    parser = argparse.ArgumentParser(prog="python -m kilobatch.launch.worker")
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.threads import spare_threads
-from launch.echo import Output
-from trainer import pulse
+from kilobatch.data.threads import spare_threads
+from kilobatch.launch.echo import Output
+from kilobatch.trainer import pulse
 
 # glibc gives large blocks back to the kernel at once and takes them anew, zeroed page by page: a third of a small
 # network's step on a CPU. Activations have the same sizes in every step, so they are kept.
@@ -150,7 +150,7 @@ def _environment(place: Place, local: int, count: int, pulse_end: int) -> dict[s
 
 def _start(environment: dict[str, str], output: Output, pulse_end: int, command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.leash", str(os.getpid()), *command],
+        [sys.executable, "-m", "kilobatch.launch.leash", str(os.getpid()), *command],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output.workers_end,

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from data.refusal import Refusal
-from launch.ports import ports
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch.ports import ports
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

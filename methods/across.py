@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from data.refusal import Refusal
+from kilobatch.data.refusal import Refusal
 
 FEW = 8  # ranks, about those of one machine: benchmarks/scaling.md
 _agreed: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()  # by group: what all brought as many of

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.refusal import Refusal
-from methods import across
-from methods.method import Memory
-from methods.queue_nce import QueueNCE
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.method import Memory
+from kilobatch.methods.queue_nce import QueueNCE
 
 BLOCK = 1024  # random rows that are made at a time
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from methods.encoder_options import EncoderOptions
+from kilobatch.methods.encoder_options import EncoderOptions
 
 
 @dataclass(frozen=True)

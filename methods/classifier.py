@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from data.refusal import Refusal
+from kilobatch.data.refusal import Refusal
 
 
 class Classifier(nn.Linear):

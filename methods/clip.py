@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from methods import across
-from methods.nt_xent import CPU_TILE
-from methods.operand_options import Operands
-from methods.tiles import (
+from kilobatch.methods import across
+from kilobatch.methods.nt_xent import CPU_TILE
+from kilobatch.methods.operand_options import Operands
+from kilobatch.methods.tiles import (
     add_product_,
     as_operand,
     buffer,
@@ -50,7 +50,7 @@ class CLIP(Function):
         own, second = as_operand(u, operands, ctx.fused).tensor_split(2)
         every, first = across.gather(second), across.rank() * len(own)  # (N, D)
         if ctx.fused:
-            from methods.kernels import clip as kernels
+            from kilobatch.methods.kernels import clip as kernels
 
             rows, columns = kernels.sums(own, every, first, bounded, operands)
         else:
@@ -71,7 +71,7 @@ class CLIP(Function):
             du = u.roll(n, 0).mul_(-(a + a.roll(n))[:, None])
             of_every = du[n:] if across.size() == 1 else du.new_zeros(len(every), du.shape[1])
             if ctx.fused:
-                from methods.kernels import clip as kernels
+                from kilobatch.methods.kernels import clip as kernels
 
                 du[:n] += kernels.gradient(own, every, first, lse, every_lse, ctx.bounded, ctx.operands)
                 of_every += kernels.gradient(every, own, -first, every_lse, lse, ctx.bounded, ctx.operands)

@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from data.refusal import Refusal
-from methods.beside_options import Beside
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.beside_options import Beside
 
 LARGEST_SCALE = 100  # of similarities, 1 / temperature, once learnt: Radford et al. 2021, section 2.5
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.encoder import Encoder
-from methods.encoder_options import Mode
-from methods.norm import BatchNorm
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.norm import BatchNorm
 
 
 class ConvNet(Encoder):

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods.encoder import Encoder
-from methods.finetune import FineTune
-from methods.method import Tensors, Trained
-from methods.reference_options import Reference
-from methods.teacher import Teacher
-from methods.teacher_options import TeacherPrecision
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.method import Tensors, Trained
+from kilobatch.methods.reference_options import Reference
+from kilobatch.methods.teacher import Teacher
+from kilobatch.methods.teacher_options import TeacherPrecision
 
 
 class Distill(FineTune):

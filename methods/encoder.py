@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from methods.encoder_options import Mode
+from kilobatch.methods.encoder_options import Mode
 
 
 class Encoder(nn.Module):

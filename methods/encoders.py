@@ -1,10 +1,10 @@
 """The encoder that a recipe asks for."""
 
-from methods.convnet import ConvNet
-from methods.encoder import Encoder
-from methods.encoder_options import EncoderOptions
-from methods.resnet import ResNet
-from methods.vit import SIZES, ViT
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.resnet import ResNet
+from kilobatch.methods.vit import SIZES, ViT
 
 
 def build(options: EncoderOptions) -> Encoder:

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods.classifier import Classifier, refuse_unlabelled
-from methods.encoder import Encoder
-from methods.head_options import LastDim, refuse_layers
-from methods.heads import ProjectionHead, hidden_layers
-from methods.method import Method, Tensors, Trained
-from methods.reference_options import Reference
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.classifier import Classifier, refuse_unlabelled
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.head_options import LastDim, refuse_layers
+from kilobatch.methods.heads import ProjectionHead, hidden_layers
+from kilobatch.methods.method import Method, Tensors, Trained
+from kilobatch.methods.reference_options import Reference
 
 
 class FineTune(Method):

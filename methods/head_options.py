@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data.refusal import Refusal
-from methods.beside_options import Beside
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.beside_options import Beside
 
 
 class OfTheLast:

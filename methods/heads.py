@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods.encoder_options import Mode
-from methods.norm import BatchNorm
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.norm import BatchNorm
 
 
 def hidden_layers(features: int, hidden: int, layers: int, norm: Mode) -> nn.Sequential:

@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods.bank import Bank, softmax
-from methods.encoder import Encoder
-from methods.heads import unit
-from methods.method import Method, Tensors
-from methods.nce import NCE
+from kilobatch.data.batch import Batch
+from kilobatch.methods.bank import Bank, softmax
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import unit
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.nce import NCE
 
 
 class InstanceDiscrimination(Method):

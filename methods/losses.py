@@ -8,14 +8,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 
-from data.refusal import Refusal
-from methods import across
-from methods.clip import CLIP
-from methods.exponents import LARGEST_EXPONENT
-from methods.memory import Queue
-from methods.nt_xent import NTXent
-from methods.operand_options import Operands
-from methods.queue_nce import QueueLogSumExp
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.clip import CLIP
+from kilobatch.methods.exponents import LARGEST_EXPONENT
+from kilobatch.methods.memory import Queue
+from kilobatch.methods.nt_xent import NTXent
+from kilobatch.methods.operand_options import Operands
+from kilobatch.methods.queue_nce import QueueLogSumExp
 
 
 def nt_xent(

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods import across, norm
-from methods.memory_options import QueueOptions, share
-from methods.method import Memory
-from methods.operand_options import Operands
-from methods.queue_nce import QueueNCE, nearest
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across, norm
+from kilobatch.methods.memory_options import QueueOptions, share
+from kilobatch.methods.method import Memory
+from kilobatch.methods.operand_options import Operands
+from kilobatch.methods.queue_nce import QueueNCE, nearest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BLOCK = 1024  # random keys that are made at a time

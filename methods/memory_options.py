@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.refusal import Refusal
-from methods.beside_options import Beside
-from methods.exponents import LARGEST_EXPONENT
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.beside_options import Beside
+from kilobatch.methods.exponents import LARGEST_EXPONENT
 
 SHARDED_FROM = 262_144  # keys; below, a replicated queue is small beside an encoder: 134 MB at 128 dimensions in fp32
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

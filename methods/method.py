@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from data.batch import Batch
+from kilobatch.data.batch import Batch
 
 Tensors = Mapping[str, Tensor]  # every tensor leads with the sample axis, so that chunks concatenate
 Trained = Callable[[str], "Method"]  # a reference that a recipe holds (run, checkpoint or file) -> what it left

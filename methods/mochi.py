@@ -6,15 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data.batch import Batch
-from data.chance import keys, uniforms
-from methods.encoder import Encoder
-from methods.heads import unit
-from methods.memory import info_nce
-from methods.memory_options import Hard, QueueOptions, refuse_harder
-from methods.method import Tensors
-from methods.moco import MoCo
-from methods.shuffle_options import Shuffled
+from kilobatch.data.batch import Batch
+from kilobatch.data.chance import keys, uniforms
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import unit
+from kilobatch.methods.memory import info_nce
+from kilobatch.methods.memory_options import Hard, QueueOptions, refuse_harder
+from kilobatch.methods.method import Tensors
+from kilobatch.methods.moco import MoCo
+from kilobatch.methods.shuffle_options import Shuffled
 
 QUEUE = QueueOptions()  # 65,536 keys
 

@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods.encoder import Encoder
-from methods.heads import unit
-from methods.memory import MomentumEncoder, Queue, info_nce
-from methods.memory_options import QueueOptions
-from methods.method import Method, Tensors
-from methods.operand_options import Operands
-from methods.shuffle import Shuffle
-from methods.shuffle_options import WHOLE, Shuffled, refuse_global
+from kilobatch.data.batch import Batch
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import unit
+from kilobatch.methods.memory import MomentumEncoder, Queue, info_nce
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.operand_options import Operands
+from kilobatch.methods.shuffle import Shuffle
+from kilobatch.methods.shuffle_options import WHOLE, Shuffled, refuse_global
 
 QUEUE = QueueOptions()  # 65,536 keys
 

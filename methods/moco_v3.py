@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods import across
-from methods.encoder import Encoder
-from methods.heads import MLP, unit
-from methods.memory import MomentumEncoder, rising
-from methods.method import Method, Tensors
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import MLP, unit
+from kilobatch.methods.memory import MomentumEncoder, rising
+from kilobatch.methods.method import Method, Tensors
 
 
 class MoCoV3(Method):

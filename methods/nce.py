@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from data.chance import keys, uniforms
-from methods import across
-from methods.bank import Bank
+from kilobatch.data.chance import keys, uniforms
+from kilobatch.methods import across
+from kilobatch.methods.bank import Bank
 
 CPU_PAIRS = 1 << 16  # of embeddings and noise rows, at a time
 ACCELERATOR_PAIRS = 1 << 20

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from methods import across
-from methods.encoder_options import Mode
+from kilobatch.methods import across
+from kilobatch.methods.encoder_options import Mode
 
 
 class _Normalise(Function):

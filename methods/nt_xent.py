@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from methods import across
-from methods.operand_options import Operands
-from methods.tiles import (
+from kilobatch.methods import across
+from kilobatch.methods.operand_options import Operands
+from kilobatch.methods.tiles import (
     add_product_,
     as_operand,
     buffer,
@@ -72,7 +72,7 @@ class NTXent(Function):
         own = as_operand(u, operands, ctx.fused)
         every = across.gather(own)  # (M, D)
         if ctx.fused:
-            from methods.kernels import nt_xent as kernels
+            from kilobatch.methods.kernels import nt_xent as kernels
 
             negatives, kept = kernels.negatives(own, every, across.rank() * len(u), bounded, operands), []
         else:
@@ -92,7 +92,7 @@ class NTXent(Function):
         own, minus, each = _own(every), a + _other_view(a), grads[0] / len(u)
         with torch.autocast(u.device.type, enabled=False):
             if ctx.fused:
-                from methods.kernels import nt_xent as kernels
+                from kilobatch.methods.kernels import nt_xent as kernels
 
                 first = across.rank() * len(u)
                 du = kernels.gradient(u, own, every, first, lse, minus, each, ctx.bounded, ctx.operands)

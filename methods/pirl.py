@@ -5,12 +5,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn, stack
 
-from data.batch import Batch
-from data.jigsaw import patches
-from methods.encoder import Encoder
-from methods.heads import unit
-from methods.instance_discrimination import InstanceDiscrimination
-from methods.method import Tensors
+from kilobatch.data.batch import Batch
+from kilobatch.data.jigsaw import patches
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import unit
+from kilobatch.methods.instance_discrimination import InstanceDiscrimination
+from kilobatch.methods.method import Tensors
 
 
 class PIRL(InstanceDiscrimination):

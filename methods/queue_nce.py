@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from methods import across
-from methods.exponents import LARGEST_EXPONENT
-from methods.operand_options import Operands
-from methods.tiles import add_product_, as_operand, buffer, exp_and_sum_, fused, product_, sides
+from kilobatch.methods import across
+from kilobatch.methods.exponents import LARGEST_EXPONENT
+from kilobatch.methods.operand_options import Operands
+from kilobatch.methods.tiles import add_product_, as_operand, buffer, exp_and_sum_, fused, product_, sides
 
 CPU_TILE = (256, 1024)  # queries x keys
 LEFT_OUT = -1e30  # a similarity that counts for nothing; unlike -inf it can be subtracted from itself
@@ -114,7 +114,7 @@ class QueueLogSumExp(Function):
 def _sums(scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands) -> Tensor:
     """scaled (N, D), keys (m, D) -> (N, D + 1): [sum e k | sum e] over keys."""
     if fused("a queue's InfoNCE", scaled, operands):
-        from methods.kernels import queue_nce as kernels
+        from kilobatch.methods.kernels import queue_nce as kernels
 
         return kernels.sums(scaled, keys, without, operands)
     weighted, total = torch.zeros_like(scaled), torch.zeros_like(scaled[:, 0])
@@ -129,7 +129,7 @@ def _careful_sums(
 ) -> tuple[Tensor, Tensor]:
     """As _sums, of e^(s - shift): -> sums (N, D + 1) and shift (N,), the largest of highest and all s, on all ranks."""
     if fused("a queue's InfoNCE", scaled, operands):
-        from methods.kernels import queue_nce as kernels
+        from kilobatch.methods.kernels import queue_nce as kernels
 
         sums, here = kernels.careful_sums(scaled, keys, highest, without, operands)
         shift = across.all_max(here) if sharded else here

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods.encoder import Encoder
-from methods.encoder_options import EncoderOptions, Mode, Stem
-from methods.norm import BatchNorm
-from methods.selective_kernels import AveragePool, SelectiveKernels
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.encoder_options import EncoderOptions, Mode, Stem
+from kilobatch.methods.norm import BatchNorm
+from kilobatch.methods.selective_kernels import AveragePool, SelectiveKernels
 
 
 class Basic(nn.Module):

@@ -4,8 +4,8 @@ with 3x3 kernels: google-research/simclr, tf2/resnet.py, SK_Conv2D."""
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.encoder_options import Mode
-from methods.norm import BatchNorm
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.norm import BatchNorm
 
 LEAST = 32  # channels of a squeeze
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods import across
-from methods.shuffle_options import ALONE
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.shuffle_options import ALONE
 
 
 class Shuffle(nn.Module):

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from data.refusal import Refusal
-from methods.beside_options import Beside
-from methods.encoder_options import Mode
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.beside_options import Beside
+from kilobatch.methods.encoder_options import Mode
 
 ALONE = (
     "method.shuffle is true, but one worker has nobody to shuffle with: its norms would still tell queries their keys; "

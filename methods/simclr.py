@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods.clip_options import LARGEST_SCALE, Learnt, refuse_beyond
-from methods.encoder import Encoder
-from methods.heads import ProjectionHead
-from methods.losses import clip_loss, nt_xent
-from methods.method import Method, Tensors
-from methods.operand_options import Operands
+from kilobatch.data.batch import Batch
+from kilobatch.methods.clip_options import LARGEST_SCALE, Learnt, refuse_beyond
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import ProjectionHead
+from kilobatch.methods.losses import clip_loss, nt_xent
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.operand_options import Operands
 
 
 class SimCLR(Method):

@@ -5,14 +5,14 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods.encoder import Encoder
-from methods.heads import ProjectionHead, unit
-from methods.losses import nt_xent
-from methods.memory import MomentumEncoder, Queue
-from methods.memory_options import QueueOptions
-from methods.method import Method, Tensors
-from methods.operand_options import Operands
+from kilobatch.data.batch import Batch
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.heads import ProjectionHead, unit
+from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.memory import MomentumEncoder, Queue
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.operand_options import Operands
 
 
 class SimCLRV2(Method):

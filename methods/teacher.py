@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from methods.classifier import Classifier
-from methods.method import Method
-from methods.teacher_options import TeacherPrecision
+from kilobatch.methods.classifier import Classifier
+from kilobatch.methods.method import Method
+from kilobatch.methods.teacher_options import TeacherPrecision
 
 
 class Teacher:

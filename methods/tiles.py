@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from data.kernels import chosen
-from methods.operand_options import Operands
+from kilobatch.data.kernels import chosen
+from kilobatch.methods.operand_options import Operands
 
 MOST_DIM = 256  # of an embedding, for the kernels: a program keeps whole rows of the gradient
 ACCELERATOR_TILE = (2048, 8192)  # rows x columns
@@ -74,7 +74,7 @@ def add_product_(sums: Tensor, left: Tensor, right: Tensor) -> None:
 def exp_and_sum_(s: Tensor, rows: Tensor, columns: Tensor | None = None) -> None:
     """s (R, C) becomes e^s; its sums are added to rows (R,) and, if given, columns (C,). Compiled: for s up to 88."""
     if _compiled(s):
-        from methods import tiles_compiled  # numba takes a quarter of a second to import
+        from kilobatch.methods import tiles_compiled  # numba takes a quarter of a second to import
 
         tiles_compiled.exp_and_sum(s.numpy(), rows.numpy(), None if columns is None else columns.numpy())
         return
@@ -87,7 +87,7 @@ def exp_and_sum_(s: Tensor, rows: Tensor, columns: Tensor | None = None) -> None
 def exp_and_weigh_(s: Tensor, rows: Tensor, columns: Tensor) -> None:
     """s (R, C) becomes e^s_ij (rows_i + columns_j); rows (R,), columns (C,). Compiled: for s up to 88."""
     if _compiled(s):
-        from methods import tiles_compiled
+        from kilobatch.methods import tiles_compiled
 
         tiles_compiled.exp_and_weigh(s.numpy(), rows.numpy(), columns.numpy())
         return

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from data.compiled import COMMON, Floats
+from kilobatch.data.compiled import COMMON, Floats
 
 f32 = np.float32
 LOG2_E = f32(1.4426950408889634)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.refusal import Refusal, did_you_mean
-from methods import across, formulas
-from methods.encoder_options import Mode
-from methods.method import Method, Tensors
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.methods import across, formulas
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.method import Method, Tensors
 
 Loss = Callable[[Method, Tensors, Tensors], Tensor]  # method, z, t -> 0-dim
 TEMPERATURE = 0.2
@@ -65,7 +65,7 @@ def standard(method: str) -> Standard:
     """Raises Refusal for a method that has none."""
     if method not in known():
         raise Refusal(f"there is no parity table for '{method}'{did_you_mean(method, known())}")
-    return importlib.import_module(f"methods.formulas.{method}").STANDARD
+    return importlib.import_module(f"kilobatch.methods.formulas.{method}").STANDARD
 
 
 def own_slice(z: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods.encoder import Encoder
-from methods.encoder_options import Mode
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.encoder_options import Mode
 
 PATCH = 16  # pixels, of both sides
 EPSILON = 1e-6

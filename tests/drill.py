@@ -15,8 +15,8 @@ import psutil
 import pytest
 import torch
 
-from trainer.checkpoint import newest, open_saved
-from trainer.monitor import TIMINGS
+from kilobatch.trainer.checkpoint import newest, open_saved
+from kilobatch.trainer.monitor import TIMINGS
 
 TINY = [
     "demo",

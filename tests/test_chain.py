@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.trained import trained
+from kilobatch.launch.trained import trained
 from tests.drill import TINY, command, lines_without_timings, logged, run_to_the_end, wait_for, weights, workers_of
 
 ONE_VIEW = ["data.views.count=1", "data.labels.share=0.05", "evaluate.during=classify"]  # 72 labels

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
-from data.sync import sync_folder
-from trainer.files import discard, in_words, sealed, show_whole, sweep, write_synced
-from trainer.options import CheckpointOptions
-from trainer.rng import restore_rng, rng_pieces
-from trainer.saved import DESCRIPTION, Damaged, Saved, newest, open_saved, steps
-from trainer.shard import Piece, Snapshot, cut
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sync import sync_folder
+from kilobatch.trainer.files import discard, in_words, sealed, show_whole, sweep, write_synced
+from kilobatch.trainer.options import CheckpointOptions
+from kilobatch.trainer.rng import restore_rng, rng_pieces
+from kilobatch.trainer.saved import DESCRIPTION, Damaged, Saved, newest, open_saved, steps
+from kilobatch.trainer.shard import Piece, Snapshot, cut
 
 __all__ = [
     "Checkpoints",

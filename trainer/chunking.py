@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.refusal import Refusal
-from methods import across, norm
-from methods.method import Method, Tensors
-from trainer.options import EngineOptions
-from trainer.rng import random_state, set_random_state
-from trainer.room import Cost, cost, free
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across, norm
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.rng import random_state, set_random_state
+from kilobatch.trainer.room import Cost, cost, free
 
 PROBES = 2, 8  # samples: from two costs follow the one that does not grow with the samples, and the one that does
 SHARE = 0.8  # of the memory that is free before the first step; the rest is for what no probe sees

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from data.compiled import Bytes, Whole, exact
+from kilobatch.data.compiled import Bytes, Whole, exact
 
 POLYNOMIAL = 0x82F63B78  # bits reversed
 Words = NDArray[np.uint32]

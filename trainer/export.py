@@ -9,11 +9,11 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from data.refusal import Refusal
-from methods.resnet import torchvision_state_dict
-from methods.vit import PATCH, SIZES, torchvision_vit_state_dict
-from trainer.files import in_words, is_checkpoint, write_whole
-from trainer.saved import Saved, newest, open_saved
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.resnet import torchvision_state_dict
+from kilobatch.methods.vit import PATCH, SIZES, torchvision_vit_state_dict
+from kilobatch.trainer.files import in_words, is_checkpoint, write_whole
+from kilobatch.trainer.saved import Saved, newest, open_saved
 
 METHOD = "method."
 PREFIX = METHOD + "encoder."
@@ -78,14 +78,17 @@ def _for_others(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) 
         width = len(tensors["bn1.weight"]) // 64
         if width == 1 and not sk_ratio:
             return torchvision_state_dict(tensors), f"torchvision.models.{name}"
-        return tensors, f"methods.resnet.resnet({name.removeprefix('resnet')}, width={width}, sk_ratio={sk_ratio:g})"
+        return (
+            tensors,
+            f"kilobatch.methods.resnet.resnet({name.removeprefix('resnet')}, width={width}, sk_ratio={sk_ratio:g})",
+        )
     if name in SIZES:
         features, blocks, heads = SIZES[name]
         return torchvision_vit_state_dict(tensors, size), (
             f"torchvision.models.VisionTransformer(image_size={size}, patch_size={PATCH}, "
             f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
         )
-    return tensors, "methods.encoders.build"
+    return tensors, "kilobatch.methods.encoders.build"
 
 
 def check_out(out: Path, force: bool) -> None:

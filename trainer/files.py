@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data.sync import sync_folder
+from kilobatch.data.sync import sync_folder
 
 DESCRIPTION = "checkpoint.json"  # in a checkpoint's folder: what it holds, sealed
 CHUNK = 1 << 24  # bytes; hashing and writing alternate on pieces that stay in the processor's cache

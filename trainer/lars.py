@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from data.refusal import Refusal, did_you_mean
-from methods import across
-from trainer.options import Dialect
-from trainer.zero import Partition
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.methods import across
+from kilobatch.trainer.options import Dialect
+from kilobatch.trainer.zero import Partition
 
 ROW = 1024  # elements of a tensor that are squared and summed in fp32; the sums of rows are added in fp64
 EPSILON = 1e-8  # in the denominators of bolts and larc, as their authors have it

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.batch import Batch
-from data.loader import Loader
-from data.refusal import Refusal
-from data.views import Views
-from methods import across, norm
-from trainer.checkpoint import Checkpoints, Saved, restore_rng, rng_pieces
-from trainer.engine import Engine
-from trainer.lars import LARS
-from trainer.measures import collapse, measure
-from trainer.monitor import Monitor
-from trainer.pulse import beat
-from trainer.step import Outcome, check_finite, forward_backward
+from kilobatch.data.batch import Batch
+from kilobatch.data.loader import Loader
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.views import Views
+from kilobatch.methods import across, norm
+from kilobatch.trainer.checkpoint import Checkpoints, Saved, restore_rng, rng_pieces
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.lars import LARS
+from kilobatch.trainer.measures import collapse, measure
+from kilobatch.trainer.monitor import Monitor
+from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.step import Outcome, check_finite, forward_backward
 
 
 @dataclass

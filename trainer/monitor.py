@@ -10,11 +10,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from trainer.evaluate.gallery import Gallery
-from trainer.files import write_whole
-from trainer.pixels import Triple, grid, png, to_bytes
-from trainer.progress import Bar, Lines
-from trainer.standing import Stand
+from kilobatch.trainer.evaluate.gallery import Gallery
+from kilobatch.trainer.files import write_whole
+from kilobatch.trainer.pixels import Triple, grid, png, to_bytes
+from kilobatch.trainer.progress import Bar, Lines
+from kilobatch.trainer.standing import Stand
 
 TIMINGS = ("train/seconds", "train/images_per_second", "train/data_wait")  # differ between equal runs; the rest do not
 SHOWN = 16  # samples in the grid of views

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer.lars import LARS
-from trainer.options import OptimizerOptions
+from kilobatch.trainer.lars import LARS
+from kilobatch.trainer.options import OptimizerOptions
 
 
 def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:

@@ -16,12 +16,17 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from trainer.uncompiled import spare_the_compiler
+from kilobatch.trainer.uncompiled import spare_the_compiler
 
 # Imported once, by the process that all ranks are forked from, which runs nothing. Nothing here may read from the
 # environment what a rank is to have from its caller, or ask for a GPU, which no fork can use afterwards: hence neither
 # Triton nor DeepSpeed.
-PRELOAD = ["torch.distributed", "trainer.checkpoint", "trainer.engine", "trainer.optimizers"]
+PRELOAD = [
+    "torch.distributed",
+    "kilobatch.trainer.checkpoint",
+    "kilobatch.trainer.engine",
+    "kilobatch.trainer.optimizers",
+]
 
 
 def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:

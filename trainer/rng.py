@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.saved import Saved
-from trainer.shard import Piece
+from kilobatch.trainer.saved import Saved
+from kilobatch.trainer.shard import Piece
 
 
 def rng_pieces() -> dict[str, Piece]:

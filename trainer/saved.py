@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data.refusal import Refusal, did_you_mean
-from trainer.files import DESCRIPTION, sha256, unsealed
-from trainer.shard import TYPES, Entry, read_entries
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.trainer.files import DESCRIPTION, sha256, unsealed
+from kilobatch.trainer.shard import TYPES, Entry, read_entries
 
 
 class Damaged(Refusal):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.files import write_synced
+from kilobatch.trainer.files import write_synced
 
 TINY = 1 << 16  # elements; a smaller replicated tensor is rank 0's alone
 TYPES = {  # safetensors' names; torch's own types only, so that any safetensors reader opens a shard

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.progress import Pace
+from kilobatch.trainer.progress import Pace
 
 EVERY = 5.0  # seconds between two writings
 NAMES = {

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.batch import Batch
-from methods import across, norm
-from methods.method import Tensors
-from trainer.engine import Engine
-from trainer.rng import random_state, set_random_state
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across, norm
+from kilobatch.methods.method import Tensors
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.rng import random_state, set_random_state
 
 
 @dataclass(frozen=True)

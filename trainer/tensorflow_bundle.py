@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.refusal import Refusal, did_you_mean
-from trainer.crc32c import masked_crc32c
-from trainer.tensorflow_table import read_table, varint
+from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.trainer.crc32c import masked_crc32c
+from kilobatch.trainer.tensorflow_table import read_table, varint
 
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 19: np.float16}  # DataType of types.proto
 Fields = dict[int, list[Any]]  # of a message: numbers as int, all else as bytes

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods.encoder_options import BOTTLENECKS, WIDEST, EncoderOptions
-from methods.encoders import build
-from methods.finetune import FineTune
-from methods.method import Method
-from methods.norm import BatchNorm
-from methods.resnet import LAYERS
-from methods.simclr_v2 import SimCLRV2
-from trainer.tensorflow_bundle import Bundle
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder_options import BOTTLENECKS, WIDEST, EncoderOptions
+from kilobatch.methods.encoders import build
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.method import Method
+from kilobatch.methods.norm import BatchNorm
+from kilobatch.methods.resnet import LAYERS
+from kilobatch.methods.simclr_v2 import SimCLRV2
+from kilobatch.trainer.tensorflow_bundle import Bundle
 
 ENCODER, HEAD, CLASSIFIER = "base_model/", "head_contrastive/", "head_supervised/linear_layer/dense/"
 SLOTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage")  # of optimizers and averages, beside a variable

@@ -5,7 +5,7 @@ Format: github.com/google/leveldb, doc/table_format.md; TensorFlow's form: tenso
 
 from collections.abc import Iterator
 
-from trainer.crc32c import masked_crc32c
+from kilobatch.trainer.crc32c import masked_crc32c
 
 FOOTER = 48  # bytes: two handles, padding, the magic number
 MAGIC = 0xDB4775248B80FB57

@@ -7,15 +7,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods import across, norm
-from methods.method import Method, Tensors
-from methods.verify import Construction, Loss, Standard, standard
-from trainer.chunking import Chunking
-from trainer.engine import Engine
-from trainer.options import EngineOptions
-from trainer.ranks import run_ranks
-from trainer.step import forward_backward, join
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across, norm
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.verify import Construction, Loss, Standard, standard
+from kilobatch.trainer.chunking import Chunking
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.step import forward_backward, join
 
 Norm = Literal["fixed", "global", "local"]  # fixed: by the running statistics, so that samples do not meet in it
 Precision = Literal["fp64", "fp32"]

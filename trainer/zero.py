@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.refusal import Refusal
-from methods import across
-from trainer.saved import Saved
-from trainer.shard import Piece
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.trainer.saved import Saved
+from kilobatch.trainer.shard import Piece
 
 
 @dataclass(frozen=True)

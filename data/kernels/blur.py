@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from data.kernels.colour import PARAMETERS as _PARAMETERS_
-from data.kernels.colour import THRESHOLD, finished
+from kilobatch.data.kernels.colour import PARAMETERS as _PARAMETERS_
+from kilobatch.data.kernels.colour import THRESHOLD, finished
 
 _THRESHOLD, _PARAMETERS = tl.constexpr(THRESHOLD), tl.constexpr(_PARAMETERS_)
 

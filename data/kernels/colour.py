@@ -7,8 +7,8 @@ channel are equally far apart, so channels first or last; each has a row of para
 import triton
 import triton.language as tl
 
-from data.augment_batched import GREY
-from data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_HUE, DO_SATURATION
+from kilobatch.data.augment_batched import GREY
+from kilobatch.data.plan import DO_BRIGHTNESS, DO_CONTRAST, DO_HUE, DO_SATURATION
 
 # Columns of an image's parameters
 ORDER, FACTORS, GREYED, THRESHOLD, PARAMETERS = 0, 1, 5, 6, 7

@@ -9,13 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
-from data import plan as columns
-from data.augment_batched import chosen, taps
-from data.drawn import all_drawn
-from data.kernels import colour
-from data.kernels.blur import blur
-from data.plan import ORDERS
-from data.views import Views
+from kilobatch.data import plan as columns
+from kilobatch.data.augment_batched import chosen, taps
+from kilobatch.data.drawn import all_drawn
+from kilobatch.data.kernels import colour
+from kilobatch.data.kernels.blur import blur
+from kilobatch.data.plan import ORDERS
+from kilobatch.data.views import Views
 
 BLOCK = 1024  # pixels of a program at a time
 GROUP = 256  # images that are blurred at a time, between two planes of fp32 for each channel

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.distill import Distill
-from methods.encoder_options import Mode
-from methods.finetune import FineTune
-from methods.formulas import finetune
-from methods.formulas.finetune import SAMPLES, built, cross_entropies
-from methods.method import Method, Tensors
-from methods.verify import Construction, Standard, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.distill import Distill
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.formulas import finetune
+from kilobatch.methods.formulas.finetune import SAMPLES, built, cross_entropies
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.verify import Construction, Standard, own_slice
 
 TEMPERATURE, ALPHA = 0.7, 0.6
 

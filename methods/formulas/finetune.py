@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.finetune import FineTune
-from methods.method import Method, Tensors
-from methods.verify import Construction, Standard, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.verify import Construction, Standard, own_slice
 
 SAMPLES, CLASSES = 32, 5
 

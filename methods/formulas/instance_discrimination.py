@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.chance import key, uniform
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.instance_discrimination import InstanceDiscrimination
-from methods.method import Method, Tensors
-from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.data.chance import key, uniform
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.instance_discrimination import InstanceDiscrimination
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
 IMAGES, NOISE, MOMENTUM, PROXIMAL = 40, 12, 0.5, 0.3
 

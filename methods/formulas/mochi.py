@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.chance import key, uniform
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.formulas.moco import KEYS, held, remembered
-from methods.memory_options import QueueOptions
-from methods.method import Method, Tensors
-from methods.mochi import MoCHi
-from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.data.chance import key, uniform
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.formulas.moco import KEYS, held, remembered
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.mochi import MoCHi
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
 HARD, MIXED, WITH_QUERY = 8, 10, 6
 

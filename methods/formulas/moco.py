@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.memory_options import QueueOptions
-from methods.method import Method, Tensors
-from methods.moco import MoCo
-from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.moco import MoCo
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
 KEYS = 32
 

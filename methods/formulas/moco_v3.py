@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.method import Method, Tensors
-from methods.moco_v3 import MoCoV3
-from methods.verify import TEMPERATURE, Construction, Standard, no_gradient, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.moco_v3 import MoCoV3
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, no_gradient, own_slice
 
 
 def build(mode: Mode) -> Method:

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.formulas.instance_discrimination import IMAGES, MOMENTUM, held, remembered, whole
-from methods.method import Method, Tensors
-from methods.pirl import PIRL
-from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.formulas.instance_discrimination import IMAGES, MOMENTUM, held, remembered, whole
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.pirl import PIRL
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
 PRETEXT = 0.3
 

@@ -7,12 +7,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.method import Method, Tensors
-from methods.simclr import SimCLR
-from methods.verify import TEMPERATURE, Construction, Loss, Standard, no_gradient, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.methods.verify import TEMPERATURE, Construction, Loss, Standard, no_gradient, own_slice
 
 Pairing = Callable[[Tensor, Tensor], Tensor]  # z1, z2 (n, D) -> loss
 Across = Callable[[Tensor], Tensor]  # this rank's -> all ranks', each construction with a backward of its own

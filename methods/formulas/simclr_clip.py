@@ -5,13 +5,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.formulas.simclr import clip_formula
-from methods.method import Method, Tensors
-from methods.simclr import SimCLR
-from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.formulas.simclr import clip_formula
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
 
 def build(mode: Mode) -> Method:

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import across
-from methods.convnet import ConvNet
-from methods.encoder_options import Mode
-from methods.memory import Queue
-from methods.memory_options import QueueOptions
-from methods.method import Method, Tensors
-from methods.simclr_v2 import SimCLRV2
-from methods.verify import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.memory import Queue
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.simclr_v2 import SimCLRV2
+from kilobatch.methods.verify import TEMPERATURE, Construction, Standard, own_slice
 
 SAMPLES, KEYS = 32, 48
 

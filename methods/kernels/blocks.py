@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from data.kernels.chosen import INTERPRETED
-from methods.operand_options import Operands
+from kilobatch.data.kernels.chosen import INTERPRETED
+from kilobatch.methods.operand_options import Operands
 
 ROOMY = 160 << 10  # bytes of shared memory from which a third stage is for the taking
 LEFT_OUT = tl.constexpr(-1e30)  # a similarity that counts for nothing; unlike -inf it can be subtracted from itself

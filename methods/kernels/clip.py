@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from methods.kernels.blocks import LEFT_OUT, contiguous, launch, load_rows, product
-from methods.operand_options import Operands
+from kilobatch.methods.kernels.blocks import LEFT_OUT, contiguous, launch, load_rows, product
+from kilobatch.methods.operand_options import Operands
 
 BLOCKS = 32  # of rows that have sums by column of their own at a time: these take as many numbers for each column
 

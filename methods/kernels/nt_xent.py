@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from methods.kernels.blocks import LEFT_OUT, contiguous, launch, load_rows, product
-from methods.operand_options import Operands
+from kilobatch.methods.kernels.blocks import LEFT_OUT, contiguous, launch, load_rows, product
+from kilobatch.methods.operand_options import Operands
 
 
 def negatives(u: Tensor, every: Tensor, first: int, bounded: bool, operands: Operands) -> Tensor:

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from methods.kernels.blocks import DTYPES, LEFT_OUT, launch, load_rows, product
-from methods.operand_options import Operands
+from kilobatch.methods.kernels.blocks import DTYPES, LEFT_OUT, launch, load_rows, product
+from kilobatch.methods.operand_options import Operands
 
 
 def sums(scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands) -> Tensor:

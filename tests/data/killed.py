@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrays import Arrays
-from data.convert import convert, verify
-from data.images import Stored
-from data.refusal import Refusal
+from kilobatch.data.arrays import Arrays
+from kilobatch.data.convert import convert, verify
+from kilobatch.data.images import Stored
+from kilobatch.data.refusal import Refusal
 
 
 class Deadly(Arrays):

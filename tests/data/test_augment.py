@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from data import augment_batched, augment_planar
-from data import plan as columns
-from data.chance import key, keys
-from data.drawn import drawn
-from data.views import Affine, Blur, Jitter, Second, Solarize, Views
+from kilobatch.data import augment_batched, augment_planar
+from kilobatch.data import plan as columns
+from kilobatch.data.chance import key, keys
+from kilobatch.data.drawn import drawn
+from kilobatch.data.views import Affine, Blur, Jitter, Second, Solarize, Views
 
 COUNT, SIDE = 24, 40
 NOTHING = Views(count=1, size=SIDE, jitter=None, grey=0, blur=None, mean=(0, 0, 0), std=(1, 1, 1))

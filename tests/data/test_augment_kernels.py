@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import augment_batched
-from data import plan as columns
-from data.chance import keys
-from data.drawn import all_drawn
-from data.views import Blur, Jitter, Second, Solarize, Views
+from kilobatch.data import augment_batched
+from kilobatch.data import plan as columns
+from kilobatch.data.chance import keys
+from kilobatch.data.drawn import all_drawn
+from kilobatch.data.views import Blur, Jitter, Second, Solarize, Views
 from tests.data.test_augment import EVERYTHING, photos
 from tests.ranks.groups import run_ranks
 
@@ -78,8 +78,8 @@ def test_every_operation_was_among_those_compared() -> None:
 @pytest.mark.parametrize("capability", [80, 86, 90])
 @pytest.mark.parametrize("out", ["*fp32", "*bf16"])
 def test_kernels_compile_for_gpus(out: str, capability: int) -> None:
-    from data.kernels.blur import blur
-    from data.kernels.colour import colour, grey_means
+    from kilobatch.data.kernels.blur import blur
+    from kilobatch.data.kernels.colour import colour, grey_means
     from tests.compiling import ROOM, build
 
     types = dict.fromkeys(("parameters", "means", "planes", "weights", "mean_r", "mean_g", "mean_b"), "*fp32")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.buffers import SPARE, Buffers
+from kilobatch.data.buffers import SPARE, Buffers
 
 
 def test_memory_is_used_again_once_nobody_holds_it():

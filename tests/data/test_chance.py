@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from data.chance import key, keys, shift, signed, uniform, uniforms
-from data.compiled import exact, fast
+from kilobatch.data.chance import key, keys, shift, signed, uniform, uniforms
+from kilobatch.data.compiled import exact, fast
 
 
 def test_is_splitmix64():

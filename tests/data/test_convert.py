@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import beton
-from data.arrays import Arrays
-from data.convert import convert, prepare, verify
-from data.images import Stored, read
-from data.refusal import Refusal
-from data.sources import count, open_source
+from kilobatch.data import beton
+from kilobatch.data.arrays import Arrays
+from kilobatch.data.convert import convert, prepare, verify
+from kilobatch.data.images import Stored, read
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import count, open_source
 
 KILLED = Path(__file__).with_name("killed.py")
 
@@ -197,7 +197,7 @@ def test_killed_at_any_moment_no_file_looks_whole_that_is_not(tmp_path: Path):
 
 def test_prepare_converts_once_for_all_processes(tmp_path: Path):
     code = (
-        "from data.convert import open_source, prepare; open_source('digits', 'test'); "
+        "from kilobatch.data.convert import open_source, prepare; open_source('digits', 'test'); "
         "print('ready', flush=True); print(prepare('digits', 'test'))"
     )
     environment = os.environ | {"KILOBATCH_CACHE": str(tmp_path)}

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data.images import BrokenImage, read, store
+from kilobatch.data.images import BrokenImage, read, store
 
 
 def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

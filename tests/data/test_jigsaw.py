@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.chance import keys
-from data.jigsaw import jigsaw, patches, side
-from data.views import Crop, Second, Views
+from kilobatch.data.chance import keys
+from kilobatch.data.jigsaw import jigsaw, patches, side
+from kilobatch.data.views import Crop, Second, Views
 from tests.data.test_loader import SAMPLES, loader, photo, write
 
 SIZE, N = 32, 2000

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.beton import labels_of, names_file, names_of, verify
-from data.convert import convert, prepare
-from data.labels import count_labelled, labelled, listed, share
-from data.loader import Loader
-from data.options import LabelOptions
-from data.order import cut, order
-from data.refusal import Refusal
-from data.sources import open_source
-from data.views import Views
+from kilobatch.data.beton import labels_of, names_file, names_of, verify
+from kilobatch.data.convert import convert, prepare
+from kilobatch.data.labels import count_labelled, labelled, listed, share
+from kilobatch.data.loader import Loader
+from kilobatch.data.options import LabelOptions
+from kilobatch.data.order import cut, order
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import open_source
+from kilobatch.data.views import Views
 
 UNEVEN = np.repeat(np.arange(4), (1, 3, 60, 136))  # 200 images in order of their classes
 VIEWS = Views(size=16)

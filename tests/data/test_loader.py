@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.augment_batched import augment
-from data.batch import Batch
-from data.beton import Writer
-from data.chance import keys
-from data.decode import CutViews, Work
-from data.images import encode
-from data.loader import Loader, PlainLoader
-from data.mirror import mirror
-from data.order import cut, order
-from data.refusal import Refusal
-from data.stream import Beton, Stream
-from data.threads import spare_threads
-from data.views import Affine, Crop, Solarize, Views
+from kilobatch.data.augment_batched import augment
+from kilobatch.data.batch import Batch
+from kilobatch.data.beton import Writer
+from kilobatch.data.chance import keys
+from kilobatch.data.decode import CutViews, Work
+from kilobatch.data.images import encode
+from kilobatch.data.loader import Loader, PlainLoader
+from kilobatch.data.mirror import mirror
+from kilobatch.data.order import cut, order
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.stream import Beton, Stream
+from kilobatch.data.threads import spare_threads
+from kilobatch.data.views import Affine, Crop, Solarize, Views
 
 CPU = torch.device("cpu")
 SAMPLES = 50
@@ -193,7 +193,7 @@ def test_torch_keeps_its_threads(beton: Path):
 
 
 def test_importing_the_loader_keeps_torchs_threads():
-    code = "import torch; torch.set_num_threads(2); import data.stream; assert torch.get_num_threads() == 2"
+    code = "import torch; torch.set_num_threads(2); import kilobatch.data.stream; assert torch.get_num_threads() == 2"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -201,8 +201,8 @@ def test_a_process_that_fails_in_an_epoch_ends_with_its_own_error(beton: Path):
     code = f"""
 import torch
 from pathlib import Path
-from data.loader import Loader
-from data.views import Views
+from kilobatch.data.loader import Loader
+from kilobatch.data.views import Views
 options = dict(batch=8, rank=0, world=1, seed=0, threads=2, device=torch.device("cpu"))
 loader = Loader(Path({str(beton)!r}), Views(size=24), **options)
 next(loader.epoch(0))

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data.order import block, cut, order
+from kilobatch.data.order import block, cut, order
 
 
 def test_every_sample_comes_once():

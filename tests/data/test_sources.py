@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from data.images import BrokenImage
-from data.refusal import Refusal
-from data.sources import count, open_source
+from kilobatch.data.images import BrokenImage
+from kilobatch.data.refusal import Refusal
+from kilobatch.data.sources import count, open_source
 
 
 def image(path: Path, value: int = 0, side: int = 8) -> None:

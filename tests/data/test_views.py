@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from scipy import stats
 from torchvision.transforms import v2
 
-from data import plan as columns
-from data.chance import key, keys
-from data.crop import crop_box
-from data.drawn import all_drawn, drawn
-from data.views import Affine, Blur, Crop, Jitter, Second, Solarize, Views
+from kilobatch.data import plan as columns
+from kilobatch.data.chance import key, keys
+from kilobatch.data.crop import crop_box
+from kilobatch.data.drawn import all_drawn, drawn
+from kilobatch.data.views import Affine, Blur, Crop, Jitter, Second, Solarize, Views
 
 DRAWS = 3000
 REJECT = 1e-3  # the seeds are fixed: a test that passes once passes always

@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from trainer.pulse import beat
+from kilobatch.trainer.pulse import beat
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
 
     import torch.distributed as dist
 
-    from launch.world import world
+    from kilobatch.launch.world import world
 
     here = world("cpu")
     here.connect(timedelta(seconds=60))
@@ -60,7 +60,7 @@ def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
     import torch
     import torch.distributed as dist
 
-    from launch.ending import INTERRUPTED
+    from kilobatch.launch.ending import INTERRUPTED
 
     total = torch.ones(1)
     dist.all_reduce(total)

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch import ledger
-from launch.ending import INTERRUPTED, REFUSED
+from kilobatch.launch import ledger
+from kilobatch.launch.ending import INTERRUPTED, REFUSED
 
 
 def main() -> None:

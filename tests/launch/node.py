@@ -6,8 +6,8 @@ import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from data.refusal import Refusal
-from launch import agent, peers, watch
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import agent, peers, watch
 from tests.ranks.groups import PRELOAD
 
 SERVER = multiprocessing.get_context("forkserver")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from data.convert import prepare
-from launch import ports, recipe, runs
-from launch.ending import Ending
+from kilobatch.data.convert import prepare
+from kilobatch.launch import ports, recipe, runs
+from kilobatch.launch.ending import Ending
+from kilobatch.trainer.checkpoint import newest
 from tests.drill import RECIPE, logged
 from tests.launch.node import SERVER, main
-from trainer.checkpoint import newest
 
 
 class Nodes:
@@ -217,7 +217,7 @@ def test_real_workers_on_two_nodes_stop_and_go_on(nodes: Nodes):
     prepare(chosen.data.train, "train")
     prepare(str(chosen.data.test), "test")
     nodes.folder = runs.create(chosen.run, "demo", chosen.dump_yaml(), 2)
-    nodes.start(2, 1, "launch.worker", str(nodes.folder), stall=2)
+    nodes.start(2, 1, "kilobatch.launch.worker", str(nodes.folder), stall=2)
     until(lambda: logged(nodes.folder) >= 5)
     nodes.signal(1, signal.SIGUSR2)
     assert nodes.ending() == Ending("interrupted", how="SIGUSR2 on n1")
@@ -225,6 +225,6 @@ def test_real_workers_on_two_nodes_stop_and_go_on(nodes: Nodes):
     assert 5 <= stopped < 33
     saved = newest(nodes.folder / "checkpoints", pytest.fail)
     assert saved is not None and saved.name == f"step-{stopped:08d}"
-    nodes.start(2, 1, "launch.worker", str(nodes.folder), stall=2)
+    nodes.start(2, 1, "kilobatch.launch.worker", str(nodes.folder), stall=2)
     assert nodes.ending().kind == "finished"
     assert f"going on from step {stopped} of 33" in (nodes.folder / "logs" / "rank-0.log").read_text()

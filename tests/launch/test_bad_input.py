@@ -138,7 +138,7 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
 @pytest.fixture
 def surroundings(tmp_path: Path) -> None:
     """Damaged data sets, and three runs: new, finished and with a damaged state."""
-    from launch import recipe, runs
+    from kilobatch.launch import recipe, runs
 
     (tmp_path / "cache").mkdir()
     (tmp_path / "short.beton").write_bytes(b"\x02\x00\x00")
@@ -240,7 +240,7 @@ def test_train_and_test_of_other_classes(kilobatch: Callable, tmp_path: Path):
 
 def test_a_refusal_inside_the_workers(tmp_path: Path):
     """All checkpoints damaged: the workers find out, and one message names them."""
-    from launch import recipe, runs
+    from kilobatch.launch import recipe, runs
 
     run = runs.create(
         runs.RunOptions(name="run", folder=str(tmp_path)), "demo", recipe.resolve("demo", []).dump_yaml(), workers=2

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.echo import Output
+from kilobatch.launch.echo import Output
 
 LAUNCHER = """
 import subprocess, sys
 from pathlib import Path
-from launch.echo import Output
+from kilobatch.launch.echo import Output
 output = Output(Path(sys.argv[1]), shown=True)
 worker = "import os; print(os.isatty(1), end=''); print('\\\\r\\\\x1b[2Kstep \\\\x1b[1m7\\\\x1b[0m', end='')"
 subprocess.run([sys.executable, "-c", worker], stdout=output.workers_end, check=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import here, watch
-from launch.ending import Ending, this_host
-from launch.news import LAST_LINES
+from kilobatch.launch import here, watch
+from kilobatch.launch.ending import Ending, this_host
+from kilobatch.launch.news import LAST_LINES
 from tests.launch.node import SERVER
 
 
@@ -205,7 +205,7 @@ def test_a_killed_launcher_takes_its_workers_along(folder: Path):
 
 def test_a_launcher_that_died_before_the_leash_was_on(folder: Path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    command = [sys.executable, "-m", "launch.leash", gone.stdout.strip(), "drill", "finishes", str(folder)]
+    command = [sys.executable, "-m", "kilobatch.launch.leash", gone.stdout.strip(), "drill", "finishes", str(folder)]
     late = subprocess.run(command, capture_output=True, text=True)
     assert late.returncode == 1
     assert "the launcher is gone" in late.stderr

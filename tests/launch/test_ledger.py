@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data.refusal import Refusal
-from launch import ledger, requeue
-from launch.ledger import Attempt, Counts, JobFile, Reason
-from launch.requeue import RequeueOptions
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger, requeue
+from kilobatch.launch.ledger import Attempt, Counts, JobFile, Reason
+from kilobatch.launch.requeue import RequeueOptions
 
 
 @pytest.fixture

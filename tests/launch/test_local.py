@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from data.refusal import Refusal
-from launch import ledger, local, recipe, runs
-from launch.ledger import Attempt, JobFile
-from launch.local import Local
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger, local, recipe, runs
+from kilobatch.launch.ledger import Attempt, JobFile
+from kilobatch.launch.local import Local
 
-# A job as `python -m launch.local` runs it, but that its workers run errands.
+# A job as `python -m kilobatch.launch.local` runs it, but that its workers run errands.
 LOCAL = """
 import sys
 from functools import partial
-from launch import agent, attempt, local
+from kilobatch.launch import agent, attempt, local
 agent.run = partial(agent.run, module="errand")
 attempt.GLANCE, local.PAUSE = 0.2, 0.1
 local.main()
 """
-CODE = Path(__file__).parents[2]
+CODE = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(autouse=True)
@@ -145,10 +145,10 @@ AGAIN = """
 import sys
 from functools import partial
 from pathlib import Path
-from launch import agent, attempt
-from launch.local import Local
-from launch.scheduler import Task
-from launch.signals import Signals
+from kilobatch.launch import agent, attempt
+from kilobatch.launch.local import Local
+from kilobatch.launch.scheduler import Task
+from kilobatch.launch.signals import Signals
 agent.run = partial(agent.run, module="errand")
 attempt.GLANCE = 0.2
 task = Task(sys.argv[2], restart=int(sys.argv[3]), node=0, nodes=1, hosts=["here"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import ledger, logs, runs
-from launch.ledger import JobFile
-from launch.runs import RunOptions
+from kilobatch.launch import ledger, logs, runs
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.runs import RunOptions
 from tests.launch.conftest import Said
 
 Kilobatch = Callable[..., Said]
@@ -109,7 +109,7 @@ def test_it_follows_new_lines_and_new_files_until_the_end(kilobatch: Kilobatch) 
 
 def test_a_reader_that_leaves_is_no_error(kilobatch: Kilobatch) -> None:
     run = make(rank_0=stamped(*((1, "x" * 100) for _ in range(3000))))
-    command = f"{sys.executable} -m launch logs {run.absolute()} | head -n 1"
+    command = f"{sys.executable} -m kilobatch.launch logs {run.absolute()} | head -n 1"
     done = subprocess.run(command, shell=True, env=os.environ | _path(), capture_output=True, text=True, timeout=60)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
@@ -124,4 +124,4 @@ def test_long_logs_take_little_time(kilobatch: Kilobatch) -> None:
 
 
 def _path() -> dict[str, str]:
-    return {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.convert import convert
-from data.sources import open_source
+from kilobatch.data.convert import convert
+from kilobatch.data.sources import open_source
 
 HEAVY = ("torch", "torchvision", "numba", "sklearn", "scipy", "deepspeed", "ffcv", "tensorboard", "matplotlib")
 
 COMMAND = """
-from launch.__main__ import main
+from kilobatch.launch.__main__ import main
 try:
     main(sys.argv[1:])
 except SystemExit as left:
@@ -23,9 +23,9 @@ except SystemExit as left:
 """
 
 READ_EVERY_RECIPE = """
-from data.refusal import Refusal
-from launch import catalogue, recipe
-from launch.checks import check
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import catalogue, recipe
+from kilobatch.launch.checks import check
 
 for name in catalogue.names():
     for data in ("digits", "some.npz", "npz:some.npz", "some.beton", "folder:photos", "cifar10:."):
@@ -43,12 +43,12 @@ IMPORT_OPTIONS = """
 from importlib import import_module
 from pathlib import Path
 
-import data, methods, trainer
+from kilobatch import data, methods, trainer
 
 for package in (data, methods, trainer):
     folder = Path(package.__file__).parent
     for path in folder.rglob("*options.py"):
-        name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+        name = ".".join(path.relative_to(folder.parent.parent).with_suffix("").parts)
         import_module(name)
         print(name)
 code = 0
@@ -112,6 +112,9 @@ def test_every_recipe_is_read_and_checked(tmp_path: Path) -> None:
 def test_options_load_nothing_heavy(tmp_path: Path) -> None:
     done = ran(IMPORT_OPTIONS, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {"data.options", "methods.encoder_options", "trainer.options", "trainer.evaluate.options"} <= {
-        *done.stdout.split()
-    }
+    assert {
+        "kilobatch.data.options",
+        "kilobatch.methods.encoder_options",
+        "kilobatch.trainer.options",
+        "kilobatch.trainer.evaluate.options",
+    } <= {*done.stdout.split()}

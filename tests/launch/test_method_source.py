@@ -8,8 +8,8 @@ from typing import get_type_hints
 import pytest
 from pydantic import ValidationError
 
-from data.refusal import Refusal
-from launch import checks, method_options, method_source, recipe
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import checks, method_options, method_source, recipe
 
 
 @pytest.mark.parametrize("name", method_options.names())
@@ -48,9 +48,9 @@ from math import inf
 from typing import Annotated, ClassVar
 import no_such_package
 from pydantic import Field
-from methods.memory import Queue
-from methods.memory_options import QueueOptions
-from methods.method import Method
+from kilobatch.methods.memory import Queue
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method
 
 POSITIVE = Annotated[float, Field(gt=0)]
 LENGTHS = (2, 4)
@@ -85,10 +85,10 @@ def test_constants_aliases_and_options_are_followed(write: Callable[[str, str], 
 
 def test_a_method_of_another_file_is_built_upon(write: Callable[[str, str], None]) -> None:
     write("base", BASE)
-    write("same", "from methods.base import Base\nclass Same(Base):\n    views: int | None = None\n")
+    write("same", "from kilobatch.methods.base import Base\nclass Same(Base):\n    views: int | None = None\n")
     write(
         "other",
-        "from methods import base as b\nfrom methods.base import Base as B\n"
+        "from kilobatch.methods import base as b\nfrom kilobatch.methods.base import Base as B\n"
         "class Other(B):\n    def __init__(self, encoder, *, only: bool = True): ...\n",
     )
     same, other = method_options.declared("same"), method_options.declared("other")
@@ -110,7 +110,7 @@ def test_no_method(write: Callable[[str, str], None]) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("from methods.norm import M\nclass A(Method):\n    def __init__(self, e, *, norm: M): ...", "methods.norm"),
+        ("from kilobatch.methods.norm import M\nclass A(Method):\n    def __init__(self, e, *, n: M): ...", "methods"),
         ("import torch\nclass A(Method):\n    def __init__(self, e, *, x: torch.Tensor): ...", "torch"),
         ("class A(Method):\n    def __init__(self, e, *, x: Missing): ...", "'Missing' is neither imported"),
         ("class A(Method):\n    def __init__(self, e, *, x=1): ...", "'x' has no type"),

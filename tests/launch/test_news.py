@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from launch.ending import REFUSED, Ending
-from launch.news import (
+from kilobatch.launch.ending import REFUSED, Ending
+from kilobatch.launch.news import (
     Came,
     Done,
     Failed,

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import ledger, local, pipeline, pipeline_recipes, recipe, runs
-from launch.ledger import JobFile
-from launch.pipeline_recipes import Asked, plan
-from launch.pipeline_table import parameters, read, values
+from kilobatch.launch import ledger, local, pipeline, pipeline_recipes, recipe, runs
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.pipeline_recipes import Asked, plan
+from kilobatch.launch.pipeline_table import parameters, read, values
 from tests.drill import command, logged
 from tests.launch.conftest import Said
 from tests.launch.test_local import LOCAL, ends, is_over, until
 from tests.launch.test_manners import COMMAND, ran
 
-CODE = Path(__file__).parents[2]
+CODE = Path(__file__).parents[2] / "src"
 PATIENCE = 600.0  # seconds, of a machine with much else to do
 SHORT = [
     "simclr_v2_digits",

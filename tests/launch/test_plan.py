@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_check import CASES, both
-from launch import recipe
-from launch.planning_fit import Fitting, ways_out
-from launch.planning_machines import GIB, HOPS, machine
-from launch.planning_memory import memory
-from launch.planning_pass import Layout, Step, step
-from launch.planning_time import time
+from kilobatch.launch import recipe
+from kilobatch.launch.planning_fit import Fitting, ways_out
+from kilobatch.launch.planning_machines import GIB, HOPS, machine
+from kilobatch.launch.planning_memory import memory
+from kilobatch.launch.planning_pass import Layout, Step, step
+from kilobatch.launch.planning_time import time
+from kilobatch.trainer import traffic
+from kilobatch.trainer.traffic import Link
 from tests.launch.conftest import Said
-from trainer import traffic
-from trainer.traffic import Link
 
 TINY = ["data.batch=64", "data.views.size=32", "encoder.name=convnet", "encoder.width=8"]
 

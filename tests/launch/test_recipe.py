@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import catalogue, overrides, recipe
-from launch.catalogue import FOLDER
-from launch.settings import Settings, dump, parse
+from kilobatch.launch import catalogue, overrides, recipe
+from kilobatch.launch.catalogue import FOLDER
+from kilobatch.launch.settings import Settings, dump, parse
 
 
 @pytest.mark.parametrize("name", catalogue.names())
@@ -158,9 +158,9 @@ def test_layers_leave_what_lies_below_alone():
 
 
 def test_method_is_built_from_its_options():
-    from launch import method_options
-    from methods.encoders import build
-    from methods.simclr import SimCLR
+    from kilobatch.launch import method_options
+    from kilobatch.methods.encoders import build
+    from kilobatch.methods.simclr import SimCLR
 
     chosen = recipe.resolve("demo", ["method.dim=16"])
     method = method_options.build(chosen.method, build(chosen.encoder))

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from data.refusal import Refusal
-from launch import checks, recipe, references
-from trainer.files import sealed
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import checks, recipe, references
+from kilobatch.trainer.files import sealed
 
 FINETUNE = ["demo", "method.name=finetune", "data.views.count=1", "evaluate.during=classify"]
 DISTILL = ["demo", "method.name=distill", "data.views.count=1", "evaluate.during=classify", "method.teacher=fine"]
@@ -190,7 +190,7 @@ def test_a_run_that_has_begun_looks_for_nothing(folder: Path) -> None:
 
 
 def test_submitted_recipes_name_absolute_places(folder: Path) -> None:
-    from launch.submitting import with_absolute_paths
+    from kilobatch.launch.submitting import with_absolute_paths
 
     (folder / "runs" / "pre").rename(folder / "pre")
     chosen = recipe.resolve("demo", [*DISTILL[1:], "method.start=pre", "data.labels.list=some.txt"])

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from data.refusal import Refusal
-from launch import ledger, runs
-from launch.ledger import JobFile
-from launch.runs import RunOptions
-from launch.scheduler import JobState
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import ledger, runs
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.runs import RunOptions
+from kilobatch.launch.scheduler import JobState
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from launch import ledger, runs
-from launch.ledger import JobFile
+from kilobatch.launch import ledger, runs
+from kilobatch.launch.ledger import JobFile
 with runs.claimed(Path(sys.argv[1])):
     runs.set_status(Path(sys.argv[1]), "running", 2)
     print("held", flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launch.signals import Signals
+from kilobatch.launch.signals import Signals
 
 HEARD = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 

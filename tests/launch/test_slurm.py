@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from data.refusal import Refusal
-from launch import slurm
-from launch.scheduler import JobState
-from launch.slurm import Slurm
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import slurm
+from kilobatch.launch.scheduler import JobState
+from kilobatch.launch.slurm import Slurm
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch import ledger, runs
-from launch.ledger import JobFile
-from launch.overview import overview
-from launch.runs import RunOptions
-from launch.status import draw, span
+from kilobatch.launch import ledger, runs
+from kilobatch.launch.ledger import JobFile
+from kilobatch.launch.overview import overview
+from kilobatch.launch.runs import RunOptions
+from kilobatch.launch.status import draw, span
+from kilobatch.trainer.standing import Standing
 from tests.launch.conftest import Said
-from trainer.standing import Standing
 
 Kilobatch = Callable[..., Said]
 

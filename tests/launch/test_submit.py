@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster, sbatch, snapshot, sweep
+from kilobatch.launch import cluster, sbatch, snapshot, sweep
 from tests.launch.conftest import Said
 
 BOOK = """
@@ -67,7 +67,7 @@ def test_text_for_sbatch(shape: str, kilobatch: Callable[..., Said], tmp_path: P
 def test_a_dry_run_on_this_machine_is_a_line_of_shell(kilobatch: Callable[..., Said]):
     said = kilobatch("submit", "demo", "data.batch=480", "--name", "demo", "--dry-run", "--cluster", "local")
     assert said.out.startswith(f"PYTHONPATH={Path('runs/demo/code/001').absolute()}")
-    assert said.out.endswith(f"-m launch.local {Path('runs/demo').absolute()}\n")
+    assert said.out.endswith(f"-m kilobatch.launch.local {Path('runs/demo').absolute()}\n")
 
 
 REFUSED: dict[str, tuple[str, list[str]]] = {
@@ -175,7 +175,7 @@ def test_points_of_a_sweep():
 
 
 def test_data_is_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from data.sources import absolute
+    from kilobatch.data.sources import absolute
 
     monkeypatch.chdir(tmp_path)
     assert absolute("train.beton") == str(tmp_path / "train.beton")
@@ -190,13 +190,19 @@ def test_a_job_runs_the_snapshot_wherever_it_is_started(tmp_path: Path):
     note = json.loads((code / "commit.json").read_text())
     assert note["commit"] is None or len(note["commit"]) == 40
     assert not list(code.rglob("__pycache__"))
-    assert (code / "configs" / "demo.yaml").read_bytes() == (snapshot.CHECKOUT / "configs" / "demo.yaml").read_bytes()
+    assert (code / "kilobatch" / "configs" / "demo.yaml").read_bytes() == (
+        snapshot.CHECKOUT / "configs" / "demo.yaml"
+    ).read_bytes()
 
-    with (code / "launch" / "job.py").open("a") as job:
+    with (code / "kilobatch" / "launch" / "job.py").open("a") as job:
         job.write("\nSAID = 'the snapshot'\n")
-    python = [sys.executable, "-c", "import launch.job as job, data, configs; print(job.SAID, data.__file__)"]
+    python = [
+        sys.executable,
+        "-c",
+        "from kilobatch import configs, data; from kilobatch.launch import job; print(job.SAID, data.__file__)",
+    ]
     command = "\n".join([*sbatch.environment(code), 'exec "$@"'])
-    environment = os.environ | {"PYTHONPATH": str(snapshot.CHECKOUT)}
+    environment = os.environ | {"PYTHONPATH": str(snapshot.CHECKOUT / "src")}
     for folder in (snapshot.CHECKOUT, tmp_path):
         ran = subprocess.run(
             ["bash", "-c", command, "-", *python],
@@ -206,14 +212,16 @@ def test_a_job_runs_the_snapshot_wherever_it_is_started(tmp_path: Path):
             text=True,
             check=True,
         )
-        assert ran.stdout == f"the snapshot {code / 'data' / '__init__.py'}\n"
+        assert ran.stdout == f"the snapshot {code / 'kilobatch' / 'data' / '__init__.py'}\n"
 
 
 def test_a_copy_that_was_broken_off_is_made_anew(tmp_path: Path):
-    (tmp_path / "code" / ".001" / "launch").mkdir(parents=True)
-    (tmp_path / "code" / ".001" / "launch" / "job.py").write_text("half")
+    (tmp_path / "code" / ".001" / "kilobatch" / "launch").mkdir(parents=True)
+    (tmp_path / "code" / ".001" / "kilobatch" / "launch" / "job.py").write_text("half")
     code = snapshot.take(tmp_path / "code")
-    assert (code / "launch" / "job.py").read_bytes() == (snapshot.CHECKOUT / "launch" / "job.py").read_bytes()
+    assert (code / "kilobatch" / "launch" / "job.py").read_bytes() == (
+        snapshot.CHECKOUT / "launch" / "job.py"
+    ).read_bytes()
     assert [path.name for path in (tmp_path / "code").iterdir()] == ["001"]
 
 
@@ -227,8 +235,8 @@ def test_no_sbatch_no_run(kilobatch: Callable[..., Said], monkeypatch: pytest.Mo
 
 
 def test_commands_for_runs_that_are_no_jobs(kilobatch: Callable[..., Said]):
-    from launch import runs
-    from launch.recipe import resolve
+    from kilobatch.launch import runs
+    from kilobatch.launch.recipe import resolve
 
     chosen = resolve("demo", ["run.name=mine"])
     folder = runs.create(chosen.run, "demo", chosen.dump_yaml(), 2)

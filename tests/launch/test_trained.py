@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.refusal import Refusal
-from launch import recipe, references
-from launch import trained as file
-from launch.references import PINNED
-from launch.trained import EncoderAlone, Pinned, trained
-from methods.method import Method
-from trainer.checkpoint import Checkpoints, Piece
-from trainer.export import export
-from trainer.options import CheckpointOptions
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch import recipe, references
+from kilobatch.launch import trained as file
+from kilobatch.launch.references import PINNED
+from kilobatch.launch.trained import EncoderAlone, Pinned, trained
+from kilobatch.methods.method import Method
+from kilobatch.trainer.checkpoint import Checkpoints, Piece
+from kilobatch.trainer.export import export
+from kilobatch.trainer.options import CheckpointOptions
 
 SIMCLR = ["encoder.width=2", "method.name=simclr_v2"]
 QUEUE = [*SIMCLR, "method.queue.length=8"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data.refusal import Refusal
-from launch.world import pick_device, world
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch.world import pick_device, world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

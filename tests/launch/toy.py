@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.ending import INTERRUPTED, REFUSED
-from trainer.pulse import beat
+from kilobatch.launch.ending import INTERRUPTED, REFUSED
+from kilobatch.trainer.pulse import beat
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 guilty = world // 2  # the first rank of the second of two nodes

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.memory import Queue
-from methods.memory_options import QueueOptions
+from kilobatch.methods.memory import Queue
+from kilobatch.methods.memory_options import QueueOptions
 
 
 def unit(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from methods import across
-from methods.bank import Bank, softmax
-from methods.nce import NCE
+from kilobatch.methods import across
+from kilobatch.methods.bank import Bank, softmax
+from kilobatch.methods.nce import NCE
 from tests.methods.queues import unit
 from tests.ranks.groups import run_ranks
 

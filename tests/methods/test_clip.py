@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from data.refusal import Refusal
-from methods import across
-from methods.clip import CPU_TILE
-from methods.losses import clip_loss
-from methods.operand_options import Operands
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.clip import CPU_TILE
+from kilobatch.methods.losses import clip_loss
+from kilobatch.methods.operand_options import Operands
 from tests.methods.test_nt_xent import Largest, gradients, views
 from tests.ranks.groups import run_ranks
 
@@ -153,7 +153,7 @@ def test_ranks_have_the_formulas_gradients() -> None:
 def by_kernels(sizes: tuple[tuple[int, int], ...], blocks: int) -> Errors:
     import logging
 
-    from methods.kernels import clip as kernels
+    from kilobatch.methods.kernels import clip as kernels
 
     messages: list[str] = []
     log = logging.getLogger("kilobatch")
@@ -188,8 +188,8 @@ def test_kernels_give_loss_and_gradients_of_the_formula(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("dim", [128, 256])
 def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, capability: int) -> None:
     pytest.importorskip("triton", reason="no triton for this system", exc_type=ImportError)
-    from methods.kernels import clip
-    from methods.kernels.blocks import options
+    from kilobatch.methods.kernels import clip
+    from kilobatch.methods.kernels.blocks import options
     from tests.compiling import ROOM, assert_fits, build
 
     types: dict[str, str] = dict.fromkeys(("own", "every"), "*bf16" if operands == "bf16" else "*fp32")

@@ -7,12 +7,12 @@ from pydantic import ValidationError
 from torch import nn
 from torch.testing import assert_close
 
-from methods.encoder_options import EncoderOptions
-from methods.encoders import build
-from methods.norm import BatchNorm
-from methods.resnet import LAYERS, torchvision_state_dict
-from methods.simclr import SimCLR
-from methods.vit import SIZES
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.encoders import build
+from kilobatch.methods.norm import BatchNorm
+from kilobatch.methods.resnet import LAYERS, torchvision_state_dict
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.methods.vit import SIZES
 
 
 @pytest.mark.parametrize("name", LAYERS)

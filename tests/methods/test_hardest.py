@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from data.refusal import Refusal
-from methods import across
-from methods.convnet import ConvNet
-from methods.memory import Queue, info_nce
-from methods.memory_options import QueueOptions
-from methods.mochi import MoCHi
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.memory import Queue, info_nce
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.mochi import MoCHi
 from tests.methods.queues import pairs, start, unit
 from tests.ranks.groups import run_ranks
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from data.refusal import Refusal
-from methods.heads import ProjectionHead, hidden_layers
-from methods.norm import BatchNorm
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.heads import ProjectionHead, hidden_layers
+from kilobatch.methods.norm import BatchNorm
 
 X = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import across
-from methods.losses import nt_xent
-from methods.memory import Queue, info_nce
-from methods.memory_options import QueueOptions
-from methods.operand_options import Operands
+from kilobatch.methods import across
+from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.memory import Queue, info_nce
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.operand_options import Operands
 from tests.methods import queues
 from tests.methods.test_nt_xent import plain, views
 from tests.ranks.groups import run_ranks
@@ -100,7 +100,7 @@ def with_a_queue() -> tuple[float, float]:
 
 def without() -> tuple[float, float]:
     """A key that does not count for a query; also one that would be the largest."""
-    from methods.kernels.queue_nce import careful_sums, sums
+    from kilobatch.methods.kernels.queue_nce import careful_sums, sums
 
     q, keys = queues.unit(7, 8, seed=1).float() / 0.1, queues.unit(70, 8, seed=2).float()
     out = torch.tensor([-1, 0, 69, 3, 3, -70, 64])
@@ -174,9 +174,9 @@ def test_a_queue_of_bf16_by_torchs_operations(temperature: float, limit: float) 
 @pytest.mark.parametrize("operands", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("dim", [128, 256])
 def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, capability: int) -> None:
-    from methods.kernels import nt_xent as of_batch
-    from methods.kernels import queue_nce as of_memory
-    from methods.kernels.blocks import options
+    from kilobatch.methods.kernels import nt_xent as of_batch
+    from kilobatch.methods.kernels import queue_nce as of_memory
+    from kilobatch.methods.kernels.blocks import options
     from tests.compiling import ROOM, assert_fits, build
 
     of_operand = "*bf16" if operands == "bf16" else "*fp32"

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from methods import norm
-from methods.memory import MomentumEncoder, rising
-from methods.norm import BatchNorm
+from kilobatch.methods import norm
+from kilobatch.methods.memory import MomentumEncoder, rising
+from kilobatch.methods.norm import BatchNorm
 
 
 def network() -> nn.Sequential:

@@ -3,13 +3,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods.convnet import ConvNet
-from methods.memory_options import QueueOptions
-from methods.moco import MoCo
-from methods.moco_v3 import MoCoV3
-from trainer.measures import collapse, measure
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.moco import MoCo
+from kilobatch.methods.moco_v3 import MoCoV3
+from kilobatch.trainer.measures import collapse, measure
 
 QUEUE = QueueOptions(length=20)
 

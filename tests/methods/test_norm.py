@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from methods import norm
-from methods.encoder_options import Mode
-from methods.norm import BatchNorm
+from kilobatch.methods import norm
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.norm import BatchNorm
 
 
 def pair(dims: int) -> tuple[BatchNorm, nn.Module]:

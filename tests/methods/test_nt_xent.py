@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.refusal import Refusal
-from methods.losses import nt_xent
-from methods.nt_xent import CPU_TILE
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.nt_xent import CPU_TILE
 
 
 def plain(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def test_kept_tiles_change_no_bit_and_are_no_more_than_allowed(
     z1, z2 = views(CPU_TILE[0] + 9, 16, torch.float32)
     found = []
     for allowed in (0, 3 * CPU_TILE[0] * CPU_TILE[1], 2**30):
-        monkeypatch.setattr("methods.nt_xent.KEPT", allowed)
+        monkeypatch.setattr("kilobatch.methods.nt_xent.KEPT", allowed)
         loss = nt_xent(z1, z2, temperature)
         saved = loss.grad_fn.saved_tensors[5:]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         assert sum(4 * kept.numel() for kept in saved) <= allowed and (saved or not allowed)

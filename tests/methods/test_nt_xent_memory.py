@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from methods import across
-from methods.losses import nt_xent
-from methods.memory import Queue
-from methods.memory_options import QueueOptions
+from kilobatch.methods import across
+from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.memory import Queue
+from kilobatch.methods.memory_options import QueueOptions
 from tests.methods.queues import start, unit
 from tests.methods.test_nt_xent import Largest, gradients, views
 from tests.ranks.groups import run_ranks

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from data.refusal import Refusal
-from methods.memory import Queue, info_nce
-from methods.memory_options import SHARDED_FROM, QueueOptions, held, sent, share
-from methods.queue_nce import CPU_TILE
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.memory import Queue, info_nce
+from kilobatch.methods.memory_options import SHARDED_FROM, QueueOptions, held, sent, share
+from kilobatch.methods.queue_nce import CPU_TILE
 from tests.methods.queues import pairs, plain, precise, rows, start, unit
 from tests.methods.test_nt_xent import Largest
 

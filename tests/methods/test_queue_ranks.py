@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
-from methods.memory import Queue, info_nce
-from methods.memory_options import QueueOptions, share
+from kilobatch.methods.memory import Queue, info_nce
+from kilobatch.methods.memory_options import QueueOptions, share
 from tests.methods.queues import dealt, pairs, plain, rows, start
 from tests.ranks.groups import run_ranks
 

@@ -6,10 +6,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from methods.norm import BatchNorm
-from methods.resnet import ResNet, SelectiveBottleneck, _max_pool_same, resnet
-from methods.selective_kernels import AveragePool, SelectiveKernels
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.norm import BatchNorm
+from kilobatch.methods.resnet import ResNet, SelectiveBottleneck, _max_pool_same, resnet
+from kilobatch.methods.selective_kernels import AveragePool, SelectiveKernels
 
 # SimCLRv2, table 1, counted to two places; the table itself prints 233 and 354 for 232.25 and 353.40.
 SIZES = [

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.exponents import LARGEST_EXPONENT
-from methods.tiles import exp_and_sum_, exp_and_weigh_
+from kilobatch.methods.exponents import LARGEST_EXPONENT
+from kilobatch.methods.tiles import exp_and_sum_, exp_and_weigh_
 
 SHAPES = [(1, 1), (3, 7), (64, 16), (37, 259)]  # also such that no vector divides
 

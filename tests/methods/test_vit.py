@@ -6,12 +6,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from data.refusal import Refusal
-from methods.encoder_options import EncoderOptions
-from methods.encoders import build
-from methods.memory import MomentumEncoder
-from methods.norm import norms
-from methods.vit import PATCH, SIZES, ViT, positions, torchvision_vit_state_dict
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.encoders import build
+from kilobatch.methods.memory import MomentumEncoder
+from kilobatch.methods.norm import norms
+from kilobatch.methods.vit import PATCH, SIZES, ViT, positions, torchvision_vit_state_dict
 
 
 @pytest.mark.parametrize("side", [32, 96])

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from data.batch import Batch
-from data.chance import key, uniform
-from data.jigsaw import patches
-from methods.convnet import ConvNet
-from methods.instance_discrimination import InstanceDiscrimination
-from methods.pirl import PIRL
+from kilobatch.data.batch import Batch
+from kilobatch.data.chance import key, uniform
+from kilobatch.data.jigsaw import patches
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.instance_discrimination import InstanceDiscrimination
+from kilobatch.methods.pirl import PIRL
 
 STEPS, SAMPLES, DIM, IMAGES, NOISE, MOMENTUM, TEMPERATURE, LR = 4, 8, 6, 11, 20, 0.5, 0.2, 0.1
 

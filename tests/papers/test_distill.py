@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods import across, norm
-from methods.convnet import ConvNet
-from methods.distill import Distill
-from methods.finetune import FineTune
-from methods.simclr_v2 import SimCLRV2
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across, norm
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.distill import Distill
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.simclr_v2 import SimCLRV2
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.optimizers import build
+from kilobatch.trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.trainer.step import forward_backward
 from tests.ranks.groups import run_ranks
-from trainer.engine import Engine
-from trainer.optimizers import build
-from trainer.options import EngineOptions, OptimizerOptions
-from trainer.step import forward_backward
 
 CLASSES, SAMPLES = 5, 12
 LABELS = torch.tensor([0, 4, -1, 2, -1, -1, 1, 3, 3, -1, 0, -1])

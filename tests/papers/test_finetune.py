@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods import norm
-from methods.convnet import ConvNet
-from methods.encoder import Encoder
-from methods.finetune import FineTune
-from methods.method import Method, Tensors
-from methods.simclr import SimCLR
-from methods.simclr_v2 import SimCLRV2
-from trainer import optimizers
-from trainer.options import OptimizerOptions
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import norm
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.methods.simclr_v2 import SimCLRV2
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.options import OptimizerOptions
 
 SAMPLES, CLASSES, STEPS, LR = 10, 4, 4, 0.3
 WIDTH = 24  # features of ConvNet(3)

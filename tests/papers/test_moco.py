@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from data.batch import Batch
-from methods.convnet import ConvNet
-from methods.heads import MLP
-from methods.memory_options import QueueOptions
-from methods.method import Method
-from methods.moco import MoCo
-from methods.moco_v3 import MoCoV3
+from kilobatch.data.batch import Batch
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.heads import MLP
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method
+from kilobatch.methods.moco import MoCo
+from kilobatch.methods.moco_v3 import MoCoV3
 
 STEPS, SAMPLES, DIM, KEYS, MOMENTUM, TEMPERATURE, LR = 5, 8, 6, 24, 0.9, 0.2, 0.1
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods.convnet import ConvNet
-from methods.heads import ProjectionHead
-from methods.losses import clip_loss, nt_xent
-from methods.simclr import SimCLR
-from trainer.optimizers import build
-from trainer.options import OptimizerOptions
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.heads import ProjectionHead
+from kilobatch.methods.losses import clip_loss, nt_xent
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer.optimizers import build
+from kilobatch.trainer.options import OptimizerOptions
 
 LARGE_NUM = 1e9
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from data.batch import Batch
-from methods.convnet import ConvNet
-from methods.heads import ProjectionHead
-from methods.memory_options import QueueOptions
-from methods.simclr_v2 import SimCLRV2
+from kilobatch.data.batch import Batch
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.heads import ProjectionHead
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.simclr_v2 import SimCLRV2
 from tests.papers.test_simclr import add_contrastive_loss
 
 STEPS, SAMPLES, DIM, KEYS, MOMENTUM, TEMPERATURE, LR = 6, 8, 6, 20, 0.9, 0.2, 0.05

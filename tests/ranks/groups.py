@@ -1,6 +1,6 @@
 """Real gloo process groups for tests."""
 
-from trainer.ranks import PRELOAD, run_ranks
+from kilobatch.trainer.ranks import PRELOAD, run_ranks
 
 __all__ = ["PRELOAD", "run_ranks"]
 

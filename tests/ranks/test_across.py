@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.testing import assert_close
 
-from data.refusal import Refusal
-from methods import across, norm
-from methods.encoder_options import Mode
-from methods.losses import nt_xent
-from methods.norm import BatchNorm
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across, norm
+from kilobatch.methods.encoder_options import Mode
+from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.norm import BatchNorm
 from tests.ranks.groups import run_ranks
 
 

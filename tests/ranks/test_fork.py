@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from kilobatch.trainer.lars import LARS
+from kilobatch.trainer.uncompiled import spare_the_compiler
 from tests.ranks.groups import run_ranks
-from trainer.lars import LARS
-from trainer.uncompiled import spare_the_compiler
 
 MAKERS: list[Callable[..., Optimizer]] = [LARS, SGD, AdamW]
 

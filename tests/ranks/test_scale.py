@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from benchmarks import scaling
-from data.batch import Batch
-from methods import across, norm
-from methods.encoder import Encoder
-from methods.simclr import SimCLR
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across, norm
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer.step import forward_backward
+from kilobatch.trainer.traffic import Link, seconds, sent
+from kilobatch.trainer.verify import PlainEngine
 from tests.ranks.groups import run_ranks
-from trainer.step import forward_backward
-from trainer.traffic import Link, seconds, sent
-from trainer.verify import PlainEngine
 
 IMAGES, RANKS, SIDE = 4096, 8, 4
 

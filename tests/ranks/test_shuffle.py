@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods import across
-from methods.encoder import Encoder
-from methods.memory_options import QueueOptions
-from methods.moco import MoCo
-from methods.norm import BatchNorm
-from methods.shuffle import permutation
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.encoder import Encoder
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.moco import MoCo
+from kilobatch.methods.norm import BatchNorm
+from kilobatch.methods.shuffle import permutation
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions
 from tests.ranks.groups import run_ranks
-from trainer.engine import Engine
-from trainer.options import EngineOptions
 
 RANKS, OWN, STEPS, KEYS = 4, 8, 12, 128
 

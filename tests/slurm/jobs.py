@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from launch import ledger
-from launch.ledger import Attempt
+from kilobatch.launch import ledger
+from kilobatch.launch.ledger import Attempt
 from tests.drill import TINY, command, lines_without_timings, weights
 from tests.slurm.cluster import NODES, Cluster
 
@@ -24,7 +24,7 @@ TWO_NODES = ["--nodes", "2", "--workers-per-node", "2", "--cpus-per-worker", "1"
 EPOCHS = "schedule.epochs=40"  # 400 steps: time for all that happens
 FEW_EPOCHS = "schedule.epochs=10"  # 100 steps, 5 checkpoints and an evaluation on the way
 LONG = ["--time", "01:00:00"]
-HERE = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+HERE = {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src"), "OMP_NUM_THREADS": "1"}
 PATIENCE = 600.0  # seconds for what is waited for: a start takes 15 on two quiet cores, and minutes on busy ones
 
 

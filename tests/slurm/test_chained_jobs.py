@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import ledger, pipeline, runs
+from kilobatch.launch import ledger, pipeline, runs
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, kilobatch
 from tests.slurm.test_submitting import command, shown, the

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from launch import ledger, recipe, runs
-from launch.ledger import Attempt, JobFile
-from launch.slurm import Slurm
+from kilobatch.launch import ledger, recipe, runs
+from kilobatch.launch.ledger import Attempt, JobFile
+from kilobatch.launch.slurm import Slurm
 from tests.slurm.cluster import Cluster
 
 JOB = """
 import sys
 from functools import partial
-from launch import agent, job
+from kilobatch.launch import agent, job
 agent.run = partial(agent.run, module="errand")
 job.Job(sys.argv[1])()
 """
 SCRIPT = """\
 #!/bin/bash
-export SUBMITIT_EXECUTOR=slurm OMP_NUM_THREADS=1 PYTHONPATH={code}/tests/launch:{code}
+export SUBMITIT_EXECUTOR=slurm OMP_NUM_THREADS=1 PYTHONPATH={code}/../tests/launch:{code}
 exec srun --kill-on-bad-exit=1 -o {log} --open-mode=append {python} -c '{job}' {run}
 """
-CODE = Path(__file__).parents[2]
+CODE = Path(__file__).parents[2] / "src"
 PATIENCE = 240.0
 
 

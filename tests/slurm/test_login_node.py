@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from launch import submitting
+from kilobatch.launch import submitting
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import HERE, RECIPE, kilobatch
 
 TORCHLESS = """
 import sys
-from launch.__main__ import main
+from kilobatch.launch.__main__ import main
 try:
     main(sys.argv[1:])
 finally:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster as clusters
-from launch import ledger, runs
-from launch.__main__ import main
-from launch.recipe import load
+from kilobatch.launch import cluster as clusters
+from kilobatch.launch import ledger, runs
+from kilobatch.launch.__main__ import main
+from kilobatch.launch.recipe import load
 from tests.slurm.cluster import Cluster
 
 Command = Callable[..., str]

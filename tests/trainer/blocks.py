@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from data.batch import Batch
-from methods import across
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across
 
 
 class Block:

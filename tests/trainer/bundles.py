@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.crc32c import masked_crc32c
+from kilobatch.trainer.crc32c import masked_crc32c
 
 Array = NDArray[Any]
 TYPES = {"float32": 1, "float64": 2, "int64": 9}

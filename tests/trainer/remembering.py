@@ -8,15 +8,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods import across, norm
-from methods.memory import MomentumEncoder, Queue, info_nce, rising
-from methods.memory_options import QueueOptions
-from methods.method import Method, Tensors
-from trainer.engine import Engine
-from trainer.optimizers import build
-from trainer.options import EngineOptions, OptimizerOptions
-from trainer.step import check_finite, forward_backward
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across, norm
+from kilobatch.methods.memory import MomentumEncoder, Queue, info_nce, rising
+from kilobatch.methods.memory_options import QueueOptions
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.optimizers import build
+from kilobatch.trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.trainer.step import check_finite, forward_backward
 
 BATCH, DIM, TOTAL = 24, 6, 100
 LENGTH, ODD = 48, 50

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoints, Piece
-from trainer.options import CheckpointOptions
+from kilobatch.trainer.checkpoint import Checkpoints, Piece
+from kilobatch.trainer.options import CheckpointOptions
 
 OPTIONS = CheckpointOptions(timeout_minutes=0.5)
 

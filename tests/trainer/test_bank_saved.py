@@ -8,17 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods import across, norm
-from methods.convnet import ConvNet
-from methods.pirl import PIRL
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across, norm
+from kilobatch.methods.convnet import ConvNet
+from kilobatch.methods.pirl import PIRL
+from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.optimizers import build
+from kilobatch.trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
+from kilobatch.trainer.step import forward_backward
 from tests.ranks.groups import run_ranks
-from trainer.checkpoint import Checkpoints, open_saved
-from trainer.engine import Engine
-from trainer.optimizers import build
-from trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
-from trainer.step import forward_backward
 
 IMAGES, BATCH, SAVED, END = 31, 12, 3, 6
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from trainer.bench import collectives, loader, rates
+from kilobatch.trainer.bench import collectives, loader, rates
 
 CPU = torch.device("cpu")
 

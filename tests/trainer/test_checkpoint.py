@@ -14,9 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.refusal import Refusal
-from tests.trainer.saving import OPTIONS, pieces, save, values
-from trainer.checkpoint import (
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.checkpoint import (
     Checkpoints,
     Damaged,
     Piece,
@@ -25,7 +24,8 @@ from trainer.checkpoint import (
     restore_rng,
     rng_pieces,
 )
-from trainer.options import CheckpointOptions
+from kilobatch.trainer.options import CheckpointOptions
+from tests.trainer.saving import OPTIONS, pieces, save, values
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from data.refusal import Refusal
-from tests.trainer.saving import save
-from trainer.checkpoint import (
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.checkpoint import (
     Damaged,
     newest,
     open_saved,
 )
+from tests.trainer.saving import save
 
 
 def _truncate(path: Path) -> None:

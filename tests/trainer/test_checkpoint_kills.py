@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.refusal import Refusal
-from tests.ranks.groups import PRELOAD
-from tests.trainer.saving import OPTIONS, pieces
-from trainer.checkpoint import (
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.checkpoint import (
     Checkpoints,
     Piece,
     Saved,
     newest,
     open_saved,
 )
-from trainer.options import CheckpointOptions
+from kilobatch.trainer.options import CheckpointOptions
+from tests.ranks.groups import PRELOAD
+from tests.trainer.saving import OPTIONS, pieces
 
 
 def state_at(step: int) -> Tensor:

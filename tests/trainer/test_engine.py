@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.refusal import Refusal
-from methods import norm
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import norm
+from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.optimizers import build
+from kilobatch.trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
+from kilobatch.trainer.step import check_finite, forward_backward
 from tests.ranks.groups import run_ranks
 from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
-from trainer.checkpoint import Checkpoints, open_saved
-from trainer.engine import Engine
-from trainer.optimizers import build
-from trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
-from trainer.step import check_finite, forward_backward
 
 CPU = torch.device("cpu")
 LR = {"lars": 0.5, "sgd": 0.05, "adamw": 0.01, "lamb": 0.01}

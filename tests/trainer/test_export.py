@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-import methods.resnet
-from data.refusal import Refusal
-from methods.encoder_options import EncoderOptions
-from methods.encoders import build
-from trainer.checkpoint import Checkpoints, Piece
-from trainer.export import export
-from trainer.options import CheckpointOptions
+import kilobatch.methods.resnet
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.encoders import build
+from kilobatch.trainer.checkpoint import Checkpoints, Piece
+from kilobatch.trainer.export import export
+from kilobatch.trainer.options import CheckpointOptions
 
 VIEWS = {"size": 160, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.229]}
 
@@ -89,7 +89,7 @@ def test_other_encoders_keep_their_own_names(tmp_path: Path) -> None:
 def test_big_resnets_say_what_they_load_into(tmp_path: Path, options: dict[str, Any]) -> None:
     encoder = trained(tmp_path, EncoderOptions.model_validate(options), steps=(1,))
     metadata = export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)
-    again = eval(metadata["loads_into"], {"methods": methods})
+    again = eval(metadata["loads_into"], {"kilobatch": kilobatch})
     again.load_state_dict(load_file(tmp_path / "e.safetensors"), strict=True)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -97,7 +97,10 @@ def test_big_resnets_say_what_they_load_into(tmp_path: Path, options: dict[str, 
 
 def test_a_max_pool_padded_otherwise_is_no_network_of_torchvisions(tmp_path: Path) -> None:
     trained(tmp_path, EncoderOptions(name="resnet18", stem="imagenet_same"), steps=(1,))
-    assert export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)["loads_into"] == "methods.encoders.build"
+    assert (
+        export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)["loads_into"]
+        == "kilobatch.methods.encoders.build"
+    )
     assert "fc.weight" not in load_file(tmp_path / "e.safetensors")
 
 

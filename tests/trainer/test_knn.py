@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from data.refusal import Refusal
-from methods import across
-from methods.method import Method
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across
+from kilobatch.methods.method import Method
+from kilobatch.trainer.evaluate import knn
+from kilobatch.trainer.evaluate.features import Features, exchange, extract, gather_parts, gather_rows, representing
+from kilobatch.trainer.evaluate.options import KNNOptions
 from tests.ranks.groups import run_ranks
 from tests.trainer.blocks import Block, clusters, flat
-from trainer.evaluate import knn
-from trainer.evaluate.features import Features, exchange, extract, gather_parts, gather_rows, representing
-from trainer.evaluate.options import KNNOptions
 
 CLASSES, K, TEMPERATURE = 5, 20, 0.07
 

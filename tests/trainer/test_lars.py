@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.refusal import Refusal
-from trainer.lars import LARS, squares
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.lars import LARS, squares
 
 LR, MOMENTUM, DECAY, TRUST = 0.7, 0.9, 1e-2, 0.02
 STEPS = 20

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from data.views import Views
+from kilobatch.data.views import Views
+from kilobatch.trainer.evaluate import fast_linear, linear
+from kilobatch.trainer.evaluate.features import Features, extract
+from kilobatch.trainer.evaluate.options import FastLinearOptions, LinearOptions
 from tests.ranks.groups import run_ranks
 from tests.trainer.blocks import Block, Shuffled, clusters, flat
-from trainer.evaluate import fast_linear, linear
-from trainer.evaluate.features import Features, extract
-from trainer.evaluate.options import FastLinearOptions, LinearOptions
 
 CLASSES = 6
 TRAIN, TEST = clusters(300, CLASSES, seed=1, noise=5.0), clusters(120, CLASSES, seed=2, noise=5.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.measures import ROWS, collapse, effective_rank, measure, similarities, spread, uniformity
+from kilobatch.trainer.measures import ROWS, collapse, effective_rank, measure, similarities, spread, uniformity
 
 
 def sphere(samples: int, views: int, dimensions: int, seed: int = 0) -> Tensor:

@@ -11,11 +11,11 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import progress, standing
-from trainer.evaluate.gallery import Gallery
-from trainer.monitor import TIMINGS, Monitor, forget
-from trainer.pixels import grid, to_bytes
-from trainer.standing import Standing
+from kilobatch.trainer import progress, standing
+from kilobatch.trainer.evaluate.gallery import Gallery
+from kilobatch.trainer.monitor import TIMINGS, Monitor, forget
+from kilobatch.trainer.pixels import grid, to_bytes
+from kilobatch.trainer.standing import Standing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.sources import open_source
+from kilobatch.data.sources import open_source
+from kilobatch.trainer.evaluate import moved
+from kilobatch.trainer.evaluate.features import gather_rows
+from kilobatch.trainer.evaluate.gallery import Gallery, collect
+from kilobatch.trainer.evaluate.picture import _spread, draw
+from kilobatch.trainer.pixels import to_bytes
 from tests.ranks.groups import run_ranks
 from tests.trainer.blocks import Block
-from trainer.evaluate import moved
-from trainer.evaluate.features import gather_rows
-from trainer.evaluate.gallery import Gallery, collect
-from trainer.evaluate.picture import _spread, draw
-from trainer.pixels import to_bytes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 NAMES = [f"moved/{test}/{of}" for of in ("pixels", "untrained", "trained") for test in ("clean", "moved")]

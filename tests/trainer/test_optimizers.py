@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from trainer.lars import LARS
-from trainer.optimizers import build, scaled_lr
-from trainer.options import OptimizerOptions
+from kilobatch.trainer.lars import LARS
+from kilobatch.trainer.optimizers import build, scaled_lr
+from kilobatch.trainer.options import OptimizerOptions
 
 NAMES = ["lars", "sgd", "adamw", "lamb"]
 

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from methods.memory_options import share
+from kilobatch.methods.memory_options import share
+from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.trainer.options import CheckpointOptions
 from tests.methods.queues import dealt, rows, start
 from tests.ranks.groups import run_ranks
 from tests.trainer.remembering import DIM, MOMENTUM, ODD, TOTAL, keys, make, train
-from trainer.checkpoint import Checkpoints, open_saved
-from trainer.options import CheckpointOptions
 
 SAVED, END = 5, 8
 

@@ -3,7 +3,7 @@ from math import cos, pi
 import pytest
 from pydantic import ValidationError
 
-from trainer.schedules import ScheduleOptions, lr_at, total_steps
+from kilobatch.trainer.schedules import ScheduleOptions, lr_at, total_steps
 
 
 def test_simclr_at_100_epochs() -> None:

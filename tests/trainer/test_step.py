@@ -10,15 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods import norm
+from kilobatch.methods import norm
+from kilobatch.trainer import chunking
+from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.trainer.chunking import Need
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import CheckpointOptions, EngineOptions
+from kilobatch.trainer.step import NonFinite, check_finite, forward_backward
 from tests.ranks.groups import run_ranks
 from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
-from trainer import chunking
-from trainer.checkpoint import Checkpoints, open_saved
-from trainer.chunking import Need
-from trainer.engine import Engine
-from trainer.options import CheckpointOptions, EngineOptions
-from trainer.step import NonFinite, check_finite, forward_backward
 
 CPU = torch.device("cpu")
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from data.refusal import Refusal
-from launch.converting import import_tensorflow
-from launch.trained import trained
-from methods.encoder_options import EncoderOptions
-from methods.encoders import build
-from methods.finetune import FineTune
-from methods.resnet import ResNet
-from methods.simclr_v2 import SimCLRV2
+from kilobatch.data.refusal import Refusal
+from kilobatch.launch.converting import import_tensorflow
+from kilobatch.launch.trained import trained
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.encoders import build
+from kilobatch.methods.finetune import FineTune
+from kilobatch.methods.resnet import ResNet
+from kilobatch.methods.simclr_v2 import SimCLRV2
+from kilobatch.trainer.crc32c import crc32c
+from kilobatch.trainer.tensorflow_bundle import Bundle, find
+from kilobatch.trainer.tensorflow_names import read
 from tests.trainer.bundles import Array, Authors, write_bundle
-from trainer.crc32c import crc32c
-from trainer.tensorflow_bundle import Bundle, find
-from trainer.tensorflow_names import read
 
 REAL = Path(__file__).parent / "tensorflow_checkpoint"
 NAME = "model.ckpt-250228"

@@ -1,7 +1,7 @@
 import pytest
 
-from data.refusal import Refusal
-from trainer.verify import LAYOUTS, Row, verify
+from kilobatch.data.refusal import Refusal
+from kilobatch.trainer.verify import LAYOUTS, Row, verify
 
 # By name: whether it remembers, and how many wrong constructions its table has.
 METHODS = {

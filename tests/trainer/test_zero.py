@@ -10,19 +10,19 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from data.batch import Batch
-from data.refusal import Refusal
-from methods import across, norm
+from kilobatch.data.batch import Batch
+from kilobatch.data.refusal import Refusal
+from kilobatch.methods import across, norm
+from kilobatch.trainer import engine as engines
+from kilobatch.trainer import zero
+from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.lars import LARS
+from kilobatch.trainer.optimizers import build
+from kilobatch.trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
+from kilobatch.trainer.step import NonFinite, check_finite, forward_backward
 from tests.ranks.groups import run_ranks
 from tests.trainer.toy import Toy, weights
-from trainer import engine as engines
-from trainer import zero
-from trainer.checkpoint import Checkpoints, open_saved
-from trainer.engine import Engine
-from trainer.lars import LARS
-from trainer.optimizers import build
-from trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
-from trainer.step import NonFinite, check_finite, forward_backward
 
 CPU = torch.device("cpu")
 BATCH = 24

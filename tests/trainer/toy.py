@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.batch import Batch
-from methods import across, norm
-from methods.method import Memory, Method, Tensors
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across, norm
+from kilobatch.methods.method import Memory, Method, Tensors
 
 GLOBAL_BATCH = 16
 

@@ -3,9 +3,9 @@
 import torch
 import torch.distributed as dist
 
-from trainer.bench.rates import Row, copying, run
-from trainer.ranks import run_ranks
-from trainer.traffic import Kind, hops, sent
+from kilobatch.trainer.bench.rates import Row, copying, run
+from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.traffic import Kind, hops, sent
 
 SIZE, SMALL, TURNS = 2**25, 2**10, 7  # bytes
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.decode import CutViews, Work
-from data.stream import Beton, Stream
-from data.views import Views
-from trainer.bench.photos import jpeg, write_beton
-from trainer.bench.rates import Row
+from kilobatch.data.decode import CutViews, Work
+from kilobatch.data.stream import Beton, Stream
+from kilobatch.data.views import Views
+from kilobatch.trainer.bench.photos import jpeg, write_beton
+from kilobatch.trainer.bench.rates import Row
 
 PHOTOS, BATCH, SECONDS = 64, 16, 2.0
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from methods.losses import nt_xent
-from trainer.bench.rates import Row, best, gemm
+from kilobatch.methods.losses import nt_xent
+from kilobatch.trainer.bench.rates import Row, best, gemm
 
 DIM, TEMPERATURE = 128, 0.1
 PAIRS = {"cpu": (512, 1024, 2048), "cuda": (4096, 16384, 65536)}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.beton import Writer
+from kilobatch.data.beton import Writer
 
 SHAPES = ((256, 192), (192, 256), (256, 256), (256, 171))  # width, height: longer side 256
 JPEG_QUALITY = 90

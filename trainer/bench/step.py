@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batch import Batch
-from methods import encoders, norm
-from methods.encoder_options import EncoderOptions
-from methods.simclr import SimCLR
-from trainer import optimizers
-from trainer.bench.rates import Row, best, gemm
-from trainer.engine import Engine
-from trainer.options import EngineOptions, OptimizerOptions
-from trainer.step import check_finite, forward_backward
+from kilobatch.data.batch import Batch
+from kilobatch.methods import encoders, norm
+from kilobatch.methods.encoder_options import EncoderOptions
+from kilobatch.methods.simclr import SimCLR
+from kilobatch.trainer import optimizers
+from kilobatch.trainer.bench.rates import Row, best, gemm
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.trainer.step import check_finite, forward_backward
 
 
 def rows(device: torch.device) -> tuple[list[Row], float]:

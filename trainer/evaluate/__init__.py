@@ -1,5 +1,5 @@
 """Evaluators: each is one small file that yields (name, value)."""
 
-from trainer.evaluate.options import EvaluateOptions
+from kilobatch.trainer.evaluate.options import EvaluateOptions
 
 __all__ = ["EvaluateOptions"]

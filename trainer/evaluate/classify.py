@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from trainer.evaluate.features import Images, Represent, extract
-from trainer.evaluate.linear import top
+from kilobatch.trainer.evaluate.features import Images, Represent, extract
+from kilobatch.trainer.evaluate.linear import top
 
 
 def evaluate(logits: Represent, test: Images, name: str) -> Iterator[tuple[str, float]]:

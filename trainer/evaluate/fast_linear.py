@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods import across
-from trainer.evaluate.features import Features, Images, Represent, count_rows, extract
-from trainer.evaluate.linear import top
-from trainer.evaluate.options import FastLinearOptions
-from trainer.pulse import beat
+from kilobatch.methods import across
+from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, extract
+from kilobatch.trainer.evaluate.linear import top
+from kilobatch.trainer.evaluate.options import FastLinearOptions
+from kilobatch.trainer.pulse import beat
 
 
 def evaluate(

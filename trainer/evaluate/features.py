@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.batch import Batch
-from methods import across
-from methods.method import Method
-from trainer.pulse import beat
+from kilobatch.data.batch import Batch
+from kilobatch.methods import across
+from kilobatch.methods.method import Method
+from kilobatch.trainer.pulse import beat
 
 Represent = Callable[[Tensor], Tensor]  # (N, 3, H, W) float32 -> (N, D) float32
 

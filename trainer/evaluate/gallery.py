@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from trainer.evaluate.features import Images, Represent, gather_parts
-from trainer.pixels import Triple, to_bytes
-from trainer.pulse import beat
+from kilobatch.trainer.evaluate.features import Images, Represent, gather_parts
+from kilobatch.trainer.pixels import Triple, to_bytes
+from kilobatch.trainer.pulse import beat
 
 SIDE = 64  # pixels: larger images are kept reduced to this
 

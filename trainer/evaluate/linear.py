@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from data.batch import Batch
-from data.views import Views
-from methods import across
-from trainer.evaluate.features import Images, Represent
-from trainer.evaluate.options import LinearOptions
-from trainer.pulse import beat
+from kilobatch.data.batch import Batch
+from kilobatch.data.views import Views
+from kilobatch.methods import across
+from kilobatch.trainer.evaluate.features import Images, Represent
+from kilobatch.trainer.evaluate.options import LinearOptions
+from kilobatch.trainer.pulse import beat
 
 
 class Epochs(Protocol):

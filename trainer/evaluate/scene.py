@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.views import Views
-from methods import across
-from methods.method import Method
-from trainer.evaluate import classify, fast_linear, knn, linear, moved, picture
-from trainer.evaluate.features import Images, classifying, representing
-from trainer.evaluate.gallery import Gallery, collect
-from trainer.evaluate.linear import Epochs
-from trainer.evaluate.options import EvaluateOptions, Evaluator
+from kilobatch.data.views import Views
+from kilobatch.methods import across
+from kilobatch.methods.method import Method
+from kilobatch.trainer.evaluate import classify, fast_linear, knn, linear, moved, picture
+from kilobatch.trainer.evaluate.features import Images, classifying, representing
+from kilobatch.trainer.evaluate.gallery import Gallery, collect
+from kilobatch.trainer.evaluate.linear import Epochs
+from kilobatch.trainer.evaluate.options import EvaluateOptions, Evaluator
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""kilobatch: contrastive image encoders at thousand-image batches."""

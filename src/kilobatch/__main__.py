@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m kilobatch`."""
+
+from kilobatch.launch.__main__ import main
+
+main()
