@@ -21,13 +21,13 @@ import torch
 
 from benchmarks.turns import resident
 from kilobatch.data.batch import Batch
-from kilobatch.methods import norm
-from kilobatch.methods.convnet import ConvNet
-from kilobatch.methods.encoder import Encoder
-from kilobatch.methods.resnet import ResNet
-from kilobatch.methods.simclr import SimCLR
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.resnet import ResNet
+from kilobatch.methods.papers.simclr import SimCLR
+from kilobatch.trainer.parity import PlainEngine
 from kilobatch.trainer.step import forward_backward
-from kilobatch.trainer.verify import PlainEngine
 
 SIDE, CHUNKS, CHUNK = 32, 8, 64
 TIMED = {"six convolutions, 512 images": ("convnet", 512), "ResNet-18, 64 images": ("resnet18", 64)}

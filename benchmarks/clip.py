@@ -29,7 +29,7 @@ def plain(z1: Tensor, z2: Tensor) -> Tensor:
 def loss_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "plain":
         return plain
-    from kilobatch.methods.losses import clip_loss
+    from kilobatch.methods.losses.contrastive import clip_loss
 
     temperature = torch.tensor(TEMPERATURE, requires_grad=True) if name == "learnt" else TEMPERATURE
     return lambda z1, z2: clip_loss(z1, z2, temperature)

@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.data import augment_batched
-from kilobatch.data.chance import keys
-from kilobatch.data.views import Views
-from kilobatch.methods.losses import clip_loss, nt_xent
-from kilobatch.methods.memory import Queue, info_nce
-from kilobatch.methods.memory_options import QueueOptions
-from kilobatch.methods.operand_options import Operands
+from kilobatch.data.augment import torch_ops as augment_batched
+from kilobatch.data.augment.device import augment
+from kilobatch.data.counter_rng import keys
+from kilobatch.data.views.options import Views
+from kilobatch.methods.losses.contrastive import clip_loss, info_nce, nt_xent
+from kilobatch.methods.memories.options import QueueOptions
+from kilobatch.methods.memories.queue import Queue
+from kilobatch.methods.options import Operands
 
 DIM, TEMPERATURE, KEYS, ROUNDS = 128, 0.1, 65_536, 20
 Loss = Callable[..., Tensor]  # nt_xent, or what is called like it
@@ -115,8 +116,8 @@ def of_augmentation(images: int, size: int, device: torch.device) -> None:
     of = keys(0, 0, torch.arange(images), 2)
     forms: dict[str, Callable[[], Tensor]] = {
         "torch, fp32": lambda: augment_batched.augment_by_torch(pixels, of, views),
-        "chosen, fp32": lambda: augment_batched.augment(pixels, of, views),
-        "chosen, bf16": lambda: augment_batched.augment(pixels, of, views, torch.bfloat16),
+        "chosen, fp32": lambda: augment(pixels, of, views),
+        "chosen, bf16": lambda: augment(pixels, of, views, torch.bfloat16),
     }
     away = (forms["chosen, fp32"]() - forms["torch, fp32"]()).abs().max().item() * 255 * max(views.std)
     print(f"SimCLR's colours and blur, two views of {size} pixels: {away:.1e} of 255 apart at most; views per second")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.loader
 
-All of them read the same generated photographs (trainer/bench/photos.py) and make two 224-pixel views of each. The
-contestants take turns, and the median turn counts, as chance makes some dearer; processor time, since other work on the
-machine changes it least. FFCV's own pipeline and this loader read the .beton through FFCV; torchvision and lightly
+All of them read the same generated photographs (trainer/bench/synthetic_jpegs.py) and make two 224-pixel views of each.
+The contestants take turns, and the median turn counts, as chance makes some dearer; processor time, since other work on
+the machine changes it least. FFCV's own pipeline and this loader read the .beton through FFCV; torchvision and lightly
 decode the same JPEG bytes with Pillow, once for both views. Decoding alone, once for two views, is what any of them
 could reach.
 """
@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms
 
-from kilobatch.data.decode import CutViews, Work
-from kilobatch.data.stream import Beton, Stream
-from kilobatch.data.views import Views
-from kilobatch.trainer.bench.photos import jpeg, write_beton
+from kilobatch.data.loading.decoders import CutViews, Work
+from kilobatch.data.loading.prefetch import Beton, Stream
+from kilobatch.data.views.options import Views
+from kilobatch.trainer.bench.synthetic_jpegs import jpeg, write_beton
 
 PHOTOS = 64
 BATCH = 16

@@ -37,8 +37,8 @@ def loss_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
         from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
 
         return NTXentLoss(temperature=TEMPERATURE)
-    from kilobatch.methods import nt_xent as tiles
-    from kilobatch.methods.losses import nt_xent
+    from kilobatch.methods.losses import nt_xent as tiles
+    from kilobatch.methods.losses.contrastive import nt_xent
 
     if name == "all kept":
         tiles.KEPT = 2**40

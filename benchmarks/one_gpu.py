@@ -13,14 +13,15 @@ import tempfile
 import torch
 import torch.distributed as dist
 
-from kilobatch.methods import encoders
-from kilobatch.methods.encoder_options import EncoderOptions
-from kilobatch.methods.simclr import SimCLR
-from kilobatch.trainer import optimizers
+from kilobatch.methods.networks import build as encoders
+from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.bench.rates import best
 from kilobatch.trainer.bench.step import bare, noise, whole
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.options import EngineOptions
 
 
 def main() -> None:

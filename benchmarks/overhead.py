@@ -34,20 +34,20 @@ from rich.console import Console
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.convert import prepare
-from kilobatch.data.loader import Loader
-from kilobatch.launch import recipe
-from kilobatch.launch.recipe import Recipe
-from kilobatch.launch.workers import KEEP_MEMORY
-from kilobatch.methods import norm
-from kilobatch.methods.convnet import ConvNet
+from kilobatch.data.loading.loader import Loader
+from kilobatch.data.sources.convert import prepare
+from kilobatch.launch.processes.worker_processes import KEEP_MEMORY
+from kilobatch.launch.recipes import recipe
+from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.methods.method import Method
-from kilobatch.methods.simclr import SimCLR
-from kilobatch.trainer import optimizers
-from kilobatch.trainer.checkpoint import Checkpoints
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.papers.simclr import SimCLR
+from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.loop import Loop
-from kilobatch.trainer.monitor import Monitor
+from kilobatch.trainer.monitor.monitor import Monitor
+from kilobatch.trainer.optim import optimizers
 
 IMAGES = 1437  # digits to train on
 

@@ -14,17 +14,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from kilobatch.data.batch import Batch
-from kilobatch.launch import recipe
-from kilobatch.launch.planning_machines import machine
-from kilobatch.launch.planning_memory import memory
-from kilobatch.launch.planning_pass import Layout, step
-from kilobatch.launch.recipe import Recipe
-from kilobatch.launch.trained import build
-from kilobatch.methods import across
-from kilobatch.trainer import optimizers
+from kilobatch.launch.planning.fake_step import Layout, step
+from kilobatch.launch.planning.machines import machine
+from kilobatch.launch.planning.memory import memory
+from kilobatch.launch.recipes import recipe
+from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.worker.pretrained import build
+from kilobatch.methods import collectives as across
 from kilobatch.trainer.bench.step import whole
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.ranks.spawn import run_ranks
 
 IMAGES, CLASSES = 1000, 10
 SMALL = ["data.views.size=32", "encoder.name=resnet18", "encoder.stem=cifar", "engine.precision=fp32"]

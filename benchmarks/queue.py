@@ -37,9 +37,10 @@ def loss_of(name: str, keys: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         loss = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=keys.shape)
         loss.memory_bank.bank.copy_(keys)
         return loss
-    from kilobatch.methods.heads import unit
-    from kilobatch.methods.memory import Queue, info_nce
-    from kilobatch.methods.memory_options import QueueOptions
+    from kilobatch.methods.losses.contrastive import info_nce
+    from kilobatch.methods.memories.options import QueueOptions
+    from kilobatch.methods.memories.queue import Queue
+    from kilobatch.methods.networks.heads import unit
 
     queue = Queue(QueueOptions(length=len(keys)), DIM)
     queue.keys.copy_(keys)

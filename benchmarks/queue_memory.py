@@ -5,7 +5,7 @@
 
 Every rank is a process. Memory is what the kernel saw resident at the peak (VmHWM, reset before) of building the queue
 and two steps (a loss, its gradient and a push; 256 queries in all) above what was resident before; the largest of the
-ranks is shown. Sent: bytes a step from one rank, counted (methods/memory_options.py, sent).
+ranks is shown. Sent: bytes a step from one rank, counted (methods/memories/options.py, sent).
 """
 
 import argparse
@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import resident
-from kilobatch.methods import across
-from kilobatch.methods.memory import Queue, info_nce
-from kilobatch.methods.memory_options import QueueOptions, held, sent
-from kilobatch.trainer.ranks import run_ranks
+from kilobatch.methods import collectives as across
+from kilobatch.methods.losses.contrastive import info_nce
+from kilobatch.methods.memories.options import QueueOptions, held, sent
+from kilobatch.methods.memories.queue import Queue
+from kilobatch.trainer.ranks.spawn import run_ranks
 
 QUERIES, TEMPERATURE = 256, 0.2
 PLACEMENTS = ("sharded", "replicated")

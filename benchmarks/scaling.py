@@ -26,17 +26,18 @@ from torch import Tensor
 
 from benchmarks.cached import table
 from kilobatch.data.batch import Batch
-from kilobatch.launch.planning_machines import HOPS
-from kilobatch.methods import across, norm
-from kilobatch.methods.convnet import ConvNet
-from kilobatch.methods.encoder_options import Mode
-from kilobatch.methods.resnet import ResNet
-from kilobatch.methods.simclr import SimCLR
+from kilobatch.launch.planning.machines import HOPS
+from kilobatch.methods import collectives as across
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.options import Mode
+from kilobatch.methods.networks.resnet import ResNet
+from kilobatch.methods.papers.simclr import SimCLR
+from kilobatch.trainer.costs.collective_time import Call, Kind, Link, seconds, sent
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import EngineOptions
-from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import check_finite, forward_backward
-from kilobatch.trainer.traffic import Call, Kind, Link, seconds, sent
 
 SAMPLES, DIM, SIDE = 16, 128, 32
 COUNTED = 2, 4, 8
@@ -332,9 +333,9 @@ Bytes that a rank sends, by rings:
 
 ## The model's form
 
-A collective takes its hops' latency and its bytes over the bandwidth (`trainer/traffic.py`). On this machine ranks
-share {len(os.sched_getaffinity(0))} processors and take turns for the work of a hop, so its latency is multiplied by
-the ranks of a processor. Two constants were fitted at 2 and 8 ranks:
+A collective takes its hops' latency and its bytes over the bandwidth (`trainer/costs/collective_time.py`). On this
+machine ranks share {len(os.sched_getaffinity(0))} processors and take turns for the work of a hop, so its latency is
+multiplied by the ranks of a processor. Two constants were fitted at 2 and 8 ranks:
 {"; ".join(times.constants)}.
 Asked for 3, 4 and 6 ranks, the model is off by {times.off[len(times.off) // 2]:.2f} times in the median, by
 {times.off[-1]:.1f} at worst; {within} of {len(times.off)} times are within 1.3. What remains: a hop's work does not

@@ -23,17 +23,18 @@ from torch import Tensor, nn
 
 from benchmarks.turns import resident
 from kilobatch.data.batch import Batch
-from kilobatch.methods import across
-from kilobatch.methods.heads import ProjectionHead
-from kilobatch.methods.losses import nt_xent
+from kilobatch.methods import collectives as across
+from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.resnet import resnet
+from kilobatch.methods.networks.heads import ProjectionHead
+from kilobatch.methods.networks.resnet import resnet
+from kilobatch.trainer.costs.zero_memory import zero_memory
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optimizers import build, parameter_groups
-from kilobatch.trainer.options import EngineOptions, OptimizerOptions
-from kilobatch.trainer.ranks import run_ranks
+from kilobatch.trainer.optim.optimizers import build, parameter_groups
+from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import check_finite, forward_backward
-from kilobatch.trainer.zero_memory import zero_memory
 
 GIB = 1 << 30
 DIM, VIEWS, QUEUE, GLOBAL_BATCH = 128, 2, 65_536, 4096

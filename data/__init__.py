@@ -1,1 +1,1 @@
-"""Images to batches: sources, .beton writing, FFCV loading, order, views."""
+"""The ground floor: what every folder of the project may import."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kilobatch.data.refusal import Refusal, did_you_mean
+from kilobatch.data.errors import Refusal, did_you_mean
 
 NOTE_FORMAT = 1
 VERSION = 2

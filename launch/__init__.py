@@ -1,1 +1,1 @@
-"""Machines: command line, recipes read and validated, processes, run folders."""
+"""Gets a run onto machines."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kilobatch.data.refusal import Refusal
-from kilobatch.launch.command_line import with_resources
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.cli.resource_options import with_resources
 
 app = typer.Typer(
     name="kilobatch",
@@ -44,11 +44,11 @@ def recipes(
 ) -> None:
     """Lists the recipes and what each reproduces."""
     if schema:
-        from kilobatch.launch.recipe import schema as recipe_schema
+        from kilobatch.launch.recipes.recipe import schema as recipe_schema
 
         print(json.dumps(recipe_schema(), indent=2))
         return
-    from kilobatch.launch import tables
+    from kilobatch.launch.cli import tables
 
     tables.recipes()
 
@@ -56,7 +56,7 @@ def recipes(
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
     """Trains a recipe in a new run folder."""
-    from kilobatch.launch import training
+    from kilobatch.launch.cli import train as training
 
     raise typer.Exit(training.train(recipe, overrides or [], workers))
 
@@ -78,7 +78,7 @@ def submit(
     **resources: Any,
 ) -> None:
     """Trains a recipe as a job of a cluster, through preemptions and time limits."""
-    from kilobatch.launch import submitting
+    from kilobatch.launch.jobs import submit as submitting
 
     submitting.submit(recipe, overrides or [], sweep or [], name, cluster, resources, dry_run)
 
@@ -112,8 +112,8 @@ def run_pipeline(
     **resources: Any,
 ) -> None:
     """Pre-trains, fine-tunes on few labels, and distils: a run each, here or, with resources, as dependent jobs."""
-    from kilobatch.launch import pipeline_runs
-    from kilobatch.launch.pipeline_recipes import Asked
+    from kilobatch.launch.cli import pipeline as pipeline_runs
+    from kilobatch.launch.pipelines.stages import Asked
 
     asked = Asked(recipe, overrides or [], labels, pretrained, self_distill)
     raise typer.Exit(pipeline_runs.start(asked, name, workers, cluster, resources, dry_run))
@@ -123,7 +123,7 @@ def run_pipeline(
 @with_resources
 def resume(run: Run, workers: Workers = None, cluster: ClusterName = None, **resources: Any) -> None:
     """Goes on with a run from its newest whole checkpoint, or with a pipeline: here, or as a job if it was one."""
-    from kilobatch.launch import resubmitting
+    from kilobatch.launch.cli import resume as resubmitting
 
     raise typer.Exit(resubmitting.resume(run, workers, cluster, resources))
 
@@ -133,7 +133,7 @@ def cancel(
     runs: Annotated[list[str], typer.Argument(help="Runs or sweeps, as folders or names.", show_default=False)],
 ) -> None:
     """Ends jobs, queued or running, for good; a running one saves first."""
-    from kilobatch.launch import resubmitting
+    from kilobatch.launch.cli import resume as resubmitting
 
     resubmitting.cancel(runs)
 
@@ -150,7 +150,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Shows how far runs are, where their jobs are, and what ended them."""
-    from kilobatch.launch import status
+    from kilobatch.launch.cli import status
 
     status.status(given or [], sweep, everything=everything, watch=watch, as_json=as_json)
 
@@ -163,7 +163,7 @@ def logs(
     lines: Annotated[int | None, typer.Option("--lines", "-n", help="The last ones.", show_default=False)] = None,
 ) -> None:
     """Prints what a run's ranks wrote, merged by time (UTC)."""
-    from kilobatch.launch import logs
+    from kilobatch.launch.cli import logs
 
     logs.logs(run, follow=follow, rank=rank, lines=lines)
 
@@ -172,7 +172,7 @@ def logs(
 @with_resources
 def drill(recipe: Recipe, overrides: Overrides = None, cluster: ClusterName = None, **resources: Any) -> None:
     """Tries a cluster out: two jobs, one of them stopped and killed; tells what that cost."""
-    from kilobatch.launch import drill
+    from kilobatch.launch.cli import drill
 
     raise typer.Exit(0 if drill.drill(recipe, overrides or [], cluster, resources) else 1)
 
@@ -202,9 +202,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Predicts a run's memory, traffic and time on machines that need not be there; refuses what cannot fit."""
-    from kilobatch.launch import plan
+    from kilobatch.launch.cli.plan import plan
 
-    plan.plan(
+    plan(
         recipe,
         overrides or [],
         nodes=nodes,
@@ -232,7 +232,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measures loader, loss, step and collectives on this machine, each beside what limits it."""
-    from kilobatch.launch import bench
+    from kilobatch.launch.cli import bench
 
     bench.bench(device, ranks, file)
 
@@ -253,7 +253,7 @@ def evaluate(
     workers: Workers = None,
 ) -> None:
     """Evaluates the encoder of a run."""
-    from kilobatch.launch import training
+    from kilobatch.launch.cli import train as training
 
     asked = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
     asked |= {"classify": classify, "classify_moved": classify}
@@ -274,7 +274,7 @@ def convert(
     ] = None,
 ) -> None:
     """Writes images as a .beton file for training, or checks one."""
-    from kilobatch.launch import converting
+    from kilobatch.launch.cli import convert as converting
 
     if verify is not None:
         converting.verify(verify, source, out)
@@ -292,7 +292,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Writes a run's encoder as safetensors, with torchvision's names."""
-    from kilobatch.launch import converting
+    from kilobatch.launch.cli import convert as converting
 
     converting.export(run, out, force=force, whole=whole)
 
@@ -313,7 +313,7 @@ def import_checkpoint(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Writes a checkpoint of SimCLR's authors as safetensors, for runs to start from."""
-    from kilobatch.launch import converting
+    from kilobatch.launch.cli import convert as converting
 
     converting.import_tensorflow(
         checkpoint, out, projections=projections, classifier_after=classifier_after, force=force
@@ -328,12 +328,13 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="Every method, with a summary at the end.")] = False,
 ) -> None:
     """Prints the parity table of a method: ranks × chunks against the paper's formula, and wrong constructions."""
-    from kilobatch.launch import method_options, tables
+    from kilobatch.launch.cli import tables
+    from kilobatch.launch.recipes import method_options
 
     if (method is None) != everything:
         raise Refusal("give a method's name, such as simclr, or --all")
     if method is None:
-        from kilobatch.methods.verify import known
+        from kilobatch.methods.parity.lookup import known
 
         names = sorted({*method_options.names(), *known()})  # of several forms of a method, each
     else:

@@ -1,1 +1,1 @@
-"""The papers: one file each, and the few pieces they share."""
+"""The protocol, what crosses ranks, and option types that all papers share."""

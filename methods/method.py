@@ -33,7 +33,7 @@ class Method(nn.Module):
     """
 
     views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
-    jigsaw: ClassVar[bool] = False  # whether the second view is to be shuffled patches: data/jigsaw.py
+    jigsaw: ClassVar[bool] = False  # whether the second view is to be shuffled patches: data/augment/jigsaw.py
     classifies: ClassVar[bool] = False  # whether it has logits
     head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a text: the option that says so
     classes: int = 0  # that it tells apart, if it classifies

@@ -8,14 +8,14 @@ HERE = Path(__file__).parent
 # Long ones begin first, so that no process waits for another's at the end. What is not named begins after these.
 LONG = [
     "slurm",
-    "test_kill_drill.py",
-    "launch/test_pipeline.py",
-    "test_chain.py",
-    "test_resume.py",
-    "trainer/test_zero.py",
-    "launch/test_local.py",
-    "trainer/test_own_buffers.py",
-    "trainer/test_verify.py",
+    "end_to_end/test_kill_drill.py",
+    "launch/pipelines/test_pipeline.py",
+    "end_to_end/test_pipeline_kills.py",
+    "end_to_end/test_resume.py",
+    "trainer/optim/test_zero.py",
+    "launch/jobs/test_local_queue.py",
+    "trainer/checkpoint/test_memory_resume.py",
+    "trainer/test_parity.py",
 ]
 
 

@@ -1,1 +1,1 @@
-"""Turns batches into a trained encoder: step, loop, engine, optimizers, checkpoints, evaluators, monitor."""
+"""Batches to an encoder: the loop, one step, the engine."""

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kilobatch.data.refusal import Refusal
-from kilobatch.methods import across, norm
+from kilobatch.data.errors import Refusal
+from kilobatch.methods import collectives as across
 from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
+from kilobatch.trainer.costs.memory_probe import Cost, cost, free
 from kilobatch.trainer.options import EngineOptions
-from kilobatch.trainer.rng import random_state, set_random_state
-from kilobatch.trainer.room import Cost, cost, free
 
 PROBES = 2, 8  # samples: from two costs follow the one that does not grow with the samples, and the one that does
 SHARE = 0.8  # of the memory that is free before the first step; the rest is for what no probe sees

@@ -9,16 +9,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kilobatch.data.refusal import Refusal
-from kilobatch.methods import across
+from kilobatch.data.errors import Refusal
+from kilobatch.methods import collectives as across
 from kilobatch.methods.method import Method, Tensors
+from kilobatch.trainer.checkpoint.reader import Saved
+from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.chunking import Chunking
-from kilobatch.trainer.lars import LARS
+from kilobatch.trainer.costs.zero_memory import BUCKET
+from kilobatch.trainer.optim.lars import LARS
+from kilobatch.trainer.optim.zero_partitions import partitions, refresh, restore_state, state_pieces
 from kilobatch.trainer.options import EngineOptions
-from kilobatch.trainer.saved import Saved
-from kilobatch.trainer.shard import Piece
-from kilobatch.trainer.zero import partitions, refresh, restore_state, state_pieces
-from kilobatch.trainer.zero_memory import BUCKET
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.loader import Loader
-from kilobatch.data.refusal import Refusal
-from kilobatch.data.views import Views
-from kilobatch.methods import across, norm
-from kilobatch.trainer.checkpoint import Checkpoints, Saved, restore_rng, rng_pieces
+from kilobatch.data.errors import Refusal
+from kilobatch.data.loading.loader import Loader
+from kilobatch.data.views.options import Views
+from kilobatch.methods import collectives as across
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.trainer.checkpoint.reader import Saved
+from kilobatch.trainer.checkpoint.rng_state import restore_rng, rng_pieces
+from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.lars import LARS
-from kilobatch.trainer.measures import collapse, measure
-from kilobatch.trainer.monitor import Monitor
-from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.monitor.embedding_metrics import collapse, measure
+from kilobatch.trainer.monitor.monitor import Monitor
+from kilobatch.trainer.optim.lars import LARS
+from kilobatch.trainer.ranks.heartbeat import beat
 from kilobatch.trainer.step import Outcome, check_finite, forward_backward
 
 

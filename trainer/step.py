@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import across, norm
+from kilobatch.methods import collectives as across
 from kilobatch.methods.method import Tensors
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.rng import random_state, set_random_state
 
 
 @dataclass(frozen=True)

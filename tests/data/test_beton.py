@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kilobatch.data.arrays import Arrays
 from kilobatch.data.beton import HEADER, note_of, verify
-from kilobatch.data.convert import convert
-from kilobatch.data.refusal import Refusal
-from kilobatch.data.sources import count
+from kilobatch.data.errors import Refusal
+from kilobatch.data.sources.arrays import Arrays
+from kilobatch.data.sources.convert import convert
+from kilobatch.data.sources.specs import count
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch import here
 from kilobatch.launch.__main__ import main
+from kilobatch.launch.processes import launcher as here
 
 
 @dataclass

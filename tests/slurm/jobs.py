@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import torch
 
-from kilobatch.launch import ledger
-from kilobatch.launch.ledger import Attempt
-from tests.drill import TINY, command, lines_without_timings, weights
+from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs.job_history import Attempt
+from tests.helpers.real_runs import TINY, command, lines_without_timings, weights
 from tests.slurm.cluster import NODES, Cluster
 
 EVERY = 20  # steps between two checkpoints
@@ -31,7 +31,7 @@ PATIENCE = 600.0  # seconds for what is waited for: a start takes 15 on two quie
 def kilobatch(*arguments: str, folder: Path, patience: float = PATIENCE) -> str:
     """What a command prints, run in `folder`, where its runs/ are. It succeeds."""
     done = subprocess.run(
-        [sys.executable, "-m", "launch", *arguments],
+        [sys.executable, "-m", "kilobatch", *arguments],
         cwd=folder,
         env=os.environ | HERE,
         capture_output=True,

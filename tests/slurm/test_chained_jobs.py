@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch import ledger, pipeline, runs
+from kilobatch.launch.pipelines import pipeline
+from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs import run_folder as runs
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, kilobatch
 from tests.slurm.test_submitting import command, shown, the

@@ -8,21 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch import ledger, recipe, runs
-from kilobatch.launch.ledger import Attempt, JobFile
-from kilobatch.launch.slurm import Slurm
+from kilobatch.launch.recipes import recipe
+from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs.job_history import Attempt, JobFile
+from kilobatch.launch.schedulers.slurm import Slurm
+from tests.helpers.programs import PROGRAMS
 from tests.slurm.cluster import Cluster
 
 JOB = """
 import sys
 from functools import partial
-from kilobatch.launch import agent, job
-agent.run = partial(agent.run, module="errand")
+from kilobatch.launch.jobs import slurm_job as job
+from kilobatch.launch.nodes import agent
+agent.run = partial(agent.run, module="scripted_job")
 job.Job(sys.argv[1])()
 """
 SCRIPT = """\
 #!/bin/bash
-export SUBMITIT_EXECUTOR=slurm OMP_NUM_THREADS=1 PYTHONPATH={code}/../tests/launch:{code}
+export SUBMITIT_EXECUTOR=slurm OMP_NUM_THREADS=1 PYTHONPATH={programs}:{code}
 exec srun --kill-on-bad-exit=1 -o {log} --open-mode=append {python} -c '{job}' {run}
 """
 CODE = Path(__file__).parents[2] / "src"
@@ -36,7 +40,9 @@ def submitted(cluster: Cluster, folder: Path, name: str, errands: list[str], *op
     run = runs.create(chosen.run, "demo", chosen.dump_yaml(), 2)
     (run / "errands").write_text("\n".join(errands))
     script = run / "job.sh"
-    script.write_text(SCRIPT.format(code=CODE, log=run / "job.log", python=sys.executable, job=JOB, run=run))
+    script.write_text(
+        SCRIPT.format(programs=PROGRAMS, code=CODE, log=run / "job.log", python=sys.executable, job=JOB, run=run)
+    )
     runs.set_status(run, "queued", 2)
     job = JobFile(cluster="slurm", job_id="", nodes=2, submitted=ledger.now(), code="", time_minutes=600)
     ledger.write_job_file(run, job)

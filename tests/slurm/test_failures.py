@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch import ledger
+from kilobatch.launch.runs import job_history as ledger
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, kilobatch, submit
 

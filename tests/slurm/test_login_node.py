@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch import submitting
+from kilobatch.launch.jobs import submit as submitting
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import HERE, RECIPE, kilobatch
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch import cluster as clusters
-from kilobatch.launch import ledger, runs
 from kilobatch.launch.__main__ import main
-from kilobatch.launch.recipe import load
+from kilobatch.launch.jobs import cluster as clusters
+from kilobatch.launch.recipes.recipe import load
+from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs import run_folder as runs
 from tests.slurm.cluster import Cluster
 
 Command = Callable[..., str]
@@ -51,7 +52,7 @@ def test_a_run_is_queued_cancelled_and_queued_anew(cluster: Cluster, command: Co
     first = the(ledger.job_file(folder))
     assert f"job: {first.job_id} (2 nodes × 2 workers)" in said
     assert (first.nodes, first.workers_per_node, first.time_minutes, first.signal_lead_seconds) == (2, 2, 60, 180)
-    assert (folder / first.code / "launch" / "job.py").is_file()
+    assert (folder / first.code / "kilobatch" / "launch" / "jobs" / "slurm_job.py").is_file()
     assert runs.status(folder) == "queued"
     known = shown(cluster, first.job_id)
     expected = {"JobState": "PENDING", "JobName": "mine", "NumNodes": "2-2", "CPUs/Task": "2", "TimeLimit": "01:00:00"}

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.refusal import Refusal
-from kilobatch.methods.convnet import ConvNet
-from kilobatch.methods.encoder_options import Mode
+from kilobatch.data.errors import Refusal
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.simclr import SimCLR
-from kilobatch.trainer import chunking, room
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.options import Mode
+from kilobatch.methods.papers.simclr import SimCLR
+from kilobatch.trainer import chunking
 from kilobatch.trainer.chunking import SHARE, Need
-from kilobatch.trainer.room import cost
+from kilobatch.trainer.costs import memory_probe as room
+from kilobatch.trainer.costs.memory_probe import cost
+from kilobatch.trainer.parity import PlainEngine
 from kilobatch.trainer.step import forward_backward
-from kilobatch.trainer.verify import PlainEngine
 
 CPU = torch.device("cpu")
 SAMPLES = 64
@@ -112,12 +113,12 @@ def test_another_number_of_ranks_keeps_the_parts_of_the_batch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ranks, parts, expected in ((1, 8, 8), (2, 8, 4), (4, 8, 2)):
-        monkeypatch.setattr("kilobatch.methods.across.size", lambda ranks=ranks: ranks)
+        monkeypatch.setattr("kilobatch.methods.collectives.size", lambda ranks=ranks: ranks)
         resumed = engine(simclr(), chunks="auto")
         resumed.chunking.pin(parts)
         assert (resumed.chunking.chunks, resumed.chunking.parts) == (expected, parts)
     assert not capsys.readouterr().out
-    monkeypatch.setattr("kilobatch.methods.across.size", lambda: 3)
+    monkeypatch.setattr("kilobatch.methods.collectives.size", lambda: 3)
     resumed = engine(simclr(), chunks="auto")
     resumed.chunking.pin(8)
     assert resumed.chunking.chunks is None and "8 parts, which do not divide over 3 ranks" in capsys.readouterr().out

@@ -9,15 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kilobatch.data.refusal import Refusal
-from kilobatch.methods import norm
-from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.data.errors import Refusal
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.trainer.checkpoint.options import CheckpointOptions
+from kilobatch.trainer.checkpoint.reader import open_saved
+from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optimizers import build
-from kilobatch.trainer.options import CheckpointOptions, EngineOptions, OptimizerOptions
+from kilobatch.trainer.optim.optimizers import build
+from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import check_finite, forward_backward
-from tests.ranks.groups import run_ranks
-from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
+from tests.helpers.process_groups import run_ranks
+from tests.helpers.toy_method import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
 
 CPU = torch.device("cpu")
 LR = {"lars": 0.5, "sgd": 0.05, "adamw": 0.01, "lamb": 0.01}

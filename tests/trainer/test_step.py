@@ -10,15 +10,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kilobatch.methods import norm
+from kilobatch.methods.networks import batch_norm as norm
 from kilobatch.trainer import chunking
-from kilobatch.trainer.checkpoint import Checkpoints, open_saved
+from kilobatch.trainer.checkpoint.options import CheckpointOptions
+from kilobatch.trainer.checkpoint.reader import open_saved
+from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.chunking import Need
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.options import CheckpointOptions, EngineOptions
+from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import NonFinite, check_finite, forward_backward
-from tests.ranks.groups import run_ranks
-from tests.trainer.toy import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
+from tests.helpers.process_groups import run_ranks
+from tests.helpers.toy_method import GLOBAL_BATCH, Toy, batch, gradients, own_batch, plain_loss, toy, weights
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""What `kilobatch bench` measures."""

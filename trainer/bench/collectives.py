@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 
 from kilobatch.trainer.bench.rates import Row, copying, run
-from kilobatch.trainer.ranks import run_ranks
-from kilobatch.trainer.traffic import Kind, hops, sent
+from kilobatch.trainer.costs.collective_time import Kind, hops, sent
+from kilobatch.trainer.ranks.spawn import run_ranks
 
 SIZE, SMALL, TURNS = 2**25, 2**10, 7  # bytes
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kilobatch.data.decode import CutViews, Work
-from kilobatch.data.stream import Beton, Stream
-from kilobatch.data.views import Views
-from kilobatch.trainer.bench.photos import jpeg, write_beton
+from kilobatch.data.loading.decoders import CutViews, Work
+from kilobatch.data.loading.prefetch import Beton, Stream
+from kilobatch.data.views.options import Views
 from kilobatch.trainer.bench.rates import Row
+from kilobatch.trainer.bench.synthetic_jpegs import jpeg, write_beton
 
 PHOTOS, BATCH, SECONDS = 64, 16, 2.0
 

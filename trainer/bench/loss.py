@@ -2,7 +2,7 @@
 
 import torch
 
-from kilobatch.methods.losses import nt_xent
+from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.trainer.bench.rates import Row, best, gemm
 
 DIM, TEMPERATURE = 128, 0.1

@@ -5,13 +5,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import encoders, norm
-from kilobatch.methods.encoder_options import EncoderOptions
-from kilobatch.methods.simclr import SimCLR
-from kilobatch.trainer import optimizers
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import build as encoders
+from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.bench.rates import Row, best, gemm
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.options import EngineOptions, OptimizerOptions
+from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import check_finite, forward_backward
 
 

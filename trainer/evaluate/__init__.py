@@ -1,5 +1,1 @@
-"""Evaluators: each is one small file that yields (name, value)."""
-
-from kilobatch.trainer.evaluate.options import EvaluateOptions
-
-__all__ = ["EvaluateOptions"]
+"""One small file for each evaluator, which yields (name, value); a recipe asks for it by the file's name."""

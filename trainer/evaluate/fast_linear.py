@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kilobatch.methods import across
+from kilobatch.methods import collectives as across
 from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, extract
 from kilobatch.trainer.evaluate.linear import top
 from kilobatch.trainer.evaluate.options import FastLinearOptions
-from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.ranks.heartbeat import beat
 
 
 def evaluate(

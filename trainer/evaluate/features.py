@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import across
+from kilobatch.methods import collectives as across
 from kilobatch.methods.method import Method
-from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.ranks.heartbeat import beat
 
 Represent = Callable[[Tensor], Tensor]  # (N, 3, H, W) float32 -> (N, D) float32
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kilobatch.trainer.evaluate.features import Images, Represent, gather_parts
-from kilobatch.trainer.pixels import Triple, to_bytes
-from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.evaluate.images import Triple, to_bytes
+from kilobatch.trainer.ranks.heartbeat import beat
 
 SIDE = 64  # pixels: larger images are kept reduced to this
 

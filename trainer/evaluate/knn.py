@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kilobatch.data.refusal import Refusal
-from kilobatch.methods import across
+from kilobatch.data.errors import Refusal
+from kilobatch.methods import collectives as across
 from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, exchange, extract, gather_rows
 from kilobatch.trainer.evaluate.options import KNNOptions
-from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.ranks.heartbeat import beat
 
 TILE = 2048  # queries (of all ranks) × bank rows that are compared at once: 16 MiB of similarities
 _NOBODY = torch.iinfo(torch.int64).min

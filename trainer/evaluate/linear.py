@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.views import Views
-from kilobatch.methods import across
+from kilobatch.data.views.options import Views
+from kilobatch.methods import collectives as across
 from kilobatch.trainer.evaluate.features import Images, Represent
 from kilobatch.trainer.evaluate.options import LinearOptions
-from kilobatch.trainer.pulse import beat
+from kilobatch.trainer.ranks.heartbeat import beat
 
 
 class Epochs(Protocol):

@@ -13,14 +13,14 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from kilobatch.data.augment_planar import affine_batch
+from kilobatch.data.augment.cpu.augment import affine_batch
 from kilobatch.data.batch import Batch
-from kilobatch.data.chance import keys
-from kilobatch.data.views import Affine
+from kilobatch.data.counter_rng import keys
+from kilobatch.data.views.options import Affine
 from kilobatch.trainer.evaluate.features import Images, Represent, extract
+from kilobatch.trainer.evaluate.images import Triple, to_bytes
 from kilobatch.trainer.evaluate.knn import accuracy
 from kilobatch.trainer.evaluate.options import KNNOptions
-from kilobatch.trainer.pixels import Triple, to_bytes
 
 # ±25 % in the coordinates of affine grids, which run from -1 to 1: an eighth of the side. At a quarter of the side
 # parts of most digits leave the image, and pixels are right for 32 % instead of 64 %.

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kilobatch.data.files import write_whole
 from kilobatch.trainer.evaluate.gallery import Gallery
 from kilobatch.trainer.evaluate.knn import vote
-from kilobatch.trainer.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

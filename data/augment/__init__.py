@@ -1,0 +1,1 @@
+"""What is done to a view once it is cut out."""

@@ -1,0 +1,1 @@
+"""On CPUs: loops that numba compiles."""

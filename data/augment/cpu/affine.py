@@ -1,0 +1,64 @@
+"""Affine moves on CPUs: turn, shift, scale and shear about the image's centre, compiled."""
+
+import math
+
+import numpy as np
+
+from kilobatch.data.numba_jit import Bytes, Floats, Real, Whole, exact, fast
+from kilobatch.data.views.columns import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y
+from kilobatch.data.views.draws import drawn
+
+Matrix = tuple[Real, Real, Real, Real, Real, Real]
+
+
+@exact
+def matrix(key: Whole, plan: Floats, height: Whole, width: Whole) -> Matrix:
+    """(a, b, c, d, e, f): pixel (x, y) of the moved image shows (a x + b y + c, d x + e y + f) of the image.
+
+    The inverse of: centre, shear along x, turn, scale, back, shift; torchvision's `affine`.
+    """
+    angle = math.radians(drawn(key, plan, ANGLE))
+    scale, shear = drawn(key, plan, SCALE), drawn(key, plan, SHEAR)
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    a, b = cos - sin * shear, cos * shear + sin
+    d, e = -sin, cos
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    from_x = middle_x + drawn(key, plan, SHIFT_X) * width
+    from_y = middle_y + drawn(key, plan, SHIFT_Y) * height
+    return a, b, middle_x - a * from_x - b * from_y, d, e, middle_y - d * from_x - e * from_y
+
+
+@fast
+def move(image: Bytes, to_pixel: Matrix, fill: Real, planes: Floats) -> None:
+    """(H, W, 3) bytes -> planes (3, H * W) of the moved image, read bilinearly; `fill` comes in from outside."""
+    height, width, _ = image.shape
+    a, b, c, d, e, f = to_pixel
+    for y in range(height):
+        for x in range(width):
+            from_x, from_y = a * x + b * y + c, d * x + e * y + f
+            left, top = np.int64(math.floor(from_x)), np.int64(math.floor(from_y))
+            right, below = np.float32(from_x - left), np.float32(from_y - top)
+            inside = 0 <= left < width - 1 and 0 <= top < height - 1
+            for channel in range(3):
+                if inside:
+                    nw, ne = image[top, left, channel], image[top, left + 1, channel]
+                    sw, se = image[top + 1, left, channel], image[top + 1, left + 1, channel]
+                    upper, lower = mix(nw, ne, right), mix(sw, se, right)
+                else:
+                    upper = mix(at(image, top, left, channel, fill), at(image, top, left + 1, channel, fill), right)
+                    under = top + 1
+                    lower = mix(at(image, under, left, channel, fill), at(image, under, left + 1, channel, fill), right)
+                planes[channel, y * width + x] = mix(upper, lower, below)
+
+
+@fast
+def mix(one: Real, other: Real, share: Real) -> Real:
+    return np.float32(one) + (np.float32(other) - np.float32(one)) * share
+
+
+@fast
+def at(image: Bytes, y: Whole, x: Whole, channel: Whole, fill: Real) -> Real:
+    """A pixel that may lie outside."""
+    if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
+        return np.float32(image[y, x, channel])
+    return np.float32(fill)

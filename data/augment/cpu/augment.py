@@ -1,0 +1,128 @@
+"""What is done to a cut-out view on a CPU: compiled loops over planes of float32, one image at a time.
+
+In the order affine, jitter, grey, blur, solarize, normalise. Batched torch is ten times slower there; on an
+accelerator the same images come from augment_batched.py.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kilobatch.data.augment.cpu.affine import matrix, move
+from kilobatch.data.augment.cpu.blur import blur, taps
+from kilobatch.data.augment.cpu.colour import adjust, finish, grey, grey_sum, load
+from kilobatch.data.numba_jit import Bytes, Floats, Real, Whole, exact, fast
+from kilobatch.data.views import columns
+from kilobatch.data.views.columns import DO_CONTRAST, DO_HUE, ORDERS
+from kilobatch.data.views.draws import drawn
+from kilobatch.data.views.options import Affine, Views
+
+BAND = 2048  # pixels: three planes of a band (24 KiB) stay in the first-level cache from one operation to the next
+NEVER = np.float32(256)  # a solarize threshold that no pixel reaches
+
+
+def scratch_length(views: Views) -> Whole:
+    """How many float32 `augment` needs to work in, for any of the views."""
+    radius = int(views.plans()[:, columns.RADIUS].max())
+    return 2 * (views.size + 2 * radius) ** 2
+
+
+@fast
+def augment(
+    image: Bytes,
+    key: Whole,
+    plan: Floats,
+    out: Floats,
+    scratch: Floats,
+) -> None:
+    """One view: image (H, W, 3) contiguous -> out (3, H, W) contiguous, normalised; what is drawn depends on key alone.
+
+    H and W are the size of the views that made the plan; scratch has their `scratch_length`.
+    """
+    height, width, _ = image.shape
+    planes = out.reshape(3, height * width)
+    if drawn(key, plan, columns.AFFINE) > 0:
+        move(image, matrix(key, plan, height, width), plan[columns.FILL], planes)
+        colour(image, False, key, plan, planes)
+    else:
+        colour(image, True, key, plan, planes)
+
+    threshold = plan[columns.THRESHOLD] if drawn(key, plan, columns.SOLARIZE) > 0 else NEVER
+    blurred = drawn(key, plan, columns.BLUR) > 0
+    weights = taps(drawn(key, plan, columns.SIGMA), np.int64(plan[columns.RADIUS])) if blurred else scratch[:0]
+    for channel in range(3):
+        plane = planes[channel]
+        if blurred:
+            blur(plane, height, width, weights, scratch)
+        finish(plane, threshold, plan[columns.MEAN + channel], plan[columns.STD + channel])
+
+
+@fast
+def colour(image: Bytes, loading: bool, key: Whole, plan: Floats, planes: Floats) -> None:
+    """Jitter and grey, in place on planes (3, pixels), which are filled from the image first where `loading`.
+
+    Runs over the image in bands: once for what comes before contrast, which needs the mean of all, once for the rest.
+    """
+    pixels = planes.shape[1]
+    source = image.reshape(3 * pixels)
+    jittered = drawn(key, plan, columns.JITTER) > 0
+    greyed = drawn(key, plan, columns.GREY) > 0
+    order = ORDERS[np.int64(drawn(key, plan, columns.ORDER))]
+    factors = np.empty(4, np.float64)
+    for operation in range(4):
+        factors[operation] = drawn(key, plan, columns.BRIGHTNESS + operation)
+    before = 0
+    while order[before] != DO_CONTRAST:
+        before += 1
+
+    total = 0.0
+    for start in range(0, pixels, BAND):
+        stop = min(start + BAND, pixels)
+        r, g, b = planes[0, start:stop], planes[1, start:stop], planes[2, start:stop]
+        if loading:
+            load(source[3 * start : 3 * stop], r, g, b)
+        if jittered:
+            for place in range(before):
+                operation = int(order[place])
+                if changes(operation, factors[operation]):
+                    adjust(operation, factors[operation], 0.0, r, g, b)
+            total += grey_sum(r, g, b)
+    mean = total / pixels
+    if jittered or greyed:
+        for start in range(0, pixels, BAND):
+            stop = min(start + BAND, pixels)
+            r, g, b = planes[0, start:stop], planes[1, start:stop], planes[2, start:stop]
+            if jittered:
+                for place in range(before, 4):
+                    operation = int(order[place])
+                    if changes(operation, factors[operation]):
+                        adjust(operation, factors[operation], mean, r, g, b)
+            if greyed:
+                grey(r, g, b)
+
+
+@exact
+def changes(operation: Whole, factor: Real) -> bool:
+    """False for the factor that leaves the image as it is: what a strength of 0 draws."""
+    return factor != (0 if operation == DO_HUE else 1)
+
+
+def affine_batch(images: Bytes, keys: NDArray[np.uint64], affine: Affine) -> Bytes:
+    """(N, H, W, 3) images and (N,) keys -> the moved images, as bytes; the same moves that views make of these keys."""
+    moved = np.empty_like(images)
+    plan = Views(affine=affine).plan()
+    move_all(np.ascontiguousarray(images), keys.view(np.uint64), plan, moved)
+    return moved
+
+
+@fast
+def move_all(images: Bytes, keys: NDArray[np.uint64], plan: Floats, moved: Bytes) -> None:
+    count, height, width, _ = images.shape
+    planes = np.empty((3, height * width), np.float32)
+    for i in range(count):
+        if drawn(keys[i], plan, columns.AFFINE) > 0:
+            move(images[i], matrix(keys[i], plan, height, width), plan[columns.FILL], planes)
+            for channel in range(3):
+                for at in range(height * width):
+                    moved[i, at // width, at % width, channel] = np.uint8(np.rint(planes[channel, at]))
+        else:
+            moved[i] = images[i]

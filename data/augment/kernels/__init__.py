@@ -1,0 +1,1 @@
+"""On GPUs: Triton kernels; imported only where Triton runs."""

@@ -1,1 +1,0 @@
-"""Triton's kernels for an accelerator. Nothing here is imported where data/kernels/chosen.py says no."""

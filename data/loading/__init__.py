@@ -1,0 +1,1 @@
+"""Batches: order, decoding, prefetching, the loader."""

@@ -1,0 +1,40 @@
+"""Images that lie in memory as one array."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kilobatch.data.sources.image_files import BrokenImage, Stored, encode
+
+
+class Arrays:
+    """images: (N, H, W, 3) uint8 RGB, or (N, H, W) grey; labels: (N,) integers, positions in `classes`."""
+
+    names = None
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]):
+        assert len(images) == len(labels) and images.dtype == np.uint8 and images.ndim in (3, 4)
+        self.images, self.labels, self.classes = images, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
+        image = self.images[i]
+        rgb = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+        return np.ascontiguousarray(rgb), int(self.labels[i])
+
+    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+        image, label = self[i]
+        try:
+            return encode(Image.fromarray(image), max_side, quality), label
+        except ValueError as error:
+            raise BrokenImage(f"image {i}: {error}") from error
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""CIFAR-10 and CIFAR-100, from the python files that their authors distribute."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kilobatch.data.errors import Refusal
+from kilobatch.data.sources.arrays import Arrays
+
+CIFAR_SIZES = {"train": 50_000, "test": 10_000}
+CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
+_CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
+
+
+def open_cifar(name: str, root: Path, split: str) -> Arrays:
+    """CIFAR-10 or CIFAR-100 as torchvision lays it out below `root`; torchvision checks its checksums."""
+    cifar_folder(name, root)
+    from torchvision import datasets
+
+    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    try:
+        data = kind(str(root), train=split == "train", download=False)
+    except RuntimeError:  # a checksum differs
+        raise Refusal(f"{name}:{root} is incomplete or damaged; remove it and {_how(name, root)}") from None
+    return Arrays(np.asarray(data.data, np.uint8), np.array(data.targets, np.int64), list(data.classes))
+
+
+def cifar_folder(name: str, root: Path) -> Path:
+    """Where torchvision keeps the data below `root`. Raises Refusal, saying how to get it, where it is not there."""
+    folder = root / _CIFAR[name][1]
+    if root.name == folder.name and root.is_dir():
+        raise Refusal(f"{name}:{root} is the data set's own folder; give the one above it: {name}:{root.parent}")
+    if not folder.is_dir():
+        raise Refusal(f"{name}:{root} has no {folder.name}/; {_how(name, root)}")
+    return folder
+
+
+def _how(name: str, root: Path) -> str:
+    kind = _CIFAR[name][0]
+    return f"fetch it with: python -c \"from torchvision.datasets import {kind}; {kind}('{root}', download=True)\""

@@ -1,0 +1,184 @@
+"""What may be done to an image to make a view of it: recipe section `data.views`. The defaults are SimCLR's."""
+
+import math
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from kilobatch.data.views import columns
+
+
+def ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    low, high = pair
+    if low > high:
+        raise ValueError(f"({low}, {high}) runs backwards; give the smaller number first: ({high}, {low})")
+    return pair
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[float, Field(ge=0, le=255)]
+Part = Annotated[float, Field(gt=0, le=1)]  # of an area
+Times = Annotated[float, Field(ge=0.01, le=100)]  # a ratio of two lengths
+Sigma = Annotated[float, Field(ge=0.01, le=100)]
+Strength = Annotated[float, Field(ge=0, le=10)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Crop(Options):
+    """A random part of the image, resized: torchvision's RandomResizedCrop."""
+
+    scale: Annotated[tuple[Part, Part], AfterValidator(ordered)] = (0.08, 1.0)  # of the image's area
+    ratio: Annotated[tuple[Times, Times], AfterValidator(ordered)] = (3 / 4, 4 / 3)  # width / height
+
+
+class Jitter(Options):
+    """Colours: with one probability all four, in a random order: factors from [max(0, 1 - x), 1 + x], hue [-x, x]."""
+
+    probability: Probability = 0.8
+    brightness: Strength = 0.8
+    contrast: Strength = 0.8
+    saturation: Strength = 0.8
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2  # turns of the colour circle
+
+
+class Blur(Options):
+    """Gaussian, with reflected borders."""
+
+    probability: Probability = 0.5
+    sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(ordered)] = (0.1, 2.0)  # pixels
+    kernel: Annotated[int, Field(ge=1, le=999)] | None = None  # pixels, odd; without: a tenth of the size
+
+    @model_validator(mode="after")
+    def odd(self) -> Self:
+        if self.kernel is not None and self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} is even and has no centre; use {self.kernel + 1}")
+        return self
+
+
+class Solarize(Options):
+    """Pixels from the threshold on are inverted."""
+
+    probability: Probability = 0.2
+    threshold: Byte = 128
+
+
+class Affine(Options):
+    """Moves about the image's centre: turn, shift, scale and shear, each drawn uniformly, read bilinearly."""
+
+    probability: Probability = 1.0
+    degrees: Annotated[float, Field(ge=0, le=180)] = 0  # turned by up to this, either way
+    shift: Share = 0  # of the side, either way, across and down
+    scale: Annotated[tuple[Times, Times], AfterValidator(ordered)] = (1, 1)
+    shear: Share = 0  # tangent, either way, along x
+    fill: Byte = 0  # what comes in from outside
+
+
+class Second(Options):
+    """What the second of two views has for its own. The defaults are BYOL's (Grill et al. 2020, table 6)."""
+
+    crop: Crop | None = None  # without: the first's
+    blur: Blur | None = Blur(probability=0.1)
+    solarize: Solarize | None = Solarize()
+
+
+class Views(Options):
+    """How many views of each image, how large, and what is done to each, in the order of the fields."""
+
+    count: Annotated[int, Field(ge=1, le=64)] = 2
+    size: Annotated[int, Field(ge=8, le=2048)] = 224  # pixels, of both sides
+    crop: Crop | None = Crop()  # without: the whole image, resized
+    flip: Probability = 0.5
+    affine: Affine | None = None
+    jitter: Jitter | None = Jitter()
+    grey: Probability = 0.2
+    blur: Blur | None = Blur()
+    solarize: Solarize | None = None
+    second: Second | None = None  # of two views; without: as the first
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]
+    std: tuple[Part, Part, Part] = (0.229, 0.224, 0.225)
+
+    @property
+    def blur_kernel(self) -> int:
+        """Pixels, odd."""
+        return (self.blur and self.blur.kernel) or self.size // 10 | 1
+
+    @model_validator(mode="after")
+    def kernels_fit(self) -> Self:
+        for name, views in (("blur", self), ("second.blur", self.of_second())):
+            if views.blur and views.blur_kernel > 2 * self.size - 1:
+                raise ValueError(
+                    f"{name}.kernel {views.blur_kernel} reaches past the reflection of a view of size {self.size}; "
+                    f"use at most {2 * self.size - 1}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def second_of_two(self) -> Self:
+        if self.second and self.count != 2:
+            raise ValueError(f"second says what the second of two views has, and count is {self.count}; use 2")
+        return self
+
+    def of_second(self) -> "Views":
+        """The options of the second view."""
+        if not self.second:
+            return self
+        own = {"blur": self.second.blur, "solarize": self.second.solarize, "crop": self.second.crop or self.crop}
+        return self.model_copy(update=own)
+
+    def plan(self) -> NDArray[np.float32]:
+        """(columns.COLUMNS,) what the compiled loops read; see data/views/columns.py."""
+        plan = np.zeros(columns.COLUMNS, np.float32)
+
+        def draw(value: int, low: float, high: float) -> None:
+            plan[columns.LOW + value], plan[columns.HIGH + value] = low, high
+
+        def done(value: int, probability: float) -> None:
+            draw(value, probability, probability - 1)
+
+        if self.crop:
+            plan[columns.CROP] = 1
+            plan[columns.AREA_LOW], plan[columns.AREA_HIGH] = self.crop.scale
+            plan[columns.RATIO_LOW], plan[columns.RATIO_HIGH] = self.crop.ratio
+        plan[columns.FLIP] = self.flip
+        if self.affine:
+            done(columns.AFFINE, self.affine.probability)
+            draw(columns.ANGLE, -self.affine.degrees, self.affine.degrees)
+            draw(columns.SHIFT_X, -self.affine.shift, self.affine.shift)
+            draw(columns.SHIFT_Y, -self.affine.shift, self.affine.shift)
+            draw(columns.SCALE, *self.affine.scale)
+            draw(columns.SHEAR, -self.affine.shear, self.affine.shear)
+            plan[columns.FILL] = self.affine.fill
+        if self.jitter:
+            done(columns.JITTER, self.jitter.probability)
+            draw(columns.ORDER, 0, math.factorial(4))
+            for value, strength in (
+                (columns.BRIGHTNESS, self.jitter.brightness),
+                (columns.CONTRAST, self.jitter.contrast),
+                (columns.SATURATION, self.jitter.saturation),
+            ):
+                draw(value, max(0.0, 1 - strength), 1 + strength)
+            draw(columns.HUE, -self.jitter.hue, self.jitter.hue)
+        done(columns.GREY, self.grey)
+        if self.blur:
+            done(columns.BLUR, self.blur.probability)
+            draw(columns.SIGMA, *self.blur.sigma)
+            plan[columns.RADIUS] = self.blur_kernel // 2
+        if self.solarize:
+            done(columns.SOLARIZE, self.solarize.probability)
+            plan[columns.THRESHOLD] = self.solarize.threshold
+        plan[columns.MEAN : columns.MEAN + 3] = 255 * np.array(self.mean)
+        plan[columns.STD : columns.STD + 3] = 255 * np.array(self.std)
+        return plan
+
+    def plans(self) -> NDArray[np.float32]:
+        """(count, columns.COLUMNS): each view's plan."""
+        plans = np.tile(self.plan(), (self.count, 1))
+        if self.second:
+            plans[1] = self.of_second().plan()
+        return plans

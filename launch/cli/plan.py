@@ -1,0 +1,56 @@
+"""`kilobatch plan`: arguments in, a table or JSON out. Loads no torch before a recipe has been read."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.planning import machines as planning_machines
+from kilobatch.launch.planning.machines import GIB
+from kilobatch.launch.planning.plan import free_memory, has_images, images_per_epoch, make_plan
+from kilobatch.launch.recipes import recipe
+from kilobatch.launch.recipes.checks import check
+
+
+def plan(
+    name: str,
+    overrides: list[str],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    gpu: str,
+    images: int | None,
+    classes: int,
+    cores: int | None,
+    memory_gib: float | None,
+    measured: Path | None,
+    as_json: bool,
+) -> None:
+    """Prints the plan of a recipe. Raises Refusal for a recipe that is wrong, and for one that cannot fit, with the
+    smallest change that does."""
+    for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("classes", classes)):
+        if value < 1:
+            raise Refusal(f"--{option} is {value}; it should be 1 or more")
+    machine = planning_machines.machine(gpu)
+    if memory_gib is not None:
+        machine = replace(machine, memory=int(memory_gib * GIB))
+    rates = planning_machines.measured(measured) if measured else None
+    if rates and (rates.device == "cpu") != (machine.bandwidth is None):
+        raise Refusal(f"--measured {measured} is of {rates.device}, and --gpu is {gpu}; measure on such a machine")
+    chosen, settings = recipe.read(name, overrides)
+    try:
+        check(chosen, nodes * gpus_per_node, settings, images=images)
+    except Refusal as refusal:
+        if images is None and not has_images(chosen):
+            raise Refusal(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
+        raise
+    if machine.memory is None:
+        machine = replace(machine, memory=free_memory() // gpus_per_node)
+    trained = images_per_epoch(chosen, images)
+    made = make_plan(chosen, machine, nodes, gpus_per_node, trained, classes, cores, rates)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        from kilobatch.launch.planning import table as planning_table
+
+        planning_table.show(made)

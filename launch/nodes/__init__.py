@@ -1,0 +1,1 @@
+"""The agents of several machines: meeting, talking, ending together."""

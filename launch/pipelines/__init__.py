@@ -1,0 +1,1 @@
+"""A chain of runs: its folder, its stages, its results."""

@@ -1,0 +1,107 @@
+"""What a plan takes for granted about machines: data sheets, published rates, and assumptions, each with its source.
+Loads no torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kilobatch.data.errors import Refusal, did_you_mean
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Of one GPU. memory: bytes; bandwidth: of that memory; inside, between: of a GPU's link to the others of its node,
+    and to other nodes, one way; all in bytes per second. None: not known beforehand."""
+
+    name: str
+    memory: int | None
+    bandwidth: float | None
+    inside: float | None
+    between: float | None
+    usual: str
+
+
+def _gpu(name: str, mib: int, memory_tb: float, inside: float, between: float, usual: str) -> tuple[str, Machine]:
+    return name, Machine(name, mib * 2**20, memory_tb * 1e12, inside * 1e9, between * 1e9, usual)
+
+
+# docs/plan.md names the page behind each number. memory: what nvidia-smi shows, not the round number of the data sheet
+# (an L40S of 48 GB has 45.0 GiB).
+MACHINES = dict(
+    (
+        _gpu("h100", 81_559, 3.35, 450, 50, "SXM, NVLink 4; one 400 Gb/s port for each GPU, as in a DGX H100"),
+        _gpu("h200", 143_771, 4.8, 450, 50, "SXM, NVLink 4; one 400 Gb/s port for each GPU, as in a DGX H200"),
+        _gpu("a100", 81_920, 2.039, 300, 25, "SXM, 80 GB, NVLink 3; one 200 Gb/s port for each GPU, as in a DGX A100"),
+        _gpu("a100-40", 40_960, 1.555, 300, 25, "SXM, 40 GB, NVLink 3; one 200 Gb/s port for each GPU, DGX A100"),
+        _gpu("v100", 32_510, 0.9, 150, 6.25, "SXM2, 32 GB, NVLink 2; four 100 Gb/s ports for eight GPUs, DGX-1"),
+        _gpu("v100-16", 16_160, 0.9, 150, 6.25, "SXM2, 16 GB, NVLink 2; four 100 Gb/s ports for eight GPUs, DGX-1"),
+        _gpu("l40s", 46_068, 0.864, 32, 12.5, "PCIe 4.0 x16; one 100 Gb/s port for each GPU (an assumption)"),
+        ("cpu", Machine("cpu", None, None, None, None, "this machine's memory; its rates by --measured")),
+    )
+)
+
+# ResNet-50 at 224 pixels, forward and backward, takes 24.3 GFLOP an image (counted by the same pass as a plan's), of
+# which an A100 of 2.039 TB/s trains 2,470 a second in 16 bits and 938 in TF32: NVIDIA's DeepLearningExamples,
+# PyTorch/Classification/ConvNets/resnet50v1.5. The same pages have 1,156 in 16 bits and 356 in fp32 for a V100 of
+# 0.9 TB/s: 31.2 and 9.6 operations a byte. So what binds these networks is taken to be memory's bandwidth.
+FLOP_PER_BYTE = {"bf16": 29.4, "fp16": 29.4, "fp32": 11.2}
+
+LINK_SHARE = 0.8  # of a link's data sheet that a large collective gets: 235 of an A100's 300 GB/s, measured by others
+# Seconds from a rank to the next. In a node: an all-reduce of 32 KiB over eight H200 takes 18 µs, 14 hops. Between
+# nodes: NCCL's own constant for trees; one over four nodes of eight B200 has been measured at 18 µs a hop.
+HOPS = 1.3e-6, 5e-6
+RESERVED = 2 * GIB  # of a GPU, for CUDA, NCCL and cuDNN; an assumption
+FRAGMENTS = 0.05  # of a GPU's memory that its allocator cannot give out; an assumption
+VIEWS_PER_CORE = {
+    "cuda": 4352.0,
+    "cpu": 2283.0,
+}  # a second, of 224 pixels from 256-pixel JPEGs; measured, see README.md
+
+ASSUMED = (
+    f"compute: {FLOP_PER_BYTE['bf16']} (16 bits) or {FLOP_PER_BYTE['fp32']} (fp32) operations per byte of the GPU's "
+    "memory bandwidth: ResNet-50 on an A100 as NVIDIA publishes it; nothing better is known of other networks",
+    f"communication: rings, or trees where quicker, at {LINK_SHARE:.0%} of the slowest link's data sheet, "
+    f"{HOPS[0] * 1e6:.1f} µs a hop within a node and {HOPS[1] * 1e6:.0f} between nodes; nothing overlaps with compute",
+    f"memory: {RESERVED // GIB} GiB of a GPU for CUDA, NCCL and cuDNN, and {FRAGMENTS:.0%} lost to fragments",
+    f"loader: {VIEWS_PER_CORE['cuda']:,.0f} views a second and core for a GPU, {VIEWS_PER_CORE['cpu']:,.0f} with all "
+    "operations on a CPU (224 pixels, measured on one EPYC core); small views take less",
+)
+
+
+class Measured(BaseModel):
+    """What `kilobatch bench --json FILE` found, in a plan's place of what is assumed. Rates a second."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    device: str
+    flops: Annotated[float, Field(gt=0, description="of a training step, floating-point operations")]
+    views: Annotated[float, Field(gt=0, description="views of one core, as this device needs them")]
+    link: Annotated[float, Field(gt=0, description="bytes that a rank sends in a large all-reduce")] | None = None
+    latency: Annotated[float, Field(gt=0, description="seconds from a rank to the next")] | None = None
+
+
+def words(size: int) -> str:
+    """Bytes, for people."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
+
+
+def machine(name: str) -> Machine:
+    """Raises Refusal for an unknown name."""
+    if name not in MACHINES:
+        raise Refusal(f"--gpu is '{name}'{did_you_mean(name, MACHINES)}")
+    return MACHINES[name]
+
+
+def measured(file: Path) -> Measured:
+    """Raises Refusal for a file that `kilobatch bench --json` has not written."""
+    try:
+        return Measured.model_validate(json.loads(file.read_text())["rates"])
+    except OSError as error:
+        raise Refusal(f"--measured {file}: {error.strerror}; kilobatch bench --json {file} makes one") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise Refusal(f"--measured {file} is not what kilobatch bench --json writes; make it anew") from error

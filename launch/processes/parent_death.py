@@ -1,0 +1,32 @@
+"""Runs a module that dies with its launcher:
+`python -m kilobatch.launch.processes.parent_death <launcher's pid> <module> [arguments]`.
+
+A launcher that is killed cannot tell its workers, which would train on, unseen, into a folder that is resumed
+elsewhere; so the kernel kills them. Stands before the module, because the module takes seconds to import.
+
+On SIGUSR1 the module's process writes the stacks of all its threads to stderr: what a launcher asks of one that hangs.
+"""
+
+import ctypes
+import faulthandler
+import os
+import runpy
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    launcher, module = int(sys.argv[1]), sys.argv[2]
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != launcher:  # it died before the call above
+        sys.exit("the launcher is gone")
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # also while the module waits in C
+    sys.argv = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

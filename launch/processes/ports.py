@@ -1,0 +1,30 @@
+"""Which ports a job tries."""
+
+import errno
+import hashlib
+import socket
+from collections.abc import Iterator
+
+from kilobatch.data.errors import Refusal
+
+FIRST_PORT, PORTS = 20000, 10000  # below those that the kernel gives out
+
+
+def ports(name: str) -> Iterator[int]:
+    """Ports for a job, or whatever else has a name of its own: mostly others for another name, in the same order for
+    the same."""
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    return (FIRST_PORT + (start + n) % PORTS for n in range(PORTS))
+
+
+def listen(name: str) -> socket.socket:
+    """On the first free port of a name. Raises Refusal where there is none."""
+    dual = socket.has_dualstack_ipv6()
+    for port in ports(name):
+        try:
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=1024)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+    raise Refusal(f"no port between {FIRST_PORT} and {FIRST_PORT + PORTS} is free on {socket.gethostname()}")

@@ -1,0 +1,56 @@
+"""Methods found by file name, and their constructors' arguments as the recipe's `method` section."""
+
+import importlib
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.launch.recipes import method_source
+from kilobatch.launch.recipes.method_source import Declared
+
+if TYPE_CHECKING:
+    from kilobatch.methods.method import Method
+    from kilobatch.methods.networks.encoder import Encoder
+
+
+class MethodOptions(BaseModel):
+    """`name` is the module in methods/; what else a section holds, its constructor says."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+
+
+def names() -> list[str]:
+    """Every file of methods/ that defines a Method."""
+    return [name for name in method_source.files() if method_source.declared(name)]
+
+
+def declared(name: str) -> Declared:
+    """What methods/<name>.py says of its Method. Raises Refusal for an unknown name."""
+    found = method_source.declared(name) if name in method_source.files() else None
+    if found is None:
+        raise Refusal(f"there is no method '{name}'{did_you_mean(name, names())}")
+    return found
+
+
+@cache
+def options_of(name: str) -> type[MethodOptions]:
+    """The model of `method: {name: <name>, ...}`: the keyword arguments of the method's constructor, with their
+    types, bounds and defaults. Raises Refusal for an unknown name."""
+    arguments: dict[str, Any] = dict(declared(name).arguments)
+    arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
+    return create_model(f"{name}_options", __base__=MethodOptions, **arguments)
+
+
+def method_class(name: str) -> "type[Method]":
+    """Imports it, and with it torch. Raises Refusal for an unknown name."""
+    class_name = declared(name).class_name
+    return getattr(importlib.import_module(f"kilobatch.methods.papers.{name}"), class_name)
+
+
+def build(options: MethodOptions, encoder: "Encoder") -> "Method":
+    """The method that a recipe's section describes, around `encoder`."""
+    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "name"}
+    return method_class(options.name)(encoder, **arguments)

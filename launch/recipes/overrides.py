@@ -1,0 +1,35 @@
+"""What the command line changes in a recipe: `section.key=value`, the value read as YAML."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.recipes.settings import Key, Settings, parse
+
+SHORT = {"seed": "run.seed"}
+
+
+def read(overrides: Sequence[str]) -> Settings:
+    """All overrides as one tree; a later one wins. Raises Refusal for a text that is not `section.key=value`."""
+    settings = Settings()
+    for text in overrides:
+        settings = settings.under(_one(text))
+    return settings
+
+
+def _one(text: str) -> Settings:
+    path, equals, value_text = text.partition("=")
+    names = SHORT.get(path, path).split(".")
+    if not equals or not all(name and name == name.strip() for name in names):
+        raise Refusal(f"override '{text}' is not of the form section.key=value, such as optimizer.lr=4.8")
+    if not value_text.strip():
+        raise Refusal(f"override '{text}' has no value; write {path}=null for none")
+    source = f"override '{text}'"
+    value, inner = parse(value_text, source, lines=False)
+
+    key: Key = tuple(names)
+    origins = {key[:n]: source for n in range(1, len(key))} | {(*key, *rest): source for rest in inner}
+    tree: dict[str, Any] = {names[-1]: value}
+    for name in reversed(names[:-1]):
+        tree = {name: tree}
+    return Settings(tree, origins)

@@ -1,0 +1,138 @@
+"""Recipes: YAML and overrides in, validated options out. Each section's options are declared where they are used,
+in files that import no torch: a recipe is read in well under a second."""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Union
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
+
+from kilobatch.data.errors import Refusal
+from kilobatch.data.loading.options import DataOptions
+from kilobatch.launch.recipes import catalogue, method_options, overrides
+from kilobatch.launch.recipes import validation_errors as explain
+from kilobatch.launch.recipes.method_options import MethodOptions
+from kilobatch.launch.recipes.settings import Key, Settings, dump, read_file, shown
+from kilobatch.launch.runs.run_folder import RunOptions
+from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.trainer.checkpoint.options import CheckpointOptions
+from kilobatch.trainer.evaluate.options import EvaluateOptions
+from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.optim.schedules import ScheduleOptions
+from kilobatch.trainer.options import EngineOptions
+
+
+class Recipe(BaseModel):
+    """Everything that a run needs to know. Two recipes with the same values are equal."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: DataOptions
+    method: SerializeAsAny[MethodOptions]
+    encoder: EncoderOptions
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    engine: EngineOptions
+    checkpoint: CheckpointOptions
+    evaluate: EvaluateOptions
+    run: RunOptions
+
+    def dump_yaml(self) -> str:
+        """The resolved recipe: every option of every section. `load` reads it back equal."""
+        return dump(self.model_dump(mode="json"))
+
+
+def read(name: str, changes: list[str]) -> tuple[Recipe, Settings]:
+    """A recipe by name or path, with overrides (`section.key=value`) on top, and where each of its values was written.
+
+    Raises Refusal, one plain message, for whatever is wrong in either.
+    """
+    settings = catalogue.read(name).under(overrides.read(changes))
+    return _validated(settings), settings
+
+
+def resolve(name: str, changes: list[str]) -> Recipe:
+    """As `read`, the recipe alone."""
+    return read(name, changes)[0]
+
+
+def with_test(recipe: Recipe, test: str) -> Recipe:
+    """The recipe with other test images."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
+
+
+def load(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Settings]:
+    """The resolved recipe of a run folder, from its recipe.yaml, with overrides on top."""
+    settings = read_file(path).under(overrides.read(changes))
+    return _validated(settings), settings
+
+
+def given(values: dict[str, Any], origin: str) -> Recipe:
+    """A resolved recipe out of a checkpoint or an exported file; origin: its name, for messages. Raises Refusal."""
+    return _validated(Settings(values, {(): origin}))
+
+
+def _validated(settings: Settings) -> Recipe:
+    for section, value in settings.values.items():
+        if section in Recipe.model_fields and not isinstance(value, dict):
+            where, held = settings.where((section,)), "empty" if value is None else shown(value)
+            raise Refusal(f"{where}: section '{section}' is {held}; it holds keys, or is left out")
+    model = _recipe_of(_method_name(settings))
+    sections = {name: {} for name in Recipe.model_fields} | settings.values
+    try:
+        # JSON's strictness: no text for numbers and no true for 1, but lists for tuples
+        recipe = model.model_validate_json(json.dumps(sections), strict=True)
+    except ValidationError as error:
+        raise explain.refusal(error, settings, model) from error
+    _refuse_not_finite(recipe.model_dump(), (), settings)
+    return recipe
+
+
+def _method_name(settings: Settings) -> str:
+    key = ("method", "name")
+    section = settings.values.get("method", {})
+    if "name" not in section:
+        raise Refusal(f"{settings.where(())}: method.name is missing; known: {', '.join(method_options.names())}")
+    name = section["name"]
+    if not isinstance(name, str):
+        raise Refusal(f"{settings.where(key)}: method.name is {shown(name)}; it is the name of a file in methods/")
+    try:
+        method_options.declared(name)
+    except Refusal as refusal:
+        raise Refusal(f"{settings.where(key)}: {refusal}") from refusal
+    return name
+
+
+@cache
+def _recipe_of(method: str) -> type[Recipe]:
+    return create_model("Recipe", __base__=Recipe, method=(method_options.options_of(method), ...))
+
+
+def _refuse_not_finite(value: Any, key: Key, settings: Settings) -> None:
+    """Bounds such as `gt=0` let infinity pass."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refusal(f"{settings.where(key)}: {'.'.join(map(str, key))} is {value}; it should be a finite number")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, inner in items:
+        _refuse_not_finite(inner, (*key, name), settings)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors. Nothing is required: what is left out may come by `extends`."""
+    options: Any = Union[tuple(method_options.options_of(name) for name in method_options.names())]  # noqa: UP007
+    model = create_model(
+        "Recipe",
+        __base__=Recipe,
+        extends=(str, Field(None, description="another recipe, by name or path, that this one changes")),
+        method=(options, ...),
+    )
+    return _without_required(model.model_json_schema())
+
+
+def _without_required(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_required(v) for k, v in value.items() if not (k == "required" and isinstance(v, list))}
+    return [_without_required(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,168 @@
+"""Trees of settings as people write them, in YAML files and as `a.b=value`, each value knowing where it was written."""
+
+import math
+import os
+import re
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+
+from kilobatch.data.errors import Refusal
+
+Key = tuple[str | int, ...]  # ("data", "views", "size"); numbers index lists
+
+
+@dataclass
+class Settings:
+    """values: nested mappings, lists and scalars. origins: the key of each value -> "configs/demo.yaml line 9"."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Key, str] = field(default_factory=dict)
+
+    def where(self, key: Key) -> str:
+        """Where the value at `key` was written, or else the nearest setting around it."""
+        while key and key not in self.origins:
+            key = key[:-1]
+        return self.origins.get(key, "the recipe")
+
+    def under(self, over: "Settings") -> "Settings":
+        """These settings with `over` laid on top: mappings merge, all else is replaced.
+
+        Another `method.name` replaces the whole method section, since its keys are that method's own.
+        """
+        merged = Settings(deepcopy(self.values), dict(self.origins))
+        merged._lay(merged.values, over.values, ())
+        merged.origins.update(over.origins)
+        return merged
+
+    def _lay(self, into: dict[str, Any], over: dict[str, Any], at: Key) -> None:
+        for name, value in over.items():
+            key = (*at, name)
+            old = into.get(name)
+            if isinstance(old, dict) and isinstance(value, dict) and not _another_method(key, old, value):
+                self._lay(old, value, key)
+            else:
+                self.origins = {k: origin for k, origin in self.origins.items() if k[: len(key)] != key}
+                into[name] = deepcopy(value)
+
+
+def _another_method(key: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return key == ("method",) and "name" in old and "name" in new and old["name"] != new["name"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: 1e-6 is a number, `off`, `no`, 010, 1:30 and dates are text. No aliases."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise ComposerError(None, None, "aliases (*name) are not used in recipes; write it out", mark)
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would otherwise read as something else than text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _side in (_Loader, _Dumper):
+    for _tag, _pattern, _first in (
+        ("null", r"~|null|", "~n"),
+        ("bool", r"true|false", "tf"),
+        ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+        ("float", r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-+.0123456789"),
+    ):
+        firsts = [*_first, *([""] if _tag == "null" else [])]
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), firsts)
+
+
+def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key, str]]:
+    """The value that a YAML text stands for, and the origins of all that is in it.
+
+    source: the text's name in messages and origins; lines: whether origins tell the line too.
+    Raises Refusal for broken YAML, a key written twice, keys that are not text, and tagged objects.
+    """
+    origins: dict[Key, str] = {}
+
+    def place(mark: Any) -> str:
+        return f"{source} line {mark.line + 1}" if lines and mark is not None else source
+
+    def read(node: yaml.Node, key: Key) -> Any:
+        origins.setdefault(key, place(node.start_mark))
+        if isinstance(node, yaml.MappingNode):
+            values: dict[str, Any] = {}
+            for name_node, value_node in node.value:
+                name = loader.construct_object(name_node) if isinstance(name_node, yaml.ScalarNode) else None
+                if not isinstance(name, str):
+                    raise Refusal(f"{place(name_node.start_mark)}: keys must be text, not {name_node.value!r}")
+                if name in values:
+                    first = origins[(*key, name)]
+                    raise Refusal(f"{place(name_node.start_mark)}: '{name}' stands twice (first: {first}); keep one")
+                origins[(*key, name)] = place(name_node.start_mark)
+                values[name] = read(value_node, (*key, name))
+            return values
+        if isinstance(node, yaml.SequenceNode):
+            return [read(item, (*key, i)) for i, item in enumerate(node.value)]
+        value = loader.construct_object(node)
+        if value is not None and not isinstance(value, str | int | float | bool):
+            raise Refusal(f"{place(node.start_mark)}: {node.value!r} with tag {node.tag}: only plain values are read")
+        return value
+
+    loader: Any = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return (None if node is None else read(node, ())), origins
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+        raise Refusal(f"{place(mark)}: not valid YAML: {problem}") from error
+
+
+def read_file(path: Path) -> Settings:
+    """A YAML file of settings. Raises Refusal where it cannot be read or is not a mapping."""
+    source = shown_path(path)
+    if not path.is_file():
+        raise Refusal(f"{source} is not a file" if path.exists() else f"there is no file {source}")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{source} is not a text file (byte {error.start} is not UTF-8); recipes are YAML") from error
+    except OSError as error:
+        raise Refusal(f"{source} cannot be read: {error.strerror}") from error
+    values, origins = parse(text, source)
+    if values is None:
+        raise Refusal(f"{source} is empty; a recipe holds sections such as `data:`, or `extends: <recipe>`")
+    if not isinstance(values, dict):
+        raise Refusal(f"{source} holds {shown(values)}, not sections such as `data:` with keys under them")
+    return Settings(values, origins | {(): source})
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML text that `parse` reads back to equal values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe would write it, cut to one short line."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = text.removesuffix("...\n").strip()
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown_path(path: Path) -> str:
+    """Relative to the working folder where it lies within, else absolute."""
+    relative = os.path.relpath(path)
+    return str(path.absolute()) if relative.startswith("..") else relative

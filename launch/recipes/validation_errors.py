@@ -1,0 +1,120 @@
+"""One plain sentence for what pydantic found wrong, with the place where it was written."""
+
+import re
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.launch.recipes.settings import Key, Settings, shown
+
+
+def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> Refusal:
+    """The first error as a message, unknown keys before all else: a misspelt key also leaves one missing."""
+    errors: list[Any] = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    more = {_key(e["loc"], settings.values) for e in errors[1:]} - {_key(errors[0]["loc"], settings.values)}
+    tail = f" (and {len(more)} more)" if more else ""
+    # Of a union, such as a number or "auto", each member has its own error: the words that it takes come last.
+    words = [
+        e.get("ctx", {})["expected"]
+        for e in errors[1:]
+        if e["type"] == "literal_error" and _key(e["loc"], settings.values) == _key(errors[0]["loc"], settings.values)
+    ]
+    either = ", or " + ", ".join(words) if words else ""
+    return Refusal(_sentence(errors[0], settings, model) + either + tail)
+
+
+def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
+    key = _key(error["loc"], settings.values)
+    where, dotted = settings.where(key), ".".join(map(str, key)) or "the recipe"
+    value = shown(error["input"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {_unknown(key, model)}"
+    if error["type"] == "missing":
+        return f"{settings.where(())}: {dotted} is missing"
+    if error["type"] == "value_error":
+        said = str(error["ctx"]["error"])
+        return f"{where_of_parts(key, said, settings) or where}: {dotted}: {said}"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        keys = ", ".join(fields(model, key))
+        return f"{where}: {dotted} is {value}; it holds keys of its own ({keys})"
+    allowed = error["msg"].replace("Input should", "it should", 1)
+    near = ""
+    if error["type"] in ("literal_error", "enum"):
+        guess = did_you_mean(str(error["input"]), [part.strip("'") for part in _quoted(error["ctx"]["expected"])])
+        near = guess if guess.startswith("; did") else ""
+    return f"{where}: {dotted} is {value}; {allowed[:1].lower()}{allowed[1:]}{near}"
+
+
+def where_of_parts(key: Key, said: str, settings: Settings) -> str:
+    """Where the keys of a section stand that a message about the whole section names; empty if nowhere."""
+    origins = {
+        name: origin
+        for (*section, name), origin in ((part, origin) for part, origin in settings.origins.items() if part)
+        if tuple(section) == key and re.search(rf"\b{re.escape(str(name))}\b", said)
+    }
+    return ", ".join(dict.fromkeys(origins.values()))
+
+
+def _unknown(key: Key, model: type[BaseModel]) -> str:
+    *section, name = map(str, key)
+    known = fields(model, key[:-1])
+    guess = did_you_mean(name, known)
+    elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == name]
+    if elsewhere:
+        guess = "; did you mean " + " or ".join(f"'{path}'" for path in elsewhere[:3]) + "?"
+    if not section:
+        return f"there is no section '{name}'{guess}"
+    return f"'{'.'.join(section)}' has no key '{name}'{guess}"
+
+
+def _key(loc: tuple[str | int, ...], values: Any) -> Key:
+    """The place in the settings that pydantic means; its own marks of union members are left out."""
+    key: list[str | int] = []
+    for part in loc:
+        parts: dict[Any, Any] = dict(enumerate(values)) if isinstance(values, list) else {}
+        if isinstance(values, dict):
+            parts = values
+        if part in parts:
+            values = parts[part]
+            key.append(part)
+        elif part == loc[-1] and isinstance(values, dict):
+            key.append(part)
+    return tuple(key)
+
+
+def fields(model: type[BaseModel], key: Key) -> list[str]:
+    """The names that may stand under `key`."""
+    at = model
+    for name in key:
+        info = at.model_fields.get(str(name))
+        inner = _models(info.annotation) if info else []
+        if not inner:
+            return []
+        at = inner[0]
+    return list(at.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The option models within an annotation such as `Blur | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of a model, dotted."""
+    found = []
+    for name, info in model.model_fields.items():
+        found.append(prefix + name)
+        for inner in _models(info.annotation):
+            found += _paths(inner, f"{prefix}{name}.")
+    return found
+
+
+def _quoted(expected: str) -> list[str]:
+    """pydantic's "'a', 'b' or 'c'" as a list."""
+    return expected.replace(" or ", ", ").split(", ")

@@ -1,0 +1,34 @@
+"""What this machine has for a recipe's workers: asked where they are to run, not where a job is only submitted."""
+
+import os
+from typing import Literal
+
+import torch
+
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.recipes.recipe import Recipe
+
+
+def default_workers(recipe: Recipe) -> int:
+    """One for each GPU, or one on a CPU. Raises Refusal where cuda is asked for and not there."""
+    return torch.cuda.device_count() if pick_device(recipe.run.device, 0).type == "cuda" else 1
+
+
+def check_device(recipe: Recipe, workers: int) -> None:
+    """Raises Refusal where a worker would find no device."""
+    pick_device(recipe.run.device, workers - 1)
+
+
+def pick_device(device: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+    """The device of a machine's worker. Raises Refusal where cuda is asked for, of us or of SLURM, and not there."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if device == "auto" and given != "0" and not torch.cuda.is_available():
+        raise Refusal(f"SLURM gave this job {given} GPUs here, but torch sees none; mend that, or use run.device=cpu")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise Refusal("run.device is cuda, but torch sees no CUDA device here; use run.device=cpu or auto")
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise Refusal(f"worker {local_rank + 1} of this machine has no GPU: there are {gpus}; use --workers {gpus}")
+    return torch.device("cuda", local_rank)

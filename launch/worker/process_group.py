@@ -1,0 +1,135 @@
+"""Which worker this process is, on which device, and its connection to the others."""
+
+import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.processes.ports import ports
+from kilobatch.launch.worker.devices import pick_device
+
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """rank in [0, size); local_rank in [0, local_size): among the workers on this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    def connect(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        """Joins the process group: NCCL on cuda, gloo on a CPU. Whoever calls this ends with
+        `torch.distributed.destroy_process_group()`, or gloo may abort at exit."""
+        backend, device_id = "gloo", None
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            # A resumed run is to equal the uninterrupted one to the bit, so no algorithm may be chosen by its timing.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+            backend, device_id = "nccl", self.device
+        if "MASTER_ADDR" in os.environ:
+            dist.init_process_group(backend, timeout=timeout, rank=self.rank, world_size=self.size, device_id=device_id)
+        else:  # alone: no one to meet, so no port
+            dist.init_process_group(
+                backend, store=HashStore(), timeout=timeout, rank=0, world_size=1, device_id=device_id
+            )
+
+
+def world(device: Literal["auto", "cpu", "cuda"]) -> World:
+    """This process's place, as our own launcher or torchrun exports it, or else srun; alone where neither does.
+
+    Raises Refusal where it is set in part, is no number, or contradicts itself, and where the device is not there.
+    """
+    given = [name for name in _NAMES if name in os.environ]
+    if not given and "SLURM_PROCID" in os.environ:
+        os.environ |= from_slurm()
+        given = [name for name in _NAMES if name in os.environ]
+    if not given:
+        return World(0, 1, 0, 1, pick_device(device, 0))
+    if missing := [name for name in _NAMES if name not in os.environ]:
+        raise Refusal(f"{', '.join(given)} set, but {', '.join(missing)} not: set all of them (torchrun does), or none")
+    size, rank, local_rank = _number("WORLD_SIZE"), _number("RANK"), _number("LOCAL_RANK")
+    local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
+    _number("MASTER_PORT")
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+        raise Refusal(
+            f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of {local_size} on this machine: "
+            "ranks run from 0 to the size less one"
+        )
+    return World(rank, size, local_rank, local_size, pick_device(device, local_rank))
+
+
+def from_slurm() -> dict[str, str]:
+    """The variables of a task that srun has started, as torchrun would set them; none for a task that is alone.
+
+    Raises Refusal where several tasks were asked for and srun was not, and where the first host is not to be found.
+    """
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:  # a batch script's own process, or a shell's in an allocation
+        tasks = _number("SLURM_NTASKS") if "SLURM_NTASKS" in os.environ else 1
+        if tasks > 1:
+            raise Refusal(f"SLURM_NTASKS is {tasks}, but this process was not started by srun; put srun before it")
+        return {}
+    size, rank, local_rank = (_number(f"SLURM_{name}") for name in ("STEP_NUM_TASKS", "PROCID", "LOCALID"))
+    per_node, node = _tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")), _number("SLURM_NODEID")
+    if size == 1:
+        return {}
+    if sum(per_node) != size or node >= len(per_node):
+        raise Refusal(
+            f"SLURM_STEP_NUM_TASKS is {size}, but SLURM_STEP_TASKS_PER_NODE {os.environ['SLURM_STEP_TASKS_PER_NODE']} "
+            f"and SLURM_NODEID {node}: these contradict each other"
+        )
+    step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(per_node[node]),
+        "MASTER_ADDR": _first_host() if len(per_node) > 1 else "127.0.0.1",
+        "MASTER_PORT": str(next(ports(step))),
+    }
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """ "2(x3),1" -> [2, 2, 2, 1]. Raises Refusal for anything else."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise Refusal(f"SLURM_STEP_TASKS_PER_NODE is '{text}'; it should be like 4(x2),3")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _first_host() -> str:
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    try:
+        told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Refusal(
+            f"scontrol does not tell the hosts of {nodes} ({error}); set MASTER_ADDR and the others"
+        ) from error
+    host = told.stdout.split()[0]
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        raise Refusal(f"the first host of {nodes}, {host}, has no address here ({error.strerror})") from error
+    return host
+
+
+def _number(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise Refusal(f"{name} is '{text}'; it should be a whole number")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Losses that papers share, and their kernels."""

@@ -1,0 +1,1 @@
+"""The losses as Triton kernels; imported only where Triton runs."""

@@ -1,0 +1,22 @@
+"""The keys nearest to each query among very many, without a matrix of all similarities."""
+
+import torch
+from torch import Tensor
+
+from kilobatch.methods.tiles.torch_ops import CPU_TILE, sides
+
+
+def nearest(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """queries (N, D), keys (m, D) -> similarity and row of the nearest keys, each (N, min(count, m)), nearest first."""
+    height, width = sides(queries, CPU_TILE)
+    scores, rows = [], []
+    for q in queries.split(height):
+        best, at = q[:, :0], torch.empty_like(q[:, :0], dtype=torch.int64)
+        for first in range(0, len(keys), width):
+            s = q @ keys[first : first + width].to(q.dtype).T
+            here = torch.arange(first, first + s.shape[1], device=s.device).expand_as(s)
+            best, which = torch.cat([best, s], 1).topk(min(count, best.shape[1] + s.shape[1]), 1)
+            at = torch.cat([at, here], 1).gather(1, which)
+        scores.append(best)
+        rows.append(at)
+    return torch.cat(scores), torch.cat(rows)

@@ -1,0 +1,16 @@
+"""The encoder that a recipe asks for."""
+
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.networks.resnet import ResNet
+from kilobatch.methods.networks.vit import SIZES, ViT
+
+
+def build(options: EncoderOptions) -> Encoder:
+    """A freshly initialised encoder on the CPU; torch's random state decides its weights."""
+    if options.name == "convnet":
+        return ConvNet(options.times, options.norm)
+    if options.name in SIZES:
+        return ViT(*SIZES[options.name], options.norm)
+    return ResNet(options.name, options.stem, options.norm, options.zero_init, options.times, options.sk_ratio)

@@ -1,0 +1,37 @@
+"""The linear layer that tells classes apart."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from kilobatch.data.errors import Refusal
+
+
+class Classifier(nn.Linear):
+    """(N, features) -> logits (N, classes), in fp32 at least, whatever the autocast type.
+
+    Starts from the authors' normal distribution of standard deviation 0.01 (google-research/simclr, model_util.py,
+    linear_layer), or zero: from zeros, as their fine-tuning does (--zero_init_logits_layer=True).
+    """
+
+    def __init__(self, features: int, classes: int, zero: bool) -> None:
+        super().__init__(features, classes)
+        nn.init.normal_(self.weight, std=0.0 if zero else 0.01)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+def refuse_unlabelled(label: Tensor) -> None:
+    """label (N,) int64. Raises Refusal where one is -1, on a CPU: an accelerator would make the host wait for the
+    answer, and there torch's cross-entropy stops at such a label by an assertion."""
+    if label.device.type != "cpu" or isinstance(label, FakeTensor):
+        return
+    if unlabelled := int((label < 0).sum()):
+        raise Refusal(
+            f"{unlabelled} of {len(label)} images have no label, and this method learns from labels alone; use "
+            "data.unlabelled=drop"
+        )

@@ -1,0 +1,140 @@
+"""Recipe section `encoder`, projection heads, and shuffled BatchNorm. Loads no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kilobatch.data.errors import Refusal
+from kilobatch.methods.options import Beside
+
+Mode = Literal["global", "local"]  # of BatchNorm's statistics
+Stem = Literal["imagenet", "cifar", "imagenet_same"]
+
+BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
+WIDEST = 4  # of the ResNets that anybody has published; above it, somebody meant channels
+
+
+class EncoderOptions(BaseModel):
+    """Recipe section `encoder`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vit_small", "vit_base", "convnet"] = (
+        "resnet50"
+    )
+    stem: Annotated[
+        Stem,
+        Field(
+            description="ResNets: cifar is 3x3 without max-pool, for images of about 32 pixels; imagenet_same pads the "
+            "max-pool below and right, as TensorFlow does, for weights from there"
+        ),
+    ] = "imagenet"
+    norm: Annotated[
+        Mode, Field(description="BatchNorm's statistics: over the global batch, or over each rank's chunk")
+    ] = "global"
+    zero_init: Annotated[bool, Field(description="ResNets: the last gamma of each block starts at zero")] = True
+    width: Annotated[
+        int | None,
+        Field(
+            gt=0,
+            description="convnet: channels of the first convolution, 16 where null; features are 8 times it. ResNets: "
+            f"times the channels, 1 to {WIDEST}, 1 where null",
+        ),
+    ] = None
+    sk_ratio: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="ResNets from 50 on: selective kernels, with stem and shortcuts of ResNet-D; channels of their "
+            "squeeze per channel, 0.0625 in the papers; 0: none",
+        ),
+    ] = 0.0
+
+    @property
+    def times(self) -> int:
+        """width, also where it is left to the network."""
+        return self.width or (16 if self.name == "convnet" else 1)
+
+    @model_validator(mode="after")
+    def fits_the_network(self) -> Self:
+        if self.name.startswith("resnet") and self.width is not None and self.width > WIDEST:
+            raise ValueError(
+                f"width {self.width} for {self.name}: of a ResNet it is a multiple of its channels, 1 to {WIDEST}; "
+                "null is 1"
+            )
+        if self.name.startswith("vit") and self.width is not None:
+            raise ValueError(f"width {self.width} for {self.name}: a ViT's is fixed; leave it null")
+        if self.sk_ratio and self.name not in BOTTLENECKS:
+            raise ValueError(
+                f"sk_ratio {self.sk_ratio:g} for {self.name}: selective kernels stand in bottlenecks; "
+                f"use {', '.join(BOTTLENECKS)}, or 0"
+            )
+        return self
+
+
+class OfTheLast:
+    def fits(self, value: int | None, beside: Beside) -> None:
+        if value is not None and beside.method.layer == 0:
+            raise Refusal(
+                f"method.dim is {value}, the width of a head's last layer, but method.layer is 0, which keeps none; "
+                "leave method.dim out"
+            )
+
+
+LastDim = Annotated[Annotated[int, Field(gt=0)] | None, OfTheLast()]
+
+
+def refuse_layers(layer: int, dim: int | None, start: str, there: int, makes: int | None) -> None:
+    """Raises Refusal where a fine-tuning that keeps `layer` layers, the last of `dim` projections (None: all hidden),
+    cannot begin with `start`, whose head has so many `there`, the last of `makes` projections (None: all hidden).
+    """
+    head = f"the head of method.start '{start}'"
+    if layer > there:
+        use = f"method.layer={there}" + (f" method.dim={makes}" if makes else "")
+        raise Refusal(
+            f"method.layer is {layer}, but method.start '{start}' has {there} layers of a projection head; use {use}"
+        )
+    wanted = makes if layer == there else None
+    if dim == wanted:
+        return
+    if dim is None:
+        raise Refusal(
+            f"method.layer {layer} is the last of {head}: it makes projections of {wanted} dimensions, and has neither "
+            f"bias nor ReLU; use method.dim={wanted} to keep it, or method.layer={layer - 1}"
+        )
+    if wanted:
+        raise Refusal(f"method.dim is {dim}, but {head} makes projections of {wanted}; use method.dim={wanted}")
+    last = f", or use method.layer={there} method.dim={makes}" if makes else ""
+    raise Refusal(
+        f"method.dim is {dim}, the width of a head's last layer, but layer {layer} of {head} is a hidden one; leave "
+        f"method.dim out{last}"
+    )
+
+
+ALONE = (
+    "method.shuffle is true, but one worker has nobody to shuffle with: its norms would still tell queries their keys; "
+    "use more workers, or encoder.norm=global with method.shuffle=false and a large data.batch"
+)
+WHOLE = "method.shuffle is true, and mixes the whole batch of all ranks"
+
+
+class Fits:
+    def fits(self, value: bool, beside: Beside) -> None:
+        refuse_global(value, beside.encoder.norm)
+        if value and beside.workers == 1:
+            raise Refusal(ALONE)
+        if value and beside.chunks > 1:
+            raise Refusal(f"{WHOLE}, but engine.chunks is {beside.chunks}; use engine.chunks=1")
+
+
+def refuse_global(shuffle: bool, norm: Mode) -> None:
+    """Raises Refusal where a shuffled order changes nothing."""
+    if shuffle and norm == "global":
+        raise Refusal(
+            "method.shuffle is true, but encoder.norm is 'global': its statistics are the same in any order; "
+            "use encoder.norm=local or method.shuffle=false"
+        )
+
+
+Shuffled = Annotated[bool, Fits()]

@@ -1,0 +1,45 @@
+"""Shuffled BN: He et al. 2020, arxiv.org/abs/1911.05722, section 3.3."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kilobatch.data.errors import Refusal
+from kilobatch.methods import collectives as across
+from kilobatch.methods.networks.options import ALONE
+
+
+class Shuffle(nn.Module):
+    """Applies a network to the samples of all ranks in another order, and puts what it gives back in place.
+
+    A norm over a rank's own samples gives a query and its positive key the same statistics, and the queue's keys
+    others: an encoder that leaves a trace of them finds the positive without looking at the image. With keys made in a
+    shuffled order a key's norm sees a random part of the global batch instead. It is the same order on all ranks, a
+    pure function of the step. Images and keys are sent once each, straight to the rank that needs them.
+
+    Raises Refusal on one rank, whose norm sees the same samples in any order.
+    """
+
+    step: Tensor  # 0-dim int64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.tensor(0))
+
+    @torch.no_grad()
+    def forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """x (n, ...), the same n on every rank -> network(x), each row computed on the rank that the order says."""
+        if across.size() == 1:
+            raise Refusal(ALONE)
+        order = permutation(across.size() * len(x), int(self.step))
+        return across.exchange(network(across.exchange(x, order)), order.argsort())
+
+    def advance(self) -> None:
+        """The next step has another order."""
+        self.step += 1
+
+
+def permutation(n: int, step: int) -> Tensor:
+    """(n,) int64 on the CPU: 0 to n - 1 in this step's order, the same in every process."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(step))

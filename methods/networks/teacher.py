@@ -1,0 +1,39 @@
+"""A trained network that teaches: its answers are wanted, and nothing of it changes."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kilobatch.methods.method import Method
+from kilobatch.methods.networks.classifier import Classifier
+from kilobatch.methods.options import TeacherPrecision
+
+
+class Teacher:
+    """The logits of a trained method that classifies, frozen and in eval mode.
+
+    No nn.Module, so that neither parameters(), nor an optimizer, nor a state dict, nor a checkpoint of the method that
+    learns from it sees it. bf16: the kernels of convolutions and linear layers are held in bfloat16 and computed with
+    in it, at half the memory (attention's projections of its input stay); norms, their statistics, the classifier and
+    the logits are fp32. fp32: the weights are held in fp32, and computed with as engine.precision says.
+    """
+
+    def __init__(self, method: Method, precision: TeacherPrecision) -> None:
+        self.method, self.halved = method.eval().requires_grad_(False), precision == "bf16"
+        if self.halved:
+            for module in method.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, Classifier):
+                    module.to(torch.bfloat16)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> (N, classes)."""
+        if not self.halved:
+            return self.method.logits(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.method.logits(images)
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """As a module's own _apply: for moves to a device."""
+        self.method._apply(change)

@@ -1,0 +1,1 @@
+"""One paper, one file: `method.name` is the file name."""

@@ -1,0 +1,123 @@
+"""Fine-tuning: Chen et al. 2020, SimCLRv2, arxiv.org/abs/2006.10029, section 2, "Fine-tuning".
+
+Authors' code: github.com/google-research/simclr, run.py with --train_mode=finetune and --ft_proj_selector.
+"""
+
+from typing import Annotated, ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from kilobatch.data.batch import Batch
+from kilobatch.data.errors import Refusal
+from kilobatch.methods.method import Method, Tensors, Trained
+from kilobatch.methods.networks.classifier import Classifier, refuse_unlabelled
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.heads import ProjectionHead, hidden_layers
+from kilobatch.methods.networks.options import LastDim, refuse_layers
+from kilobatch.methods.options import Reference
+
+
+class FineTune(Method):
+    """The encoder, the first `layer` layers of the projection head and a linear classifier, all trained on labels.
+
+    start: run or file whose encoder and head it begins with; None: from scratch. layer: 0 drops the whole head, as
+    is usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. dim: where
+    `layer` is the head's last, the width of its projections, which it makes without bias or ReLU (their proj_out_dim);
+    None: all layers kept are hidden. Norms take their batch's statistics while training, as the authors' do, and LARS
+    does not adapt the classifier's steps (their exclude_from_weight_decay, "head_supervised"). Every training image has
+    a label.
+    """
+
+    views: ClassVar[int | None] = 1
+    classifies: ClassVar[bool] = True
+    unadapted: ClassVar[tuple[str, ...]] = ("classifier.weight",)
+    head_layers: ClassVar[int | str] = "layer"
+    classifier: Classifier
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        start: Reference | None = None,
+        layer: Annotated[int, Field(ge=0)] = 1,
+        hidden: Annotated[int, Field(gt=0)] | None = None,
+        dim: LastDim = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.start, self.layer, self.dim = encoder, start, layer, dim
+        width = hidden or encoder.features
+        if dim is None:
+            self.hidden_layers = hidden_layers(encoder.features, width, layer, encoder.norm)
+        else:
+            self.hidden_layers = ProjectionHead(encoder.features, width, dim, encoder.norm, layer).layers
+        self.features = (dim or width) if layer else encoder.features  # that the classifier reads
+
+    def prepare(self, images: int, classes: int) -> None:
+        if classes < 2:
+            raise Refusal(
+                f"data.train has {classes} classes, and there is nothing to tell apart; a folder: source needs a "
+                "folder for each class"
+            )
+        self.classes = classes
+        self.classifier = Classifier(self.features, classes, zero=self.start is not None)
+
+    def take(self, trained: Trained, fresh: bool) -> None:
+        if fresh and self.start is not None:
+            begin(self, trained(self.start), self.start)
+
+    def represent(self, images: Tensor) -> Tensor:
+        return self.hidden_layers(self.encoder(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.classifier(self.represent(images))
+
+    def embed(self, views: Tensor) -> Tensors:
+        return {"logits": self.logits(views[:, 0])}  # (N, classes)
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        refuse_unlabelled(batch.label)
+        return F.cross_entropy(z["logits"], batch.label)
+
+
+def begin(method: FineTune, source: Method, where: str) -> None:
+    """Copies encoder and first layers of the head, running statistics too, from what `where` left. Raises Refusal
+    where they do not fit."""
+    _copy(
+        method.encoder,
+        source.encoder,
+        f"method.start '{where}' has another encoder",
+        "give this recipe the section encoder of what it starts from",
+    )
+    theirs, there, makes = _head(source)
+    refuse_layers(method.layer, method.dim, where, there, makes)
+    if method.layer:
+        _copy(
+            method.hidden_layers,
+            theirs[: 3 * method.layer],
+            f"method.start '{where}' has a head of another width",
+            f"use method.hidden={len(next(theirs.parameters()))}",
+        )
+
+
+def _head(source: Method) -> tuple[nn.Sequential, int, int | None]:
+    """The layers of a projection head, or those that a fine-tuned one kept; how many; and, where the last of them
+    makes projections, their width."""
+    if isinstance(source, FineTune):
+        return source.hidden_layers, source.layer, source.dim
+    head = getattr(source, "head", None)
+    if not isinstance(head, ProjectionHead):
+        return nn.Sequential(), 0, None
+    return head.layers, head.hidden_count + 1, head.dim
+
+
+def _copy(mine: nn.Module, theirs: nn.Module, differs: str, way_out: str) -> None:
+    """Raises Refusal for the first tensor that only one has, or that has another shape."""
+    here, there = ({name: tuple(x.shape) for name, x in module.state_dict().items()} for module in (mine, theirs))
+    for name in {**there, **here}:
+        if here.get(name) != there.get(name):
+            raise Refusal(
+                f"{differs}: its {name} is {there.get(name, 'absent')}, here {here.get(name, 'absent')}; {way_out}"
+            )
+    mine.load_state_dict(theirs.state_dict())

@@ -1,0 +1,71 @@
+"""Instance discrimination: Wu, Xiong, Yu, Lin, 2018, arxiv.org/abs/1805.01978.
+
+Authors' code: github.com/zhirongw/lemniscate.pytorch.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kilobatch.data.batch import Batch
+from kilobatch.methods.losses.contrastive import softmax
+from kilobatch.methods.losses.nce import NCE
+from kilobatch.methods.memories.memory_bank import Bank
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.heads import unit
+
+
+class InstanceDiscrimination(Method):
+    """Each image is a class of its own, and its row in a memory bank is the class's weight.
+
+    form: softmax over all images (section 3.1), exact, or nce, against `noise` of them drawn at random (section 3.2).
+    momentum: what a row keeps of itself when its image has been seen. proximal: lambda of section 3.3, which keeps an
+    embedding near its row; the authors' code has the momentum instead.
+    """
+
+    views: ClassVar[int | None] = 1
+    bank: Bank
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        form: Literal["nce", "softmax"] = "nce",
+        noise: Annotated[int, Field(gt=0)] = 4096,
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+        proximal: Annotated[float, Field(ge=0)] = 0.0,
+        dim: Annotated[int, Field(gt=0)] = 128,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.temperature, self.momentum, self.proximal = encoder, temperature, momentum, proximal
+        self.dim = dim
+        self.head = nn.Linear(encoder.features, dim)
+        self.nce = NCE(noise, temperature) if form == "nce" else None
+
+    def prepare(self, images: int, classes: int) -> None:
+        self.bank = Bank(images, self.dim)
+
+    def embed(self, views: Tensor) -> Tensors:
+        return {"v": unit(self.head(self.encoder(views[:, 0])))[:, None]}  # (N, 1, D)
+
+    def contrast(self, v: Tensor, index: Tensor) -> Tensor:
+        """v (n, V, D): V embeddings of each image -> (V,) their mean losses against the bank."""
+        if self.nce:
+            return self.nce(v, index, self.bank)
+        return torch.stack([softmax(u, index, self.bank, self.temperature) for u in v.unbind(1)])
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        loss = self.contrast(z["v"], batch.index).sum()
+        if self.proximal:
+            moved = z["v"][:, 0] - self.bank.fetch(batch.index)
+            loss = loss + self.proximal * moved.square().sum(1).mean()
+        return loss
+
+    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
+        self.bank.follow(batch.index, z["v"][:, 0], self.momentum)
+        if self.nce:
+            self.nce.advance()

@@ -1,0 +1,68 @@
+"""MoCo v3: Chen, Xie, He, 2021, arxiv.org/abs/2104.02057; authors' code: github.com/facebookresearch/moco-v3."""
+
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from kilobatch.data.batch import Batch
+from kilobatch.methods import collectives as across
+from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.heads import MLP, unit
+
+
+class MoCoV3(Method):
+    """A query predicts the key of the image's other view, among the keys of the global batch: algorithm 1.
+
+    momentum: of the momentum encoder at the start; it rises to 1 by a cosine. layers: of the projector, whose last norm
+    has no parameters. The authors' ResNets have 2 layers, temperature 1 and a predictor that ends in a linear layer,
+    their ViTs 3, temperature 0.2 and a predictor that ends in such a norm, too: predictor_norm.
+    """
+
+    views: ClassVar[int | None] = 2
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        temperature: Annotated[float, Field(gt=0)] = 1.0,
+        momentum: Annotated[float, Field(ge=0, le=1)] = 0.99,
+        dim: Annotated[int, Field(gt=0)] = 256,
+        hidden: Annotated[int, Field(gt=0)] = 4096,
+        layers: Annotated[int, Field(ge=1)] = 2,
+        predictor_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.temperature, self.momentum = encoder, temperature, momentum
+        self.projector = MLP([encoder.features, *[hidden] * (layers - 1), dim], encoder.norm)
+        self.predictor = MLP([dim, hidden, dim], encoder.norm, last_norm=predictor_norm)
+        self.momentum_encoder = MomentumEncoder(self.online())
+
+    def online(self) -> nn.Module:
+        return nn.Sequential(self.encoder, self.projector)
+
+    def embed(self, views: Tensor) -> Tensors:
+        network = nn.Sequential(self.encoder, self.projector, self.predictor)
+        return {"q": torch.stack([network(view) for view in views.unbind(1)], 1)}  # (N, V, D); norms by view
+
+    def target(self, views: Tensor) -> Tensors:
+        return {"k": torch.stack([self.momentum_encoder(view) for view in views.unbind(1)], 1)}
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        q1, q2 = unit(z["q"]).unbind(1)
+        k1, k2 = unit(t["k"]).unbind(1)
+        return contrast(q1, k2, self.temperature) + contrast(q2, k1, self.temperature)
+
+    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
+        self.momentum_encoder.follow(self.online(), rising(self.momentum, progress))
+
+
+def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """q, k (n, D): unit queries of this rank and their keys -> eq. 1 times 2 * temperature, the mean over queries."""
+    across.refuse_unequal(len(q), "queries", q.device)
+    logits = q @ across.gather(k).T / temperature  # (n, W * n); keys carry no gradient
+    return 2 * temperature * F.cross_entropy(logits, across.own(len(q), q.device))

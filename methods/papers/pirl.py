@@ -1,0 +1,50 @@
+"""PIRL: Misra, van der Maaten, 2020, arxiv.org/abs/1912.01991; authors' code: github.com/facebookresearch/vissl."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn, stack
+
+from kilobatch.data.augment.jigsaw import patches
+from kilobatch.data.batch import Batch
+from kilobatch.methods.method import Tensors
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.heads import unit
+from kilobatch.methods.papers.instance_discrimination import InstanceDiscrimination
+
+
+class PIRL(InstanceDiscrimination):
+    """An image and its shuffled patches are both to be found by the image's row in the memory bank: section 2.
+
+    The first view is the image, the second its jigsaw: nine patches, which are encoded one by one and joined in the
+    order that they come in. pretext: lambda of eq. 5, the weight of the jigsaw's loss. form and noise: as in
+    methods/papers/instance_discrimination.py; the authors' code has its noise-contrastive form.
+    """
+
+    views: ClassVar[int | None] = 2
+    jigsaw: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        form: Literal["nce", "softmax"] = "nce",
+        noise: Annotated[int, Field(gt=0)] = 32_000,
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+        pretext: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        dim: Annotated[int, Field(gt=0)] = 128,
+    ) -> None:
+        super().__init__(encoder, form=form, noise=noise, temperature=temperature, momentum=momentum, dim=dim)
+        self.pretext = pretext
+        self.patch_head = nn.Linear(encoder.features, dim)
+        self.joined_head = nn.Linear(9 * dim, dim)
+
+    def embed(self, views: Tensor) -> Tensors:
+        image, jigsaw = views.unbind(1)
+        each = self.patch_head(self.encoder(patches(jigsaw).flatten(0, 1)))  # (9 N, D)
+        return {"v": unit(stack([self.head(self.encoder(image)), self.joined_head(each.view(len(image), -1))], 1))}
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        image, jigsaw = self.contrast(z["v"], batch.index)
+        return self.pretext * jigsaw + (1 - self.pretext) * image

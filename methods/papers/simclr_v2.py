@@ -1,0 +1,71 @@
+"""SimCLRv2: Chen et al. 2020, arxiv.org/abs/2006.10029, section 2; authors' code: github.com/google-research/simclr."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kilobatch.data.batch import Batch
+from kilobatch.methods.losses.contrastive import nt_xent
+from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
+from kilobatch.methods.memories.options import QueueOptions
+from kilobatch.methods.memories.queue import Queue
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.heads import ProjectionHead, unit
+from kilobatch.methods.options import Operands
+
+
+class SimCLRV2(Method):
+    """SimCLR's loss on a deeper projection head, of which fine-tuning keeps the first layer; a memory if asked for.
+
+    dim: of the projections; layers: of the head; hidden: the width of all but its last, the encoder's features if None.
+    operands: as SimCLR's.
+
+    queue: a memory network, the moving average (momentum) of encoder and head, whose outputs are kept as further
+    negatives. Section 2 leaves the form open, and the authors' code has none. Here an anchor i, any view of the global
+    batch, has the loss -log( e^s_ip / (sum over the batch's other views k of e^s_ik + sum over the queue's keys j of
+    e^s_ij) ), s a cosine over the temperature, p its other view; and after the step the queue takes one key for each
+    image, the memory network's output for its second view.
+    """
+
+    views: ClassVar[int | None] = 2
+    head_layers: ClassVar[int | str] = "layers"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        temperature: Annotated[float, Field(gt=0)] = 0.1,
+        dim: Annotated[int, Field(gt=0)] = 128,
+        layers: Annotated[int, Field(gt=0)] = 3,
+        hidden: Annotated[int, Field(gt=0)] | None = None,
+        queue: QueueOptions | None = None,
+        momentum: Annotated[float, Field(ge=0, le=1)] = 0.999,
+        operands: Operands = "fp32",
+    ) -> None:
+        super().__init__()
+        self.encoder, self.temperature, self.momentum = encoder, temperature, momentum
+        self.operands: Operands = operands
+        self.head = ProjectionHead(encoder.features, hidden or encoder.features, dim, encoder.norm, layers)
+        self.queue = Queue(queue, dim) if queue else None
+        self.momentum_encoder = MomentumEncoder(self.online()) if queue else None
+
+    def online(self) -> nn.Module:
+        return nn.Sequential(self.encoder, self.head)
+
+    def embed(self, views: Tensor) -> Tensors:
+        h = self.encoder(views.flatten(0, 1))  # both views in one batch, as the authors' norms see them
+        return {"z": self.head(h).unflatten(0, views.shape[:2])}  # (N, V, D)
+
+    def target(self, views: Tensor) -> Tensors:
+        return {"key": unit(self.momentum_encoder(views[:, 1]))} if self.momentum_encoder else {}  # (N, D)
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        z1, z2 = z["z"].unbind(1)
+        return nt_xent(z1, z2, self.temperature, self.queue, self.operands)
+
+    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
+        if self.queue and self.momentum_encoder:
+            self.momentum_encoder.follow(self.online(), self.momentum)
+            self.queue.push(t["key"])

@@ -1,0 +1,1 @@
+"""What `kilobatch verify` holds each paper to."""

@@ -1,0 +1,1 @@
+"""Each paper's formula in the plainest code, under the paper's name."""

@@ -1,0 +1,57 @@
+"""Fine-tuning's formula, cross-entropy; and a construction that loses a part of its gradient."""
+
+import torch
+from torch import Tensor, nn
+
+from kilobatch.methods import collectives as across
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.options import Mode
+from kilobatch.methods.papers.finetune import FineTune
+from kilobatch.methods.parity.standard import Construction, Standard, own_slice
+
+SAMPLES, CLASSES = 32, 5
+
+
+def labels(samples: int) -> Tensor:
+    return torch.arange(samples) * 7 % CLASSES
+
+
+def built(method: FineTune) -> FineTune:
+    """With a classifier whose logits are no longer nearly equal."""
+    method.prepare(SAMPLES, CLASSES)
+    nn.init.normal_(method.classifier.weight)
+    return method
+
+
+def build(mode: Mode) -> Method:
+    return built(FineTune(ConvNet(4, mode), layer=2, hidden=10, dim=6))  # a hidden layer, and the head's last
+
+
+def cross_entropies(logits: Tensor, label: Tensor) -> Tensor:
+    """(n,) -log softmax(logits)_label."""
+    e = logits.exp()
+    return -(e[torch.arange(len(e)), label] / e.sum(1)).log()
+
+
+def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    n = len(z["logits"])
+    return cross_entropies(z["logits"], labels(SAMPLES)[across.own(n)]).mean()
+
+
+STANDARD = Standard(
+    build,
+    formula,
+    constructions=(
+        Construction("the mean of each rank's own images", formula, formula, True),
+        Construction(
+            "whole loss on every rank, own slice",
+            lambda method, z, t: cross_entropies(own_slice(z["logits"]), labels(SAMPLES)).mean(),
+            formula,
+            False,
+        ),
+    ),
+    samples=SAMPLES,
+    views=1,
+    labels=labels,
+)

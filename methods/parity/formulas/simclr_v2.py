@@ -1,0 +1,80 @@
+"""SimCLRv2's formula with a memory beside the batch; and constructions that lose a part of it."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kilobatch.methods import collectives as across
+from kilobatch.methods.memories.options import QueueOptions
+from kilobatch.methods.memories.queue import Queue
+from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.options import Mode
+from kilobatch.methods.papers.simclr_v2 import SimCLRV2
+from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
+
+SAMPLES, KEYS = 32, 48
+
+
+def build(mode: Mode) -> Method:
+    queue = QueueOptions(length=KEYS, placement="sharded")
+    return SimCLRV2(ConvNet(4, mode), temperature=TEMPERATURE, dim=8, queue=queue)
+
+
+def formula_with(z: Tensor, keys: Tensor) -> Tensor:
+    """z (n, 2, D), keys (K, D): the mean over all 2n anchors of -log softmax over the 2n - 1 others and the keys."""
+    u = F.normalize(z.transpose(0, 1).flatten(0, 1), dim=1)
+    me = torch.arange(len(u))
+    logits = torch.cat([(u @ u.T).scatter(1, me[:, None], -torch.inf), u @ keys.T], 1) / TEMPERATURE
+    return F.cross_entropy(logits, me.roll(len(z)))
+
+
+def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    """With what this rank holds of the queue, which is all of it in one process."""
+    return formula_with(z["z"], held(method))
+
+
+def held(method: Method) -> Tensor:
+    return cast(Queue, cast(SimCLRV2, method).queue).keys
+
+
+def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    """The step's keys in, the oldest out. The queue before it lies from the oldest to the newest."""
+    return torch.cat([held(method), t["key"]])[-KEYS:]
+
+
+STANDARD = Standard(
+    build,
+    formula,
+    constructions=(
+        Construction(
+            "batch and queue of the own rank only",
+            formula,
+            formula,
+            False,
+        ),
+        Construction(
+            "the batch of all ranks, the own rank's part of the queue",
+            lambda method, z, t: formula_with(across.gather(z["z"]), held(method)),
+            formula,
+            False,
+        ),
+        Construction(
+            "whole loss on every rank, own slice",
+            lambda method, z, t: formula_with(own_slice(z["z"]), across.gather(held(method))),
+            formula,
+            False,
+        ),
+        Construction(
+            "whole loss on every rank, gather whose backward sums",
+            lambda method, z, t: formula_with(across.gather(z["z"]), across.gather(held(method))),
+            formula,
+            True,
+        ),
+    ),
+    samples=SAMPLES,
+    held=held,
+    remembered=remembered,
+)

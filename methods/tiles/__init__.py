@@ -1,0 +1,1 @@
+"""Operations on one tile of a similarity matrix."""

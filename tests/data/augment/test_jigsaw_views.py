@@ -1,0 +1,76 @@
+"""Jigsaw views: which patches, where, in which order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kilobatch.data.augment.jigsaw import jigsaw, patches, side
+from kilobatch.data.counter_rng import keys
+from kilobatch.data.views.options import Crop, Second, Views
+from tests.data.loading.test_loader import SAMPLES, loader, photo, write
+
+SIZE, N = 32, 2000
+CELL, PATCH = 10, 8
+
+
+def where(n: int = N) -> Tensor:
+    """Views whose first two channels say where a pixel lies -> (n, 9, 2, PATCH, PATCH) of the patches: row, column."""
+    place = torch.stack(torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij"))
+    views = torch.cat([place, place[:1]]).float().expand(n, -1, -1, -1)
+    return patches(jigsaw(views, keys(1, 2, torch.arange(n), 2)[:, 1]))[:, :, :2]
+
+
+def test_patches_are_squares_of_their_cells() -> None:
+    assert (side(255), side(224), side(SIZE)) == (64, 56, PATCH)
+    place = where()
+    corner = place[..., :1, :1]
+    steps = torch.stack(torch.meshgrid(torch.arange(PATCH), torch.arange(PATCH), indexing="ij")).float()
+    assert torch.equal(place, corner + steps)
+    inside = corner % CELL
+    assert corner.max() <= 2 * CELL + CELL - PATCH and inside.max() == CELL - PATCH and inside.min() == 0
+
+
+def test_every_cell_comes_once_and_orders_and_moves_are_even() -> None:
+    corner = where()[..., 0, 0]  # (N, 9, 2)
+    cells = (corner // CELL) @ torch.tensor([3.0, 1.0])  # (N, 9)
+    assert torch.equal(cells.sort(1).values, torch.arange(9.0).expand(N, 9))
+    for counts in (torch.bincount(cells[:, place].long(), minlength=9) for place in range(9)):
+        assert (counts - N / 9).abs().max() < 5 * (N / 9) ** 0.5
+    moved = torch.bincount((corner % CELL).flatten().long())
+    assert (moved / moved.sum() - 1 / 3).abs().max() < 0.01
+    assert len(set(map(tuple, cells.tolist()))) > 0.99 * N
+
+
+def test_nothing_else_is_shown() -> None:
+    views = torch.ones(4, 3, SIZE, SIZE)
+    assert jigsaw(views, torch.arange(4)).sum() == 4 * 3 * (3 * PATCH) ** 2
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jigsaw")
+    return write(folder / "photos.beton", [photo(i, 50, 60) for i in range(SAMPLES)])
+
+
+def test_an_images_jigsaw_depends_on_seed_epoch_and_image_alone(beton: Path) -> None:
+    views = Views(size=SIZE, second=Second(crop=Crop(scale=(0.6, 1.0)), blur=None, solarize=None))
+
+    def shown(epoch: int = 0, **options: int | bool) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        ranks = int(options.get("world", 1))
+        for rank in range(ranks):
+            with loader(beton, views, **{"jigsaw": True, **options, "rank": rank}) as batches:
+                for batch in batches.epoch(epoch):
+                    found |= dict(zip(batch.index.tolist(), batch.views.clone(), strict=True))
+        return found
+
+    whole, ranks, other = shown(), shown(world=2, threads=2), shown(epoch=1)
+    assert whole.keys() == ranks.keys() and len(whole) == 48
+    assert all(torch.equal(whole[i], ranks[i]) for i in whole)
+    assert not any(torch.equal(whole[i][1], other[i][1]) for i in whole.keys() & other.keys())
+    plain = shown(jigsaw=False)
+    names = keys(5, 0, torch.tensor(sorted(whole)), 2)[:, 1]
+    cut = jigsaw(torch.stack([plain[i][1] for i in sorted(whole)]), names)
+    assert all(torch.equal(whole[i], torch.stack([plain[i][0], c])) for i, c in zip(sorted(whole), cut, strict=True))

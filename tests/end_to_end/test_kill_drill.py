@@ -1,0 +1,84 @@
+"""SIGKILL at random moments and during saves, of one worker or all: the run ends up the same, to the bit."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.helpers.real_runs import (
+    RECIPE,
+    command,
+    lines_without_timings,
+    logged,
+    run_to_the_end,
+    wait_for,
+    weights,
+    workers_of,
+)
+
+MEMORY = ["method.name=simclr_v2", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
+QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
+BANK = ["method.name=instance_discrimination", "data.views.count=1", "engine.zero=2"]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("method", "kills"),
+    [(MEMORY, range(4)), pytest.param(QUEUE, range(1, 3), marks=pytest.mark.slow), (BANK, range(1, 3))],
+    ids=["simclr_v2", "moco", "instance_discrimination"],
+)
+def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
+    drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than the kills let pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
+    drill([*RECIPE, "schedule.epochs=30"], range(20), tmp_path)
+
+
+def drill(recipe: list[str], kills: range, folder: Path) -> None:
+    """Kills a run so many times, half of them during a save, and compares its end with a run that was left alone.
+
+    The odd kills are of both workers, the second two of each four during a save.
+    """
+    whole, killed = folder / "whole" / "drill", folder / "killed" / "drill"
+    run_to_the_end(command("train", *recipe, f"run.folder={whole.parent}", "--workers", "2"))
+
+    chance = random.Random(0)
+    start = ["train", *recipe, f"run.folder={killed.parent}", "--workers", "2"]
+    during_saves = 0
+    for kill in kills:
+        launcher = command(*start)
+        start = ["resume", str(killed)]
+        before = logged(killed)
+        # A resume may cut lines off, so progress is a change of the log.
+        wait_for(lambda: logged(killed) not in (0, before), launcher)  # noqa: B023
+        victims = workers_of(launcher)
+        assert len(victims) == 2
+        if kill % 2:
+            chosen = victims
+        else:
+            chosen = [chance.choice(victims)]
+        time.sleep(chance.uniform(0.0, 0.6))
+        if kill % 4 > 1:
+            wait_for(lambda: any((killed / "checkpoints").glob(".tmp-step-*")), launcher)
+            during_saves += 1
+        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.told()}"
+        for victim in chosen:
+            os.kill(victim.pid, signal.SIGKILL)
+        launcher.ends(1, within=60)  # the launcher reports the death of a worker
+        assert not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims)
+    assert during_saves == len(kills) // 2
+    run_to_the_end(command(*start))
+
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert not different
+    assert lines_without_timings(whole) == lines_without_timings(killed)

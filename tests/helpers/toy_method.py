@@ -1,0 +1,82 @@
+"""A small method with all that an engine must cope with, and one process's plain gradients to compare with."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kilobatch.data.batch import Batch
+from kilobatch.methods import collectives as across
+from kilobatch.methods.method import Memory, Method, Tensors
+from kilobatch.methods.networks import batch_norm as norm
+
+GLOBAL_BATCH = 16
+
+
+class Shard(Memory):
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.full((2,), float(across.rank())))
+
+    def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
+        self.value.copy_(sum((held("value", rank) for rank in range(ranks)), torch.zeros(2)) / across.size())
+
+
+class Toy(Method):
+    """InfoNCE with a learnable temperature in the loss, a frozen teacher, and a buffer that differs by rank."""
+
+    def __init__(self, batch_norm: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        middle = norm.BatchNorm(6, mode="local") if batch_norm else nn.GELU()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 6, 3), middle, nn.Flatten(), nn.Dropout(dropout), nn.Linear(6 * 16, 8)
+        )
+        self.teacher = nn.Linear(3 * 36, 8).requires_grad_(False)
+        self.temperature = nn.Parameter(torch.tensor([0.3]))
+        self.shard = Shard()
+
+    def embed(self, views: Tensor) -> Tensors:
+        return {"z": self.encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])}
+
+    def target(self, views: Tensor) -> Tensors:
+        return {"t": self.teacher(views[:, 0].flatten(1))}
+
+    def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+        a, b = F.normalize(z["z"].float(), dim=-1).unbind(1)
+        logits = a @ across.gather(b).T / self.temperature
+        nearness = F.mse_loss(a, F.normalize(t["t"].float(), dim=-1))
+        return 20 * F.cross_entropy(logits, across.own(len(a))) + nearness
+
+
+def toy(batch_norm: bool = False, dropout: float = 0.0, seed: int = 0) -> Toy:
+    torch.manual_seed(seed)
+    return Toy(batch_norm, dropout)
+
+
+def batch(step: int = 0) -> Batch:
+    """The global batch of a step."""
+    views = torch.randn(GLOBAL_BATCH, 2, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+    return Batch(views, torch.arange(GLOBAL_BATCH), torch.zeros(GLOBAL_BATCH, dtype=torch.int64))
+
+
+def own_batch(step: int = 0) -> Batch:
+    return batch(step).chunks(across.size())[across.rank()]
+
+
+def plain_loss(method: Method, whole: Batch, chunks: int = 1) -> Tensor:
+    """All in one graph."""
+    parts = whole.chunks(chunks)
+    z = torch.cat([method.embed(part.views)["z"] for part in parts])
+    t = torch.cat([method.target(part.views)["t"] for part in parts])
+    return method.loss({"z": z}, {"t": t}, whole)
+
+
+def gradients(method: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+
+def weights(method: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}

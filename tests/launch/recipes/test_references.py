@@ -1,0 +1,200 @@
+"""What a recipe takes from other runs, and few labels: checked before anything starts, without torch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.recipes import checks, recipe, references
+from kilobatch.trainer.checkpoint.description import sealed
+
+FINETUNE = ["demo", "method.name=finetune", "data.views.count=1", "evaluate.during=classify"]
+DISTILL = ["demo", "method.name=distill", "data.views.count=1", "evaluate.during=classify", "method.teacher=fine"]
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Runs as they lie in runs/: pre, fine, young (without a checkpoint), and one of another encoder and of other
+    images. Their checkpoints are empty folders: nothing here looks into one."""
+    monkeypatch.chdir(tmp_path)
+    run("pre", ["demo"])
+    run("fine", [*FINETUNE, "method.start=gone"])
+    run("young", ["demo"], steps=0)
+    run("wide", ["demo", "encoder.width=32"])
+    run("bright", [*FINETUNE, "data.views.mean=[0.4, 0.5, 0.5]"])
+    run("seven", FINETUNE)
+    steps = tmp_path / "runs" / "seven" / "checkpoints"
+    (steps / "step-00000002").mkdir()
+    (steps / "step-00000002" / "checkpoint.json").write_bytes(sealed({"meta": {"classes": 7}}))
+    for name, recipe_, told in (("alone", ["demo"], {"content": "encoder"}), ("six", FINETUNE, {"classes": "6"})):
+        text = recipe.resolve(recipe_[0], recipe_[1:]).model_dump_json()
+        save_file({"x": np.zeros(1)}, f"{name}.safetensors", {"recipe": text, **told})
+    return tmp_path
+
+
+def test_one_worker_has_nobody_to_shuffle_with() -> None:
+    asked = ["method.name=moco", "method.shuffle=true", "encoder.norm=local"]
+    chosen, settings = recipe.read("demo", asked)
+    with pytest.raises(Refusal, match=r"override 'method.shuffle=true': .* one worker has nobody .*use more workers"):
+        checks.check(chosen, 1, settings)
+    checks.check(chosen, 2, settings)
+    checks.check(chosen, 1, settings, evaluators=["knn"])
+
+
+def run(name: str, recipe_: list[str], steps: int = 3) -> None:
+    path = Path("runs") / name
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "recipe.yaml").write_text(recipe.resolve(recipe_[0], recipe_[1:]).dump_yaml())
+    if steps:
+        (path / "checkpoints" / f"step-{steps:08}").mkdir()
+
+
+def check(*asked: str, **how: object) -> None:
+    chosen, settings = recipe.read(asked[0], list(asked[1:]))
+    checks.check(chosen, 2, settings, **how)  # pyright: ignore[reportArgumentType]
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "no such run": ([*FINETUNE, "method.start=pree"], ["method.start 'pree'", "did you mean 'pre'?"]),
+    "no checkpoint": ([*FINETUNE, "method.start=young"], ["no checkpoint yet", "kilobatch resume"]),
+    "another encoder": (
+        [*FINETUNE, "method.start=runs/wide"],
+        ["override 'method.start=runs/wide'", "encoder.width 32 there, 16 here"],
+    ),
+    "a student's start of another encoder": (
+        [*DISTILL, "method.start=pre", "encoder.width=8"],
+        ["encoder.width 16 there, 8 here"],
+    ),
+    "a teacher without classifier": (
+        [*DISTILL, "method.teacher=pre"],
+        ["'pre' was trained by simclr", "no classifier", "fine-tune it first"],
+    ),
+    "a teacher of other pixels": ([*DISTILL, "method.teacher=bright"], ["mean [0.4, 0.5, 0.5]", "[0.5, 0.5, 0.5]"]),
+    "another kind of file": (
+        [*FINETUNE, "method.start=notes.txt"],
+        ["notes.txt is no .safetensors", "kilobatch export"],
+    ),
+    "half a file": ([*FINETUNE, "method.start=half.safetensors"], ["half.safetensors is no whole .safetensors file"]),
+    "a classifier where there is none": (
+        ["demo", "evaluate.final=[knn, classify_moved]"],
+        ["evaluate.final asks for classify_moved", "simclr has no classifier", "distill, finetune"],
+    ),
+    "and while training": (["demo", "evaluate.during=classify"], ["evaluate.during asks for classify"]),
+    "unlabelled images for fine-tuning": (
+        [*FINETUNE, "data.labels.share=0.1", "data.batch=64"],
+        ["override", "data.unlabelled is keep", "finetune learns from labels alone", "1293 of 1437", "=drop"],
+    ),
+    "a batch of more than the labelled": (
+        [*FINETUNE, "data.labels.share=0.05", "data.unlabelled=drop", "data.batch=74"],
+        ["data.batch 74", "72 labelled images (data.unlabelled is drop)", "use at most 72"],
+    ),
+    "a list for images without names": (
+        [*FINETUNE, "data.labels.list=notes.txt"],
+        ["override 'data.labels.list=notes.txt'", "'digits' have no names", "data.labels.share"],
+    ),
+    "more layers than the start's head has": (
+        [*FINETUNE, "method.start=pre", "method.layer=3"],
+        ["override 'method.layer=3'", "method.layer is 3", "'pre' has 2 layers", "use method.layer=2 method.dim=128"],
+    ),
+    "its last layer as a hidden one": (
+        [*FINETUNE, "method.start=pre", "method.layer=2"],
+        ["layer 2 is the last", "projections of 128 dimensions", "method.dim=128 to keep it, or method.layer=1"],
+    ),
+    "layers of what kept fewer": (
+        [*FINETUNE, "method.start=fine", "method.layer=2"],
+        ["'fine' has 1 layers of a projection head; use method.layer=1"],
+    ),
+    "layers of an encoder alone": (
+        [*FINETUNE, "method.start=alone.safetensors"],
+        ["'alone.safetensors' has 0 layers", "use method.layer=0"],
+    ),
+    "a last layer of none": (
+        [*FINETUNE, "method.layer=0", "method.dim=128"],
+        ["override 'method.dim=128'", "method.dim is 128", "method.layer is 0", "leave method.dim out"],
+    ),
+    "a teacher of other classes": (
+        [*DISTILL[:-1], "method.teacher=seven"],
+        ["override 'method.teacher=seven'", "knows 7 classes, and data.train 'digits' has 10"],
+    ),
+    "a file that teaches other classes": (
+        [*DISTILL[:-1], "method.teacher=six.safetensors"],
+        ["'six.safetensors' knows 6 classes, and data.train 'digits' has 10"],
+    ),
+    "an encoder alone as a teacher": (
+        [*DISTILL[:-1], "method.teacher=alone.safetensors"],
+        ["'alone.safetensors' holds an encoder alone", "no classifier to learn from", "kilobatch export --whole"],
+    ),
+    "a single class": ([*FINETUNE, "data.train=folder:one"], ["'folder:one' has a single class", "each class"]),
+    "keys shuffled for global norms": (
+        ["demo", "method.name=moco", "method.shuffle=true"],
+        ["override 'method.shuffle=true'", "encoder.norm is 'global'", "encoder.norm=local or method.shuffle=false"],
+    ),
+    "and in chunks": (
+        ["demo", "method.name=moco", "method.shuffle=true", "encoder.norm=local", "engine.chunks=2", "data.batch=400"],
+        ["mixes the whole batch of all ranks, but engine.chunks is 2; use engine.chunks=1"],
+    ),
+    "more hard negatives than keys": (
+        ["demo", "method.name=mochi", "method.queue.length=600", "method.hard=700"],
+        ["override 'method.hard=700'", "700 is more than the 600 keys of method.queue.length"],
+    ),
+    "an empty share": ([*FINETUNE, "data.labels.share=0"], ["data.labels.share is 0", "greater than 0"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_anything_starts(case: str, folder: Path) -> None:
+    Path("notes.txt").write_text("an image\n")
+    (Path("one") / "cats").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("one/cats/1.png")
+    Path("half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    asked, held = REFUSED[case]
+    with pytest.raises(Refusal) as refused:
+        check(*asked)
+    missing = [words for words in held if words not in str(refused.value)]
+    assert not missing, f"{refused.value}: lacks {missing}"
+
+
+def test_what_fits_passes(folder: Path) -> None:
+    check(*FINETUNE, "method.start=pre")
+    check(*FINETUNE, "method.start=runs/pre/", "encoder.width=16", "encoder.norm=local")
+    check(*DISTILL, "encoder.width=8")
+    check(*DISTILL, f"method.start={folder / 'runs' / 'pre'}", "data.labels.share=0.05")
+    check(*FINETUNE, "data.labels.share=0.05", "data.unlabelled=drop", "data.batch=72")
+    check(*FINETUNE, "data.batch=2")
+    check(*FINETUNE, "method.start=pre", "method.layer=2", "method.dim=128")
+    check(*FINETUNE, "method.start=alone.safetensors", "method.layer=0")
+    assert references.references(recipe.resolve("demo", ["method.name=mochi"])) == {}  # its `start` is a number
+
+
+def test_awaited_runs_are_held_to_their_recipes(folder: Path) -> None:
+    awaited = {"/later/pre": recipe.resolve("demo", ["encoder.width=32"]), "/later/fine": recipe.resolve("demo", [])}
+    check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", awaited=awaited)
+    with pytest.raises(Refusal, match=r"encoder.width 32 there, 16 here"):
+        check(*FINETUNE, "method.start=/later/pre", awaited=awaited)
+    with pytest.raises(Refusal, match=r"'/later/pre' has 2 layers of a projection head"):
+        check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", "method.layer=4", awaited=awaited)
+    with pytest.raises(Refusal, match=r"'/later/fine' was trained by simclr"):
+        check(*DISTILL, "method.teacher=/later/fine", awaited=awaited)
+
+
+def test_a_run_that_has_begun_looks_for_nothing(folder: Path) -> None:
+    fine = folder / "runs" / "fine"
+    assert references.begun(fine) and not references.begun(folder / "runs" / "young")
+    check(*FINETUNE, "method.start=gone", begun=True)
+    check(*FINETUNE, "method.start=gone", evaluators=["classify"])
+    with pytest.raises(Refusal, match="'gone'"):
+        check(*FINETUNE, "method.start=gone")
+
+
+def test_submitted_recipes_name_absolute_places(folder: Path) -> None:
+    from kilobatch.launch.recipes.data import with_absolute_paths
+
+    (folder / "runs" / "pre").rename(folder / "pre")
+    chosen = recipe.resolve("demo", [*DISTILL[1:], "method.start=pre", "data.labels.list=some.txt"])
+    rooted = with_absolute_paths(chosen)
+    places = references.references(rooted)
+    assert places == {"start": str(folder / "pre"), "teacher": str(folder / "runs" / "fine")}
+    assert rooted.data.labels.list == str(folder / "some.txt")

@@ -1,0 +1,146 @@
+"""Methods as other runs left them: by run, checkpoint and exported file; pinned for a run that resumes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.recipes import recipe, references
+from kilobatch.launch.recipes.references import PINNED
+from kilobatch.launch.worker import pretrained as file
+from kilobatch.launch.worker.pretrained import EncoderAlone, Pinned, trained
+from kilobatch.methods.method import Method
+from kilobatch.trainer.checkpoint.export import export
+from kilobatch.trainer.checkpoint.options import CheckpointOptions
+from kilobatch.trainer.checkpoint.shard import Piece
+from kilobatch.trainer.checkpoint.writer import Checkpoints
+
+SIMCLR = ["encoder.width=2", "method.name=simclr_v2"]
+QUEUE = [*SIMCLR, "method.queue.length=8"]
+FINETUNE = ["encoder.width=2", "method.name=finetune", "data.views.count=1"]
+KEEP = CheckpointOptions(keep_last=9)
+
+
+def left(run: Path, changes: list[str], *steps: int, classes: int = 10) -> Method:
+    """Makes a run with checkpoints; returns the method as it was at the last."""
+    chosen = recipe.resolve("demo", changes)
+    method = file.build(chosen, images=20, classes=classes)
+    run.mkdir(exist_ok=True)
+    (run / "recipe.yaml").write_text(chosen.dump_yaml())
+    meta = {"recipe": chosen.model_dump(mode="json"), "images": 20, "classes": classes}
+    with Checkpoints(run / "checkpoints", KEEP, 0, 1) as checkpoints:
+        for step in steps:
+            for tensor in method.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.rand_like(tensor))
+            own = method.own_buffers
+            pieces = {f"method.{n}": Piece.of(t.clone(), own=n in own) for n, t in method.state_dict().items()}
+            checkpoints.save(step, pieces, meta, wait=True)
+    return method
+
+
+def same(one: Method, other: Method) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    return all(torch.equal(mine[name], theirs[name]) for name in mine if name not in one.own_buffers)
+
+
+def frozen(method: Method) -> bool:
+    training = any(module.training for module in method.modules())
+    return not training and not any(parameter.requires_grad for parameter in method.parameters())
+
+
+@pytest.mark.parametrize("changes", [SIMCLR, QUEUE, FINETUNE], ids=["simclr_v2", "with a queue", "finetune"])
+def test_runs_checkpoints_and_whole_files(changes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "other"
+    run.parent.mkdir()
+    earlier = left(run, changes, 3)
+    last = left(run, changes, 4)
+    out = tmp_path / "whole.safetensors"
+    export(run, out, whole=True, report=pytest.fail)
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    for where in ("other", "runs/other", str(run / "checkpoints" / "step-00000004"), str(out)):
+        found = trained(where)
+        assert same(found, last) and frozen(found), where
+    assert torch.equal(torch.get_rng_state(), state)  # what a run draws does not depend on what it took
+    assert same(trained(str(run / "checkpoints" / "step-00000003")), earlier)
+    assert references.recipe_of(str(out)) == references.recipe_of("other")
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    ["encoder.width=2", "encoder.name=resnet18", pytest.param("encoder.name=vit_small", marks=pytest.mark.slow)],
+)
+def test_a_file_with_the_encoder_alone(encoder: str, tmp_path: Path) -> None:
+    method = left(tmp_path / "run", [encoder], 1)
+    out = tmp_path / "encoder.safetensors"
+    export(tmp_path / "run", out, report=pytest.fail)
+    found = trained(str(out))
+    assert isinstance(found, EncoderAlone) and frozen(found) and not hasattr(found, "head")
+    theirs = method.encoder.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.encoder.state_dict().items())
+
+
+def test_damaged_or_absent_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    left(run, SIMCLR, 1)
+    out = tmp_path / "whole.safetensors"
+    export(run, out, whole=True, report=pytest.fail)
+    metadata, tensors = references.metadata_of(out), load_file(out)
+
+    def refused(where: Path, words: str) -> None:
+        with pytest.raises(Refusal, match=words):
+            trained(str(where))
+
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
+    held = tensors.pop(name)
+    save_file(tensors, out, metadata)
+    refused(out, f"lacks 1 tensors of its recipe's method, such as '{name}'")
+    save_file({**tensors, name: held, "method.extra": held.clone()}, out, metadata)
+    refused(out, "holds 1 tensors that its recipe's method has not, such as 'method.extra'")
+    save_file({**tensors, name: torch.zeros(99, 99)}, out, metadata)
+    refused(out, "does not hold what its recipe says")
+    save_file({**tensors, name: held}, out, {})
+    refused(out, "says nothing of its recipe")
+    out.write_bytes(out.read_bytes()[:-1])
+    refused(out, "no whole .safetensors file")
+
+    step = run / "checkpoints" / "step-00000001"
+    shard = next(path for path in step.iterdir() if path.suffix == ".safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1] + bytes([shard.read_bytes()[-1] ^ 1]))
+    refused(step, "the checksum of .* does not match")
+    refused(run, "no whole checkpoint")
+    shutil.rmtree(step)
+    refused(run, "has no checkpoint yet")
+    refused(tmp_path / "nowhere", "there is no run")
+
+
+def test_a_resumed_run_takes_what_it_began_with(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    first = left(other, FINETUNE, 5)
+    assert same(Pinned(run, 0, 1).trained(str(other)), first)
+    said = json.loads((run / PINNED).read_text())[str(other)]
+    assert (said["path"], said["step"]) == (str(other / "checkpoints" / "step-00000005"), 5) and len(
+        said["sha256"]
+    ) == 64
+
+    left(other, FINETUNE, 6)  # it has been trained on meanwhile
+    assert same(Pinned(run, 0, 1).trained(str(other)), first)
+    shutil.copytree(other / "checkpoints" / "step-00000005", tmp_path / "kept")
+    left(other, FINETUNE, 5)  # and now another run has written a step of that number
+    with pytest.raises(Refusal, match=r"another content than when this run began with it .* at step 5"):
+        Pinned(run, 0, 1).trained(str(other))
+    shutil.rmtree(other / "checkpoints" / "step-00000005")
+    with pytest.raises(Refusal, match=r"step-00000005, which this run began with .* is not there any more"):
+        Pinned(run, 0, 1).trained(str(other))
+    shutil.copytree(tmp_path / "kept", other / "checkpoints" / "step-00000005")
+    assert same(Pinned(run, 0, 1).trained(str(other)), first)
+    (run / PINNED).write_text("{")
+    with pytest.raises(Refusal, match="trained.json is damaged"):
+        Pinned(run, 0, 1).trained(str(other))

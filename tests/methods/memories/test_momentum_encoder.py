@@ -1,0 +1,91 @@
+"""The momentum encoder, as a module."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
+from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks.batch_norm import BatchNorm
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm(4, "local"), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+
+
+def images(seed: int) -> Tensor:
+    return torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in module.state_dict().items()}
+
+
+def test_starts_as_a_copy_without_gradient() -> None:
+    online = network()
+    momentum = MomentumEncoder(online)
+    assert_close(momentum.network.state_dict(), online.state_dict(), rtol=0, atol=0)
+    assert not any(p.requires_grad for p in momentum.parameters())
+    assert all(p.requires_grad for p in online.parameters())
+    y = momentum(images(0).requires_grad_())
+    assert not y.requires_grad
+    with torch.no_grad():
+        next(online.parameters()).add_(1)
+    assert not torch.equal(next(online.parameters()), next(momentum.parameters()))
+
+
+def test_follows_the_parameters_and_takes_the_buffers() -> None:
+    online, momentum = network(), MomentumEncoder(network())
+    before = copied(momentum.network)
+    with torch.no_grad():
+        for p in online.parameters():
+            p += torch.randn_like(p)
+    online(images(0))
+    norm.commit(online)
+    momentum.follow(online, 0.9)
+    for name, p in online.named_parameters():
+        assert_close(momentum.network.get_parameter(name), 0.9 * before[name] + 0.1 * p)
+    for name, buffer in online.named_buffers():
+        assert torch.equal(momentum.network.get_buffer(name), buffer)
+    assert not torch.equal(online.get_buffer("1.running_mean"), before["1.running_mean"])
+    momentum.follow(online, 1.0)
+    momentum.follow(online, 0.0)
+    assert_close(momentum.network.state_dict(), online.state_dict(), rtol=0, atol=0)
+
+
+def test_its_norms_see_their_own_batch_and_leave_no_trace() -> None:
+    """As one with the network that it follows, in a method that commits once a step; also in a chunk's second pass."""
+    method = nn.ModuleDict({"online": network()})
+    method["momentum"] = momentum = MomentumEncoder(method["online"])
+    before = copied(momentum)
+    keys = momentum(images(0))
+    assert_close(keys, network()(images(0)))  # of this batch's statistics, not of the running ones
+    assert not torch.allclose(keys, network().eval()(images(0)), atol=0.01)
+    with norm.frozen(method):
+        momentum(images(1))
+    momentum(images(1))
+    method["online"](images(2))
+    norm.commit(method)
+    assert_close(copied(momentum), before, rtol=0, atol=0)
+    alone = network()
+    alone(images(2))
+    norm.commit(alone)
+    assert_close(method["online"].state_dict(), alone.state_dict(), rtol=0, atol=0)
+
+
+def test_chunks_are_batches_of_their_own() -> None:
+    momentum = MomentumEncoder(network())
+    parts = torch.cat([momentum(images(seed)) for seed in range(3)])
+    assert_close(parts, torch.cat([network()(images(seed)) for seed in range(3)]))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.99, 0.996])
+def test_rising_is_half_a_cosine(momentum: float) -> None:
+    assert rising(momentum, 0.0) == pytest.approx(momentum, abs=1e-15) and rising(momentum, 1.0) == 1.0
+    assert rising(momentum, 0.5) == pytest.approx((1 + momentum) / 2)
+    # moco-v3, adjust_moco_momentum: 1. - 0.5 * (1. + math.cos(math.pi * epoch / args.epochs)) * (1. - args.moco_m)
+    assert rising(momentum, 0.3) == pytest.approx(1.0 - 0.5 * (1.0 + math.cos(math.pi * 30 / 100)) * (1.0 - momentum))

@@ -1,0 +1,145 @@
+"""Shuffled BN on real process groups: the exchange, that it changes nothing else, and the leak that it closes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from kilobatch.data.batch import Batch
+from kilobatch.data.errors import Refusal
+from kilobatch.methods import collectives as across
+from kilobatch.methods.memories.options import QueueOptions
+from kilobatch.methods.networks.batch_norm import BatchNorm
+from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.shuffle_bn import permutation
+from kilobatch.methods.papers.moco import MoCo
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions
+from tests.helpers.process_groups import run_ranks
+
+RANKS, OWN, STEPS, KEYS = 4, 8, 12, 128
+
+
+class Constant(Encoder):
+    """Looks at one pixel of an image, after a norm: where that pixel is the same in all images, all that can be told
+    of an image is the statistics of the batch that it came with.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.norm = 8, "local"
+        self.conv, self.bn = nn.Conv2d(3, 8, 1, bias=False), BatchNorm(8, "local")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.bn(self.conv(images))[:, :, 0, 0]
+
+
+def method(shuffle: bool) -> MoCo:
+    torch.manual_seed(0)
+    queue = QueueOptions(length=KEYS, placement="sharded")
+    return MoCo(Constant(), queue=queue, dim=8, head="linear", temperature=0.07, shuffle=shuffle)
+
+
+def batch(step: int) -> Batch:
+    """This rank's part: pixels differ, but for the one that the encoder sees; both views are the image."""
+    generator = torch.Generator().manual_seed(step)
+    contrasts = torch.rand(RANKS * OWN, 3, 1, 1, generator=generator)
+    images = contrasts * torch.randn(RANKS * OWN, 3, 4, 4, generator=generator)
+    images[:, :, 0, 0] = 1
+    own = images.chunk(across.size())[across.rank()]
+    return Batch(own[:, None].expand(-1, 2, -1, -1, -1), torch.arange(OWN), torch.zeros(OWN, dtype=torch.int64))
+
+
+def contrasted(shuffle: bool) -> dict[str, float | list[int]]:
+    """The pretext task while the queue holds earlier batches: how often the positive is nearest, and the loss."""
+    moco, found, losses, steps = method(shuffle), [], [], []
+    for step in range(STEPS):
+        of = batch(step)
+        z, t = moco.embed(of.views), moco.target(of.views)
+        q, k, keys = z["q"][:, 0], t["k"][:, 0], across.gather(moco.queue.keys)
+        if step >= KEYS // (RANKS * OWN):  # no random key is left
+            found.append(((q * k).sum(1) > (q @ keys.T).amax(1)).float().mean())
+            losses.append(moco.loss(z, t, of).detach())
+        moco.update({"q": z["q"].detach()}, t, of, 0.5)
+        if moco.shuffle:
+            steps.append(int(moco.shuffle.step))
+    return {"found": torch.stack(found).mean().item(), "loss": torch.stack(losses).mean().item(), "steps": steps}
+
+
+def exchanged(step: int) -> dict[str, Tensor]:
+    """Rows that know where they come from, there and back."""
+    r, w = across.rank(), across.size()
+    x = torch.arange(3 * r, 3 * r + 3)
+    order = permutation(3 * w, step)
+    there = across.exchange(x[:, None].expand(-1, 2), order)
+    return {"there": there[:, 0], "back": across.exchange(there, order.argsort())[:, 0], "order": order}
+
+
+def keys(shuffle: bool) -> Tensor:
+    """With norms that do not look at the batch."""
+    moco = method(shuffle)
+    for module in moco.modules():
+        if isinstance(module, BatchNorm):
+            module.eval()
+    scale = torch.linspace(0.5, 2, OWN)[:, None, None, None, None] + across.rank()
+    return moco.target(batch(0).views * scale)["k"]
+
+
+def refused_in_chunks() -> str:
+    moco = method(shuffle=True)
+    optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], 0.1)
+    try:
+        Engine(moco, optimizer, EngineOptions(chunks=2), torch.device("cpu"), OWN)
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
+
+
+def everything() -> dict[str, Any]:
+    return {
+        "exchanged": [exchanged(step) for step in (0, 1)],
+        "keys": [keys(shuffle) for shuffle in (False, True)],
+        "plain": contrasted(False),
+        "shuffled": contrasted(True),
+        "refused": refused_in_chunks(),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Any]]:
+    return run_ranks(RANKS, everything, timeout=300)
+
+
+def test_exchange_gives_every_rank_the_rows_of_the_order(ranks: list[dict[str, Any]]) -> None:
+    for step in (0, 1):
+        got = [of_rank["exchanged"][step] for of_rank in ranks]
+        assert_close(got[0]["order"].sort().values, torch.arange(3 * RANKS))
+        assert_close(torch.cat([of_rank["there"] for of_rank in got]), got[0]["order"])
+        assert_close(torch.cat([of_rank["back"] for of_rank in got]), torch.arange(3 * RANKS))
+    assert not torch.equal(permutation(9, 0), permutation(9, 1))
+    assert torch.equal(exchanged(1)["back"], torch.arange(3))  # alone
+
+
+def test_shuffling_puts_every_key_back_in_its_place(ranks: list[dict[str, Any]]) -> None:
+    for of_rank in ranks:
+        plain, shuffled = of_rank["keys"]
+        assert_close(shuffled, plain)
+        assert not torch.allclose(plain, plain.flip(0))
+
+
+def test_batch_statistics_identify_the_positive_unless_keys_are_shuffled(ranks: list[dict[str, Any]]) -> None:
+    """He et al. 2020, section 3.3 and appendix A.9: the pretext task is solved by the statistics alone."""
+    assert all(of_rank["plain"]["found"] > 0.95 for of_rank in ranks)  # measured: 1.0
+    # Measured: 0.12, and not 1 of 129, as a quarter of each shuffled batch is the rank's own.
+    assert sum(of_rank["shuffled"]["found"] for of_rank in ranks) / RANKS < 0.25
+    for of_rank in ranks:
+        assert of_rank["plain"]["loss"] < of_rank["shuffled"]["loss"]
+        assert of_rank["shuffled"]["steps"] == list(range(1, STEPS + 1))
+
+
+def test_shuffling_is_refused_in_chunks(ranks: list[dict[str, Any]]) -> None:
+    for of_rank in ranks:
+        assert "engine.chunks is 2, but method.shuffle is true" in of_rank["refused"]
+        assert "use engine.chunks=1" in of_rank["refused"]

@@ -1,0 +1,191 @@
+"""What a run leaves behind: logs that go on where a checkpoint left them, pictures, lines on the terminal."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kilobatch.trainer.evaluate.gallery import Gallery
+from kilobatch.trainer.evaluate.images import grid, to_bytes
+from kilobatch.trainer.monitor import progress_bar as progress
+from kilobatch.trainer.monitor import progress_file as standing
+from kilobatch.trainer.monitor.monitor import TIMINGS, Monitor, forget
+from kilobatch.trainer.monitor.progress_file import Standing
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def train(folder: Path, first: int, last: int, total: int = 12) -> None:
+    """Logs steps first to last as a training would; its numbers depend on the step alone."""
+    monitor = Monitor(folder, total, first - 1, 3, quiet())
+    if first > 1 and (first - 1) % 4 == 0:  # the evaluation that was due at the checkpoint
+        monitor.log(first - 1, {"knn/top1": (first - 1) / 7})
+    for step in range(first, last + 1):
+        monitor.progress(step, 64, 0.001)
+        if step % 2 == 0:
+            monitor.log(step, {"train/loss": 1 / (3 * step), "train/lr": 0.1 * step} | monitor.rates())
+        if step % 4 == 0:
+            monitor.log(step, {"knn/top1": step / 7})
+    monitor.close()
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in found]
+
+
+def test_progress_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, 1, 9)
+    found = Standing.of(tmp_path)
+    assert found is not None
+    assert (found.step, found.steps, found.epoch, found.epochs) == (8, 12, 2.0, 3)  # written at the evaluation's end
+    assert (found.loss, found.knn) == (1 / (3 * 8), 8 / 7)
+    assert found.images_per_second and found.data_wait and found.seconds_left
+    monkeypatch.setattr(standing, "EVERY", 0.0)
+    Monitor(tmp_path, 12, 4, 3, quiet()).close()  # resumed
+    found = Standing.of(tmp_path)
+    assert found is not None
+    assert (found.step, found.loss, found.knn, found.seconds_left) == (4, None, 8 / 7, None)
+    train(tmp_path, 5, 12)
+    found = Standing.of(tmp_path)
+    assert found is not None
+    assert (found.step, found.epoch, found.seconds_left) == (12, 3.0, 0.0)
+    assert sorted(path.name for path in tmp_path.glob("*progress*")) == ["progress.json"]
+
+
+def test_progress_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(standing.time, "monotonic", lambda: clock)
+    stand = standing.Stand(tmp_path, 50, 0, 1)
+    written = []
+    for step in range(1, 50):
+        clock += 1.0
+        stand.move(step)
+        stand.show({"train/loss": 1.0})
+        found = Standing.of(tmp_path)
+        assert found is not None
+        written.append(found.step)
+    assert sorted(set(written)) == list(range(0, 50, 5))
+
+
+def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+    train(tmp_path, 1, 12)
+    logged = [line for line in lines(tmp_path) if "train/loss" in line]
+    assert [line["train/loss"] for line in logged] == [1 / (3 * step) for step in range(2, 13, 2)]
+    raw = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert set(TIMINGS) <= raw.keys()
+    assert raw["train/data_wait"] > 0
+
+
+def test_resumed_log_equals_the_uninterrupted(tmp_path: Path) -> None:
+    train(tmp_path / "whole", 1, 12)
+    train(tmp_path / "killed", 1, 9)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "train/lo')  # killed while it wrote
+    train(tmp_path / "killed", 5, 12)  # its last checkpoint was of step 4
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 1), (2, 2), (3, 3), (9, 4)])
+def test_forget(tmp_path: Path, start: int, kept: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    forget(path, start)
+    assert not path.exists()
+    rows = ['{"step": 1, "train/loss": 3}', '{"step": 2, "train/loss": 2}', '{"step": 2, "knn/top1": 1}']
+    rows = [row + "\n" for row in [*rows, '{"step": 5, "train/loss": 1}']]
+    path.write_text("".join(rows) + '{"step": 6')
+    forget(path, start)
+    assert path.read_text() == "".join(rows[:kept])
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    train(tmp_path, 1, 9)
+    train(tmp_path, 5, 12)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert not [tag for tag in events.Tags()["scalars"] if "/" not in tag]  # each alone in a group of its own
+    for name in ("train/loss", "train/lr", "knn/top1"):
+        shown = {event.step: event.value for event in events.Scalars(name)}
+        assert shown == pytest.approx({line["step"]: line[name] for line in lines(tmp_path) if name in line})
+
+
+def test_views_are_drawn_as_they_were(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (20, 2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    views = (images / 255 - mean) / std
+    assert torch.equal(to_bytes(views, MEAN, STD), images)
+    monitor = Monitor(tmp_path, 1, 0, 1, quiet())
+    monitor.images(views, MEAN, STD)
+    monitor.picture(7, tmp_path / "pictures" / "views.png")
+    monitor.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.width, event.height) for event in events.Images("views")] == [
+        (0, 8 * 98 + 2, 2 * (2 * 98 + 6) - 4),
+        (7, 8 * 98 + 2, 2 * (2 * 98 + 6) - 4),
+    ]
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "views.png"))
+    assert picture.shape == (2 * (2 * 98 + 6) - 4, 8 * 98 + 2, 3)  # 16 samples in two bands, 32 px enlarged thrice
+    assert np.array_equal(picture[3:99:3, 3:99:3], images[0, 0].permute(1, 2, 0))
+    assert np.array_equal(picture[101:197:3, 101:197:3], images[1, 1].permute(1, 2, 0))
+
+
+def test_grid_of_large_views_is_not_enlarged() -> None:
+    assert grid(torch.zeros(3, 2, 3, 128, 128, dtype=torch.uint8)).shape == (3, 2 * 130 + 2, 8 * 130 + 2)
+
+
+def test_projector(tmp_path: Path) -> None:
+    gallery = Gallery(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
+    monitor = Monitor(tmp_path, 10, 0, 1, quiet())
+    monitor.embedding(10, gallery, ["cat", "dog"])
+    monitor.close()
+    (metadata,) = tmp_path.rglob("metadata.tsv")
+    assert metadata.read_text().split() == ["cat", "dog", "cat", "dog", "dog"]
+    assert list(tmp_path.rglob("sprite.png"))
+
+
+def test_a_warning_is_printed_once(tmp_path: Path) -> None:
+    console = quiet()
+    monitor = Monitor(tmp_path, 10, 0, 1, console)
+    monitor.warn_once("the embedding has collapsed")
+    monitor.warn_once("the embedding has collapsed")
+    monitor.close()
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "warning: the embedding has collapsed\n"
+
+
+def test_plain_lines_when_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    console = quiet()
+    shown = progress.Lines(console, 100, 40)
+    shown.show({"train/loss": 1.25, "train/images_per_second": 2345.6, "train/data_wait": 0.031})
+    shown.show({"knn/top1": 0.5})
+    shown.move(41)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text == "step 41/100  loss 1.2500  2,346 images/s  data wait 3%  0:00:00 to go\n"
+
+
+def test_bar_on_a_terminal(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    monitor = Monitor(tmp_path, 10, 4, 1, console)
+    for step in range(5, 11):
+        monitor.progress(step, 64, 0.0)
+        monitor.log(step, {"train/loss": 0.5} | monitor.rates())
+    monitor.say("saved")
+    monitor.close()
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "10/10" in text
+    assert "loss 0.5000" in text
+    assert "saved" in text

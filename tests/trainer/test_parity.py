@@ -1,0 +1,63 @@
+import pytest
+
+from kilobatch.data.errors import Refusal
+from kilobatch.trainer.parity import LAYOUTS, Row, verify
+
+# By name: whether it remembers, and how many wrong constructions its table has.
+METHODS = {
+    "moco": (True, 2),
+    "moco_v3": (False, 2),
+    "mochi": (True, 2),
+    "instance_discrimination": (True, 2),
+    "pirl": (True, 2),
+    "simclr_v2": (True, 3),
+    "simclr_clip": (False, 2),
+    "finetune": (False, 1),
+    "distill": (False, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, list[Row]]:
+    return verify("simclr", *METHODS)
+
+
+@pytest.fixture
+def rows(tables: dict[str, list[Row]]) -> list[Row]:
+    return tables["simclr"]
+
+
+def test_every_layout_has_the_formulas_gradient(rows: list[Row]) -> None:
+    table = [row for row in rows if row.name == "simclr"]
+    assert len(table) == 2 * len(LAYOUTS)
+    bad = [row for row in table if not (row.right and row.agrees)]
+    assert not bad
+
+
+def test_every_wrong_construction_is_found_out(rows: list[Row]) -> None:
+    constructions = [row for row in rows if row.name != "simclr"]
+    assert sum(row.right for row in constructions) == 3 and len(constructions) == 10
+    assert all(row.ok for row in constructions)
+    # By a margin, and as the theory has it: a quarter of the gradient has its direction and not its size.
+    assert all(row.error > 0.1 for row in constructions if not row.right)
+    wrong = {row.name: row for row in constructions if not row.right}
+    for name in ("whole loss on every rank, own slice", "Barlow Twins, cross-correlation by an in-place all-reduce"):
+        assert wrong[name].cosine == pytest.approx(1) and wrong[name].norm_ratio == pytest.approx(0.25)
+    assert wrong["VICReg, variance and covariance per rank"].cosine < 0.999
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list[Row]], name: str) -> None:
+    rows, (remembers, wrongs) = tables[name], METHODS[name]
+    assert [row for row in rows if not row.ok] == []
+    assert sum(row.name == name for row in rows) == 2 * len(LAYOUTS)
+    kept = [row for row in rows if row.name == f"{name}, what it remembers"]
+    assert len(kept) == (2 * len(LAYOUTS) if remembers else 0)
+    wrong = {row.name: row for row in rows if not row.right}
+    assert len(wrong) == wrongs and all(row.error > 0.05 for row in wrong.values())
+    assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(Refusal, match="simclr"):
+        verify("simclrr")

@@ -1,0 +1,37 @@
+"""checkpoint.json, which describes a checkpoint and carries its own checksum."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = "checkpoint.json"  # in a checkpoint's folder: what it holds, sealed
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a checkpoint's own folder, whole or not."""
+    return (path / DESCRIPTION).is_file() or (path.is_dir() and path.name.startswith("step-"))
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """JSON that carries its own checksum; floats come back bit for bit (repr), also inf and nan."""
+    return json.dumps({"sha256": _seal(content), "content": content}, indent=1).encode()
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """The content of sealed JSON. Raises ValueError that says what is wrong with it."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        whole = json.loads(text)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        raise ValueError(f"it is not JSON ({error})") from None
+    if not isinstance(whole, dict) or whole.keys() != {"sha256", "content"} or not isinstance(whole["content"], dict):
+        raise ValueError("it is not a checkpoint's description")
+    if whole["sha256"] != _seal(whole["content"]):
+        raise ValueError("its checksum does not match its content")
+    return whole["content"]
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""An encoder out of a checkpoint, in one file that other programs read: safetensors with torchvision's names. Or all of
+a method, for other runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from kilobatch.data.errors import Refusal
+from kilobatch.data.files import in_words, write_whole
+from kilobatch.methods.networks.resnet import torchvision_state_dict
+from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
+from kilobatch.trainer.checkpoint.description import is_checkpoint
+from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
+
+METHOD = "method."
+PREFIX = METHOD + "encoder."
+
+
+def export(
+    source: Path, out: Path, *, force: bool = False, whole: bool = False, report: Callable[[str], None]
+) -> dict[str, str]:
+    """Writes the encoder of a run's newest whole checkpoint, or of one checkpoint, to out; returns its metadata.
+
+    source: a run folder, its `checkpoints` folder or a checkpoint folder. A plain ResNet with the ImageNet stem loads
+    strictly into torchvision's model of that name, and a ViT into torchvision's VisionTransformer, with a classifier of
+    zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
+    says how images are to be prepared: size (pixels), mean and std (of 0..1), and the recipe, step, and what the file
+    loads into.
+    whole: all of the method instead, for another run to start from or be taught by: `method.` and the names of its
+    state dict, but for what differs by rank, such as a sharded queue.
+    report: told of the damaged checkpoints that are passed over. Raises Refusal.
+    """
+    check_out(out, force)
+    saved = _open(source, report)
+    recipe = saved.meta.get("recipe")
+    if recipe is None:
+        raise Refusal(
+            f"checkpoint {saved.folder} says nothing of its recipe; export one that `kilobatch train` has made"
+        )
+    if whole:
+        tensors = {name: saved.whole(name) for name in saved.names() if name.startswith(METHOD)}
+        metadata = whole_metadata(recipe, saved.step, saved.meta.get("images", 0), saved.meta.get("classes", 0))
+    else:
+        tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
+        tensors, loads_into = _for_others(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
+        metadata = _metadata(recipe, saved.step, "encoder", loads_into)
+    write(out, tensors, metadata)
+    return metadata
+
+
+def whole_metadata(recipe: dict[str, Any], step: int, images: int, classes: int) -> dict[str, str]:
+    """Of a file with all of a method. images, classes: of the data that it was trained on; 0: unknown."""
+    told = _metadata(recipe, step, "method", f"kilobatch, as method {recipe['method']['name']}")
+    return {**told, "images": str(images), "classes": str(classes)}
+
+
+def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) -> dict[str, str]:
+    views = recipe["data"]["views"]
+    return {
+        "format": "pt",
+        "content": content,
+        "loads_into": loads_into,
+        "encoder": recipe["encoder"]["name"],
+        "method": recipe["method"]["name"],
+        "step": str(step),
+        **{name: json.dumps(views[name]) for name in ("size", "mean", "std")},
+        "recipe": json.dumps(recipe),
+    }
+
+
+def _for_others(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) -> tuple[dict[str, Tensor], str]:
+    """The encoder's tensors under the names that other programs know, where they know it, and what they load into."""
+    name, sk_ratio = encoder["name"], encoder.get("sk_ratio", 0.0)
+    if name.startswith("resnet") and encoder["stem"] == "imagenet":
+        width = len(tensors["bn1.weight"]) // 64
+        if width == 1 and not sk_ratio:
+            return torchvision_state_dict(tensors), f"torchvision.models.{name}"
+        arguments = f"{name.removeprefix('resnet')}, width={width}, sk_ratio={sk_ratio:g}"
+        return tensors, f"kilobatch.methods.networks.resnet.resnet({arguments})"
+    if name in SIZES:
+        features, blocks, heads = SIZES[name]
+        return torchvision_vit_state_dict(tensors, size), (
+            f"torchvision.models.VisionTransformer(image_size={size}, patch_size={PATCH}, "
+            f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
+        )
+    return tensors, "kilobatch.methods.networks.build.build"
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raises Refusal where out cannot be a new .safetensors file."""
+    if out.is_dir():
+        raise Refusal(f"{out} is a folder; name a file in it, such as {out / 'encoder.safetensors'}")
+    if out.suffix != ".safetensors":
+        raise Refusal(f"{out} ends in '{out.suffix}'; only safetensors is written: {out.with_suffix('.safetensors')}")
+    if not out.parent.is_dir():
+        raise Refusal(f"{out.parent} is no folder; make it first")
+    if out.exists() and not force:
+        raise Refusal(f"{out} exists; choose another name, or replace it with --force")
+
+
+def _open(source: Path, report: Callable[[str], None]) -> Saved:
+    if is_checkpoint(source):
+        return open_saved(source)
+    folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    path = newest(folder, report)
+    if path is None:
+        raise Refusal(f"{source} holds no checkpoint; name a run folder or one of its checkpoints")
+    return open_saved(path, verify=False)  # newest has just verified it
+
+
+def write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Whole or not at all. Raises Refusal where the disk does not take it."""
+    try:
+        write_whole(out, [save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)])
+    except OSError as error:
+        raise Refusal(f"{out} could not be written: {in_words(error)}") from error

@@ -1,0 +1,193 @@
+"""Reading checkpoints: whole ones only, at any number of ranks."""
+
+import math
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.files import sha256
+from kilobatch.trainer.checkpoint.description import DESCRIPTION, unsealed
+from kilobatch.trainer.checkpoint.shard import TYPES, Entry, read_entries
+
+
+class Damaged(Refusal):
+    """A checkpoint that is not whole; its text names the file and what is wrong with it."""
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder, whole or not, by step, oldest first."""
+    found = {}
+    for path in folder.glob("step-*"):
+        if match := re.fullmatch(r"step-(\d+)", path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def newest(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a folder whose every checksum holds; None when there is no checkpoint at all.
+
+    A damaged one is named through report and passed over. Raises Refusal when all are damaged. Reads every byte of the
+    one that it returns: let one rank call it and tell the others, which then open_saved(path, verify=False).
+    """
+    while found := steps(folder):
+        damages = []
+        for path in reversed(found.values()):
+            try:
+                open_saved(path)
+            except Damaged as damage:
+                if path.exists():  # else a run that is still going has removed it meanwhile, for its age
+                    damages.append(str(damage))
+                    report(f"{damage}; passed over")
+                continue
+            return path
+        if len(damages) == len(found):
+            listed = "".join(f"\n  {damage}" for damage in damages)
+            raise Refusal(f"no whole checkpoint in {folder}; start the run anew, or put a copy back:{listed}")
+    return None
+
+
+def open_saved(path: Path, *, verify: bool = True) -> "Saved":
+    """Opens the checkpoint folder path.
+
+    Sizes, headers and completeness are always checked; verify also checks every file's SHA-256.
+    Raises Damaged, which names the file and what is wrong with it.
+    """
+    try:
+        content = unsealed((path / DESCRIPTION).read_bytes())
+        files: dict[str, dict[str, Any]] = content["files"]
+        saved = Saved(path, content["step"], content["world"], content["meta"])
+    except FileNotFoundError:
+        raise Damaged(f"checkpoint {path}: {DESCRIPTION} is missing") from None
+    except (OSError, ValueError) as error:
+        raise Damaged(f"checkpoint {path}: {DESCRIPTION} cannot be used: {error}") from None
+    if (named := re.search(r"step-(\d+)$", path.name)) and int(named[1]) != saved.step:
+        raise Damaged(f"checkpoint {path}: {DESCRIPTION} is of step {saved.step}")
+    for file in files:
+        _check_size(path, file, files[file]["bytes"])
+    if verify:
+        with ThreadPoolExecutor(4) as pool:
+            for file, found in zip(files, pool.map(lambda file: _sha256(path, file), files), strict=True):
+                if found != files[file]["sha256"]:
+                    raise Damaged(f"checkpoint {path}: the checksum of {file} does not match its content")
+    for rank, file in enumerate(sorted(files)):
+        try:
+            entries = read_entries(path / file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"checkpoint {path}: the header of {file} cannot be used: {error!r}") from None
+        saved.add(rank, path / file, entries)
+    saved.check_complete()
+    return saved
+
+
+def _check_size(path: Path, file: str, size: int) -> None:
+    if not (path / file).exists():
+        raise Damaged(f"checkpoint {path}: {file} is missing")
+    if (found := (path / file).stat().st_size) != size:
+        raise Damaged(f"checkpoint {path}: {file} has {found} bytes instead of {size}")
+
+
+def _sha256(path: Path, file: str) -> str:
+    try:
+        return sha256(path / file)
+    except OSError as error:
+        raise Damaged(f"checkpoint {path}: {file} cannot be read: {error.strerror}") from None
+
+
+class Saved:
+    """A checkpoint on disk, read lazily: a rank reads only the slices that it asks for.
+
+    folder: its own; step; world: ranks that wrote it; meta: what save() was given. Open it with open_saved.
+    """
+
+    def __init__(self, folder: Path, step: int, world: int, meta: dict[str, Any]) -> None:
+        self.folder, self.step, self.world, self.meta = folder, step, world, meta
+        self._entries: dict[str, list[tuple[Entry, Path]]] = {}  # of tensors that the ranks hold together
+        self._own: dict[str, dict[int, tuple[Entry, Path]]] = {}  # of tensors that differ by rank
+        self._files: dict[Path, Any] = {}  # open readers; safetensors declares no type for them
+
+    def add(self, rank: int, file: Path, entries: dict[str, Entry]) -> None:
+        for name, entry in entries.items():
+            if entry.own:
+                self._own.setdefault(name, {})[rank] = entry, file
+            else:
+                self._entries.setdefault(name, []).append((entry, file))
+
+    def check_complete(self) -> None:
+        """Raises Damaged unless the slices of every tensor make a whole, each element once, in one type and shape."""
+        for name, parts in self._entries.items():
+            parts.sort(key=lambda part: (part[0].offset, part[0].numel))
+            reached = 0
+            for entry, _ in parts:
+                if entry.offset != reached:
+                    fault = "are missing" if entry.offset > reached else "are stored twice"
+                    between = sorted((reached, entry.offset))
+                    raise Damaged(f"checkpoint {self.folder}: elements {between[0]} to {between[1]} of {name} {fault}")
+                reached += entry.numel
+            if reached != (numel := math.prod(parts[0][0].shape)):
+                raise Damaged(f"checkpoint {self.folder}: elements {reached} to {numel} of {name} are missing")
+            if len({(entry.dtype, entry.shape) for entry, _ in parts}) > 1 or name in self._own:
+                raise Damaged(f"checkpoint {self.folder}: the ranks disagree on the type or shape of {name}")
+
+    def names(self) -> list[str]:
+        """Tensors that the ranks hold together: for read and whole."""
+        return sorted(self._entries)
+
+    def own_names(self) -> list[str]:
+        """Tensors that differ by rank: for own."""
+        return sorted(self._own)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._parts(name)[0][0].shape
+
+    def read(self, name: str, offset: int, numel: int) -> Tensor:
+        """Elements [offset, offset + numel) of the flattened tensor, as a new tensor (numel,) on the CPU.
+
+        Raises Refusal when the checkpoint has no tensor of that name.
+        """
+        parts = self._parts(name)
+        assert offset >= 0 and numel >= 0 and offset + numel <= math.prod(parts[0][0].shape), (name, offset, numel)
+        out = torch.empty(numel, dtype=_TYPES[parts[0][0].dtype])
+        for entry, file in parts:
+            start, end = max(offset, entry.offset), min(offset + numel, entry.offset + entry.numel)
+            if start < end:
+                stored = self._file(file).get_slice(name)[start - entry.offset : end - entry.offset]
+                out[start - offset : end - offset] = stored
+        return out
+
+    def whole(self, name: str) -> Tensor:
+        shape = self.shape(name)
+        return self.read(name, 0, math.prod(shape)).reshape(shape)
+
+    def own(self, name: str, rank: int) -> Tensor:
+        """What that rank of the run that saved it (0 to world - 1) held. Raises Refusal when it held no such tensor."""
+        by_rank = self._own.get(name, {})
+        if rank not in by_rank:
+            raise Refusal(
+                f"checkpoint {self.folder}, written by {self.world} ranks, has no tensor '{name}' of rank {rank}"
+                + ("" if by_rank else did_you_mean(name, self._own))
+            )
+        entry, file = by_rank[rank]
+        return self._file(file).get_tensor(name).clone().reshape(entry.shape)
+
+    def close(self) -> None:
+        self._files.clear()
+
+    def _parts(self, name: str) -> list[tuple[Entry, Path]]:
+        if name not in self._entries:
+            raise Refusal(f"checkpoint {self.folder} has no tensor '{name}'{did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._files:
+            self._files[path] = safe_open(path, framework="pt")
+        return self._files[path]
+
+
+_TYPES = {name: dtype for dtype, name in TYPES.items()}

@@ -1,0 +1,1 @@
+"""Bytes and seconds: of memory, of collectives, of ZeRO."""

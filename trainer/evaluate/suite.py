@@ -1,0 +1,70 @@
+"""What evaluators look at, and which of them a recipe names."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kilobatch.data.views.options import Views
+from kilobatch.methods import collectives as across
+from kilobatch.methods.method import Method
+from kilobatch.trainer.evaluate import classify, fast_linear, knn, linear, moved, picture
+from kilobatch.trainer.evaluate.features import Images, classifying, representing
+from kilobatch.trainer.evaluate.gallery import Gallery, collect
+from kilobatch.trainer.evaluate.linear import Epochs
+from kilobatch.trainer.evaluate.options import EvaluateOptions, Evaluator
+
+
+@dataclass(frozen=True)
+class Scene:
+    """train, test: clean images; probe: makes the augmented training images of the linear protocol;
+    untrained: the method as its seed initialised it; classes: the labels' names; folder: the run's."""
+
+    method: Method
+    untrained: Callable[[], Method]
+    train: Images
+    test: Images
+    probe: Callable[[], AbstractContextManager[Epochs]]
+    views: Views
+    classes: Sequence[str]
+    options: EvaluateOptions
+    folder: Path
+
+    def evaluate(self, name: Evaluator) -> Iterator[tuple[str, float]]:
+        """Yields (name, value). Every rank calls it together; a picture is drawn by rank 0 and yields nothing."""
+        mean, std = self.views.mean, self.views.std
+        with representing(self.method) as represent:
+            match name:
+                case "knn":
+                    yield from knn.evaluate(represent, self.train, self.test, self.options.knn)
+                case "linear":
+                    with self.probe() as probe:
+                        yield from linear.evaluate(represent, probe, self.test, len(self.classes), self.options.linear)
+                case "fast_linear":
+                    yield from fast_linear.evaluate(
+                        represent, self.train, self.test, len(self.classes), self.options.fast_linear
+                    )
+                case "moved":
+                    with representing(self.untrained()) as untrained:
+                        yield from moved.evaluate(represent, untrained, self.train, self.test, mean, std)
+                case "classify":
+                    with classifying(self.method) as logits:
+                        yield from classify.evaluate(logits, self.test, name)
+                case "classify_moved":
+                    with classifying(self.method) as logits:
+                        yield from classify.evaluate(logits, moved.Moved(self.test, mean, std), name)
+                case "picture":
+                    bank, asked = self.gallery(self.train, picture.BANK), self.gallery(self._asked(), picture.ASKED)
+                    if across.rank() == 0:
+                        path = self.folder / "pictures" / "neighbours.png"
+                        picture.draw(bank, asked, self.classes, f"{self.folder.name}: what the encoder sees", path)
+
+    def gallery(self, images: Images, most: int) -> Gallery:
+        """Some of the images with their features, the same on every rank."""
+        with representing(self.method) as represent:
+            return collect(represent, images, self.views.mean, self.views.std, most)
+
+    def _asked(self) -> Images:
+        """The test images: as hard as the run's own question."""
+        hard = not {"moved", "classify_moved"}.isdisjoint(self.options.final)
+        return moved.Moved(self.test, self.views.mean, self.views.std) if hard else self.test

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, and where ZeRO keeps what they update."""

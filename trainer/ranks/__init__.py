@@ -1,0 +1,1 @@
+"""A rank's process: forked for checks, its heartbeat, its quick start."""

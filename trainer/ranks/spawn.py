@@ -1,0 +1,85 @@
+"""Runs a function on real process groups on this machine: for `kilobatch verify`, and for the tests."""
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+from kilobatch.trainer.ranks.skip_dynamo import spare_the_compiler
+
+# Imported once, by the process that all ranks are forked from, which runs nothing. Nothing here may read from the
+# environment what a rank is to have from its caller, or ask for a GPU, which no fork can use afterwards: hence neither
+# Triton nor DeepSpeed.
+PRELOAD = [
+    "torch.distributed",
+    "kilobatch.trainer.checkpoint.writer",
+    "kilobatch.trainer.engine",
+    "kilobatch.trainer.optim.optimizers",
+]
+
+
+def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
+    """fn(*args) in `world` processes that share one gloo group -> what each rank returned, in rank order.
+
+    fn stands at a module's top level; args and results are pickled. One torch thread per process. The processes meet
+    through a file of their own, so that calls at the same time cannot collide.
+    Raises ProcessRaisedException with the traceback of a rank that raised, ProcessExitedException for one that died,
+    TimeoutError after `timeout` seconds; no process outlives the call.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        given = (world, folder, timeout, dict(os.environ), pickle.dumps((fn, args)))
+        context = start_processes(_run, given, world, join=False, start_method="forkserver")
+        assert context is not None
+        deadline = time.monotonic() + timeout
+        try:
+            while not context.join(timeout=1.0):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{fn.__name__} on {world} ranks is not done after {timeout} s")
+        finally:
+            for process in context.processes:
+                assert process is not None
+                process.kill()
+                process.join()
+        return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world)]
+
+
+def _run(
+    rank: int,
+    world: int,
+    folder: str,
+    timeout: float,
+    environment: Mapping[str, str],
+    pickled: bytes,
+) -> None:
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    os.environ.clear()
+    os.environ |= environment
+    spare_the_compiler()
+    fn, args = pickle.loads(pickled)  # imports fn's module, so not before the environment is the caller's
+    torch.set_num_threads(1)
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+    try:
+        torch.save(fn(*args), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _end_with_the_caller() -> None:
+    """A rank's parent is the process it was forked from, which outlives a caller that is killed."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    wait([caller.sentinel])
+    os._exit(1)
