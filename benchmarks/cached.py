@@ -1,4 +1,4 @@
-"""Cached gradients on one CPU thread: their time against one pass, and their peak memory against the batch size.
+"""Cached gradients on one CPU thread: their time compared with one pass, and their peak memory by batch size.
 
     python -m benchmarks.cached            # some minutes; writes docs/cached.md and docs/cached.png
     python -m benchmarks.cached --rounds 7
@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.turns import resident
 from kilobatch.data.batch import Batch
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.resnet import ResNet
@@ -30,7 +30,7 @@ from kilobatch.trainer.parity import PlainEngine
 from kilobatch.trainer.step import forward_backward
 
 SIDE, CHUNKS, CHUNK = 32, 8, 64
-TIMED = {"six convolutions, 512 images": ("convnet", 512), "ResNet-18, 64 images": ("resnet18", 64)}
+ENCODERS = {"six convolutions, 512 images": ("convnet", 512), "ResNet-18, 64 images": ("resnet18", 64)}
 BATCHES = (64, 128, 256, 512, 1024)
 KINDS = ("one pass", f"chunks of {CHUNK}", f"chunks of {CHUNK}, 4 kept")
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,42 +46,42 @@ def batch(images: int) -> Batch:
     return Batch(torch.randn(images, 2, 3, SIDE, SIDE), torch.arange(images), torch.zeros(images, dtype=torch.int64))
 
 
-def step(of: SimCLR, images: Batch, chunks: int, keep: int) -> None:
-    forward_backward(PlainEngine(of, len(images), chunks=chunks, keep=keep), images)
-    norm.commit(of)
-    for p in of.parameters():
+def step(model: SimCLR, images: Batch, chunks: int, keep: int) -> None:
+    forward_backward(PlainEngine(model, len(images), chunks=chunks, keep=keep), images)
+    batch_norm.commit(model)
+    for p in model.parameters():
         p.grad = None
 
 
 def seconds(encoder: str, images: int, rounds: int) -> list[float]:
-    """Of one pass; of CHUNKS chunks; of CHUNKS chunks, half of them kept."""
-    of, data = method(encoder), batch(images)
+    """Seconds of one pass, of CHUNKS chunks, and of CHUNKS chunks of which half keep their graph."""
+    model, data = method(encoder), batch(images)
     best = [float("inf")] * 3
     for _ in range(rounds + 1):  # the first round is for what is made on first use
         for i, (chunks, keep) in enumerate(((1, 0), (CHUNKS, 0), (CHUNKS, CHUNKS // 2))):
             start = time.process_time()
-            step(of, data, chunks, keep)
+            step(model, data, chunks, keep)
             best[i] = min(best[i], time.process_time() - start)
     return best
 
 
 def mib(kind: str, images: int) -> float:
-    """Of one step, after a small one."""
-    of, data = method("convnet"), batch(images)
-    step(of, batch(8), 1, 0)
+    """MiB at the peak of one step, after a small one for what is allocated once."""
+    model, data = method("convnet"), batch(images)
+    step(model, batch(8), 1, 0)
     chunks = 1 if kind == KINDS[0] else images // CHUNK
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    step(of, data, chunks, min(4, chunks) if kind == KINDS[2] else 0)
+    step(model, data, chunks, min(4, chunks) if kind == KINDS[2] else 0)
     return (resident("VmHWM") - before) / 2**20
 
 
-def plot(found: dict[str, list[float]], path: Path) -> None:
+def plot(memory: dict[str, list[float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for (kind, values), style in zip(found.items(), ("o-", "s-", "^--"), strict=True):
+    for (kind, values), style in zip(memory.items(), ("o-", "s-", "^--"), strict=True):
         axes.plot(BATCHES, values, style, label=kind)
     axes.set(xscale="log", xlabel="images in the batch", ylabel="MiB at the peak of a step", ylim=(0, None))
     axes.set_xticks(BATCHES, [str(n) for n in BATCHES], minor=False)
@@ -99,28 +99,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--memory", nargs=2, metavar=("KIND", "IMAGES"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.memory:
-        print(json.dumps(mib(asked.memory[0], int(asked.memory[1]))))
+    if options.memory:
+        print(json.dumps(mib(options.memory[0], int(options.memory[1]))))
         return
-    times = {name: seconds(*of, asked.rounds) for name, of in TIMED.items()}
+    times = {name: seconds(*setting, options.rounds) for name, setting in ENCODERS.items()}
     print(times, flush=True)
-    # Blocks given back at once, so that what is resident is what is in use.
-    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    found: dict[str, list[float]] = {}
+    # Freed blocks go back to the kernel at once, so that resident memory is what is in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    memory: dict[str, list[float]] = {}
     for kind in KINDS:
         commands = [[sys.executable, "-m", "benchmarks.cached", "--memory", kind, str(n)] for n in BATCHES]
-        told = [subprocess.run(c, check=True, stdout=subprocess.PIPE, env=exact).stdout for c in commands]
-        found[kind] = [json.loads(line) for line in told]
-        print(kind, found[kind], flush=True)
-    plot(found, DOCS / "cached.png")
+        lines = [subprocess.run(c, check=True, stdout=subprocess.PIPE, env=environment).stdout for c in commands]
+        memory[kind] = [json.loads(line) for line in lines]
+        print(kind, memory[kind], flush=True)
+    plot(memory, DOCS / "cached.png")
     text = f"""# Cached gradients, measured
 
-By `python -m benchmarks.cached`, which says how: SimCLR, two views of {SIDE} pixels, one CPU thread.
+Written by `python -m benchmarks.cached`, whose docstring says how: SimCLR, two views of {SIDE} pixels, one CPU thread.
 
-Time of a step's gradients, best of {asked.rounds} rounds. By counting, a second forward adds a third to a backward that
-costs two forwards: 1.33x with nothing kept, 1.17x with half.
+Time of a step's gradients, best of {options.rounds} rounds. What to expect: a backward costs about two forwards, so
+computing each forward a second time adds a third: 1.33x where no chunk keeps its graph, and 1.17x where half of them
+do.
 
 {
         table(
@@ -129,12 +130,12 @@ costs two forwards: 1.33x with nothing kept, 1.17x with half.
         )
     }
 
-Memory at the peak of a step, six convolutions of width 16, MiB above what was resident before:
+Memory at the peak of a step, in MiB above what was resident before; six convolutions of width 16:
 
 {
         table(
             ("images in the batch", *map(str, BATCHES)),
-            [(k, *(f"{v:.0f}" for v in values)) for k, values in found.items()],
+            [(k, *(f"{v:.0f}" for v in values)) for k, values in memory.items()],
         )
     }
 

@@ -1,5 +1,5 @@
-"""CLIP's loss, forward and backward on one CPU thread: time and peak memory of ours, of ours with a learnt temperature,
-of a plain version.
+"""CLIP's loss, forward and backward on one CPU thread: time and peak memory of this project's loss, of the same with a
+learnt temperature, and of a plain version.
 
     python -m benchmarks.clip                  # 4096 pairs, 128 dimensions; about a minute
     python -m benchmarks.clip 4096 --rounds 7
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.turns import arguments, largest, quickest, share, take_turns, tell_of_pairs
+from benchmarks.turns import arguments, largest, measure_pairs, quickest, share, take_turns
 
 DIM, TEMPERATURE = 128, 0.07
 NAMES = ("ours", "learnt", "plain")
@@ -38,17 +38,17 @@ def loss_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 def main() -> None:
     options = arguments(__doc__, "pairs", [4096])
     if options.measure:
-        tell_of_pairs(loss_of(options.measure), options.pairs[0], DIM)
+        measure_pairs(loss_of(options.measure), options.pairs[0], DIM)
         return
     print("pairs | seconds, / ours, MiB: ours | learnt | plain | GEMM share")
     for pairs in options.pairs:
         turns = take_turns("benchmarks.clip", pairs, options.rounds, NAMES)
         ours = quickest(turns["ours"])
-        each = [
+        cells = [
             f"{quickest(turns[name]):.3f} {quickest(turns[name]) / ours:.1f}x {largest(turns[name]):.0f}"
             for name in NAMES
         ]
-        print(f"{pairs:5} | {' | '.join(each)} | {share(turns['ours'], 8 * pairs**2 * DIM):.0%}", flush=True)
+        print(f"{pairs:5} | {' | '.join(cells)} | {share(turns['ours'], 8 * pairs**2 * DIM):.0%}", flush=True)
 
 
 if __name__ == "__main__":

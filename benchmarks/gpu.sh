@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What only a GPU can show: the kernels, right and in time, beside torch's operations; loader, loss and step beside their
-# limits; a global batch of 4096 on one GPU; CIFAR-10 at lightly's setting.
+# Benchmarks that need a GPU: correctness and time of the kernels and of torch's operations; loader, loss and step with
+# their limits; a global batch of 4096 on one GPU; CIFAR-10 at lightly's setting.
 # usage: benchmarks/gpu.sh FOLDER-OF-CIFAR-10
 set -euo pipefail
 python -m benchmarks.kernels

@@ -1,12 +1,12 @@
-"""Views per second of processor time, one thread: this loader, FFCV's own, torchvision and lightly.
+"""Views per second of processor time on one thread: of this project's loader, FFCV's own, torchvision and lightly.
 
     python -m benchmarks.loader
 
 All of them read the same generated photographs (trainer/bench/synthetic_jpegs.py) and make two 224-pixel views of each.
-The contestants take turns, and the median turn counts, as chance makes some dearer; processor time, since other work on
-the machine changes it least. FFCV's own pipeline and this loader read the .beton through FFCV; torchvision and lightly
-decode the same JPEG bytes with Pillow, once for both views. Decoding alone, once for two views, is what any of them
-could reach.
+The loaders take turns, and the median turn counts, because the images' random operations differ in cost. Processor time
+is measured, because other work on the machine hardly affects it. FFCV's own pipeline and this loader read the .beton
+through FFCV; torchvision and lightly decode the same JPEG bytes with Pillow, once for both views. The limit for all of
+them is decoding alone, once for two views.
 """
 
 import io
@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms
 
-from kilobatch.data.loading.decoders import CutViews, Work
-from kilobatch.data.loading.prefetch import Beton, Stream
+from kilobatch.data.loading.decoders import BatchRequest, ViewDecoder
+from kilobatch.data.loading.prefetch import OpenBeton, Prefetcher
 from kilobatch.data.views.options import Views
 from kilobatch.trainer.bench.synthetic_jpegs import jpeg, write_beton
 
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         beton = Path(folder, "photos.beton")
         write_beton(beton, photos)
-        contestants = {
+        loaders = {
             "kilobatch, decode and crop": ours(beton, VIEWS.model_copy(update={"flip": 0}), planar=False),
             "FFCV, decode and crop": ffcv(beton, flip=False),
             "kilobatch, decode, crop and flip": ours(beton, VIEWS, planar=False),
@@ -55,11 +55,11 @@ def main() -> None:
             "torchvision, all operations": pillow(photos, twice(torchvision())),
             "libjpeg-turbo, decode alone": lambda: [Image.open(io.BytesIO(data)).load() for data in photos],
         }
-        for epoch in contestants.values():
+        for epoch in loaders.values():
             epoch()  # compiles, fills caches
-        turns: dict[str, list[float]] = {name: [] for name in contestants}
+        turns: dict[str, list[float]] = {name: [] for name in loaders}
         for _ in range(TURNS):
-            for name, epoch in contestants.items():
+            for name, epoch in loaders.items():
                 turns[name].append(rate(epoch))
     show(turns)
 
@@ -67,24 +67,24 @@ def main() -> None:
 def rate(epoch: Callable[[], None]) -> float:
     """Views per second of processor time."""
     views, start = 0, time.process_time()
-    while (taken := time.process_time() - start) < TURN_SECONDS:
+    while (elapsed := time.process_time() - start) < TURN_SECONDS:
         epoch()
         views += 2 * PHOTOS
-    return views / taken
+    return views / elapsed
 
 
 def ours(beton: Path, views: Views, planar: bool) -> Callable[[], None]:
-    """planar: with all operations, as on a CPU; else what an accelerator is sent."""
-    images = CutViews(beton, views, seed=0, central=0, threads=1, device=CPU)
+    """planar: with all operations, as on a CPU; else with those that come before an accelerator's."""
+    images = ViewDecoder(beton, views, seed=0, central=0, threads=1, device=CPU)
     images.planar = planar
-    opened = Beton(beton, images, CPU)
+    opened = OpenBeton(beton, images, CPU)
     batches = np.arange(PHOTOS).reshape(-1, BATCH)
 
     epochs = count()
 
     def epoch() -> None:
         number = next(epochs)
-        for _ in Stream(opened, (Work(number, step, index) for step, index in enumerate(batches))):
+        for _ in Prefetcher(opened, (BatchRequest(number, step, index) for step, index in enumerate(batches))):
             pass
 
     return epoch

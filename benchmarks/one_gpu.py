@@ -1,10 +1,11 @@
-"""A global batch of 4096 on one GPU: SimCLR's step with ResNet-50, the batch in as many chunks as memory asks for.
+"""A global batch of 4096 on one GPU: SimCLR's step with ResNet-50, the batch in as many chunks as memory requires.
 
     python -m benchmarks.one_gpu                                                   # 224 pixels, bf16, synthetic views
-    python -m benchmarks.one_gpu --device cpu --batch 64 --pixels 32 --chunks 4    # whether this script runs
+    python -m benchmarks.one_gpu --device cpu --batch 64 --pixels 32 --chunks 4    # a quick check of this script
 
-The step is the trainer's own: engine, loss over all, LARS, check, running statistics. Beside it stands the bare
-encoder's forward and backward on one chunk, so the last column is what chunks, loss and update leave of that rate.
+The step is the trainer's own: engine, loss over all samples, LARS, check, running statistics. The last column divides
+its rate by that of the encoder's forward and backward alone on one chunk: the rest is the cost of chunks, loss and
+update.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import tempfile
 import torch
 import torch.distributed as dist
 
-from kilobatch.methods.networks import build as encoders
+from kilobatch.methods.networks import build
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.bench.rates import best
-from kilobatch.trainer.bench.step import bare, noise, whole
+from kilobatch.trainer.bench.step import encoder_pass, random_batch, train_step
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim import optimizers
 from kilobatch.trainer.optim.options import OptimizerOptions
@@ -44,19 +45,21 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     chunks = options.chunks if options.chunks == "auto" else int(options.chunks)
     encoder = EncoderOptions.model_validate({"name": options.encoder, "norm": "local"})
-    method = SimCLR(encoders.build(encoder), operands="bf16" if on_gpu else "fp32").to(device)
-    optimizer = optimizers.build(OptimizerOptions(name="lars", lr=4.8), method, options.batch)
-    asked = EngineOptions.model_validate({"precision": "bf16" if on_gpu else "fp32", "chunks": chunks, "keep": "auto"})
-    engine = Engine(method, optimizer, asked, device, options.batch)
-    batch = noise(options.batch, options.pixels, device)
-    taken = best(lambda: whole(engine, batch), device)
-    count, kept = engine.chunking.decided(batch.views)
+    method = SimCLR(build.build_encoder(encoder), operands="bf16" if on_gpu else "fp32").to(device)
+    optimizer = optimizers.build_optimizer(OptimizerOptions(name="lars", lr=4.8), method, options.batch)
+    engine_options = EngineOptions.model_validate(
+        {"precision": "bf16" if on_gpu else "fp32", "chunks": chunks, "keep": "auto"}
+    )
+    engine = Engine(method, optimizer, engine_options, device, options.batch)
+    batch = random_batch(options.batch, options.pixels, device)
+    seconds = best(lambda: train_step(engine, batch), device)
+    count, kept = engine.chunking.decide(batch.views)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan")
     part = batch.views[: options.batch // count]
-    alone = best(lambda: bare(engine, part), device) * count
-    rate = f"{taken:.3f} {options.batch / taken:,.0f}"
+    alone = best(lambda: encoder_pass(engine, part), device) * count
+    rate = f"{seconds:.3f} {options.batch / seconds:,.0f}"
     print("batch | chunks, kept | seconds a step, images a second | GiB at the peak | of the bare encoder's rate")
-    print(f"{options.batch} | {count}, {kept} | {rate} | {peak:.1f} | {alone / taken:.0%}")
+    print(f"{options.batch} | {count}, {kept} | {rate} | {peak:.1f} | {alone / seconds:.0%}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What `kilobatch plan` predicts of memory, against what real steps on this machine take.
+"""Memory that `kilobatch plan` predicts, compared with the memory of real steps on this machine.
 
     python -m benchmarks.plan_check              # a few minutes
     python -m benchmarks.plan_check --ranks 2
 
 Each case is a method, its optimizer and DeepSpeed's engine in processes of their own, three steps on the same random
-views. Measured is the most that torch's CPU allocator had given out at once, by its own records (the profiler's), from
-before the method is built; predicted is all parts of the plan but the loader's. The largest of the ranks is shown.
+views. Measured: the most memory that torch's CPU allocator had given out at one time, by the profiler's records, from
+before the method is built. Predicted: all parts of the plan but the loader's. The largest of the ranks is shown.
 """
 
 import argparse
@@ -14,14 +14,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from kilobatch.data.batch import Batch
-from kilobatch.launch.planning.fake_step import Layout, step
-from kilobatch.launch.planning.machines import machine
-from kilobatch.launch.planning.memory import memory
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.worker.pretrained import build
-from kilobatch.methods import collectives as across
-from kilobatch.trainer.bench.step import whole
+from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
+from kilobatch.launch.planning.machines import find_machine
+from kilobatch.launch.planning.memory import peak_memory
+from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
+from kilobatch.launch.worker.pretrained import build_of_recipe
+from kilobatch.methods import collectives
+from kilobatch.trainer.bench.step import train_step
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim import optimizers
 from kilobatch.trainer.ranks.spawn import run_ranks
@@ -47,26 +46,36 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def predicted(chosen: Recipe, ranks: int) -> int:
-    layout = Layout(ranks, chosen.data.batch // ranks, int(chosen.engine.chunks))
-    keep = chosen.engine.keep if isinstance(chosen.engine.keep, int) else layout.chunks
-    found = step(chosen, layout, IMAGES, CLASSES)
-    held = memory(found, layout, keep, chosen.engine.zero, chosen.data.views, machine("cpu"))
-    return held.total - held.parts["views"]
+def predicted(recipe: Recipe, ranks: int) -> int:
+    layout = StepLayout(ranks, recipe.data.batch // ranks, int(recipe.engine.chunks))
+    keep = recipe.engine.keep if isinstance(recipe.engine.keep, int) else layout.chunks
+    peak = peak_memory(
+        run_fake_step(recipe, layout, IMAGES, CLASSES),
+        layout,
+        keep,
+        recipe.engine.zero,
+        recipe.data.views,
+        find_machine("cpu"),
+    )
+    return peak.total - peak.parts["views"]
 
 
 def measured(name: str, changes: list[str]) -> int:
-    """Bytes, of this rank."""
-    chosen = recipe.resolve(name, changes)
-    n, views = chosen.data.batch // across.size(), chosen.data.views
+    """Bytes that this rank takes."""
+    recipe = resolve_recipe(name, changes)
+    n, views = recipe.data.batch // collectives.world_size(), recipe.data.views
     batch = Batch(torch.randn(n, views.count, 3, views.size, views.size), torch.arange(n), torch.arange(n) % CLASSES)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        method = build(chosen, IMAGES, CLASSES)
+        method = build_of_recipe(recipe, IMAGES, CLASSES)
         engine = Engine(
-            method, optimizers.build(chosen.optimizer, method, chosen.data.batch), chosen.engine, torch.device("cpu"), n
+            method,
+            optimizers.build_optimizer(recipe.optimizer, method, recipe.data.batch),
+            recipe.engine,
+            torch.device("cpu"),
+            n,
         )
         for _ in range(3):
-            whole(engine, batch)
+            train_step(engine, batch)
     events = records.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
     live = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
@@ -77,19 +86,20 @@ def measured(name: str, changes: list[str]) -> int:
 
 def both(name: str, changes: list[str], ranks: int) -> tuple[int, int]:
     """Predicted and measured bytes."""
-    found = run_ranks(ranks, measured, name, changes, timeout=600)
-    return predicted(recipe.resolve(name, changes), ranks), max(found)
+    of_ranks = run_ranks(ranks, measured, name, changes, timeout=600)
+    return predicted(resolve_recipe(name, changes), ranks), max(of_ranks)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--cases", nargs="*", default=[*CASES])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("case | predicted, MiB | measured, MiB | predicted / measured")
-    for case in asked.cases:
-        guess, found = both(*CASES[case], asked.ranks)
-        print(f"{case} | {guess / 2**20:.1f} | {found / 2**20:.1f} | {guess / found:.3f}", flush=True)
+    for case in options.cases:
+        bytes_predicted, bytes_measured = both(*CASES[case], options.ranks)
+        sizes = f"{bytes_predicted / 2**20:.1f} | {bytes_measured / 2**20:.1f}"
+        print(f"{case} | {sizes} | {bytes_predicted / bytes_measured:.3f}", flush=True)
 
 
 if __name__ == "__main__":

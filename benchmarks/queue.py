@@ -1,5 +1,5 @@
-"""InfoNCE against a queue of 65,536 keys, forward, backward and push on one CPU thread: time and peak memory of ours,
-of a plain version, of lightly's loss with a memory bank.
+"""InfoNCE with a queue of 65,536 keys, forward, backward and push on one CPU thread: time and peak memory of this
+project's loss, a plain version, and lightly's loss with a memory bank.
 
     python -m benchmarks.queue                  # 256 and 1024 queries, 128 dimensions; about a minute
     python -m benchmarks.queue 1024 --rounds 7
@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.turns import HEADER, arguments, measure, row, take_turns, tell
+from benchmarks.turns import HEADER, arguments, measure, print_turn, row, take_turns
 
 LENGTH, DIM, TEMPERATURE = 65_536, 128, 0.2
 
 
 def plain(q: Tensor, k: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """As the authors' code (facebookresearch/moco, moco/builder.py), which copies the queue; the oldest are first."""
+    """The authors' code (facebookresearch/moco, moco/builder.py), which copies the queue; the oldest keys are first."""
     q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ keys.clone().T], 1) / temperature
     loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
@@ -64,7 +64,7 @@ def main() -> None:
         warm = keys[:1024].clone()
         loss_of(options.measure, warm)(torch.randn(64, DIM, requires_grad=True), torch.randn(64, DIM)).backward()
         loss = loss_of(options.measure, keys)
-        tell(measure(lambda: loss(q, k)))
+        print_turn(measure(lambda: loss(q, k)))
         return
     print(f"queries | {HEADER}")
     for queries in options.queries:

@@ -1,9 +1,9 @@
-"""Losses measured against each other on one CPU thread: seconds, and memory at the peak.
+"""Measures losses on one CPU thread, each against the others: seconds, and memory at the peak.
 
-Each measurement is a process of its own; the contestants take turns, and the best round counts. Seconds are those of
-the CPU (one thread: the clock's, on an idle machine), the best of three calls after a first one, as in training.
-Memory is what the kernel saw resident at the first call's peak (VmHWM, reset before) above what was resident before it.
-Between the calls the process measures the thread's fp32 matrix products, for a machine's rate changes within seconds.
+Each measurement is a process of its own; the losses take turns, and the best round counts. Seconds are those of the CPU
+(with one thread those of the clock, on an idle machine), the best of three calls after a first one, as in training.
+Memory is the resident memory at the first call's peak (VmHWM, reset before) less the resident memory before it. Between
+the calls the process measures the rate of the thread's fp32 matrix products, because it changes within seconds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Turn:
 
 
 def measure(loss: Callable[[], Tensor]) -> Turn:
-    """Of a loss and its backward, which have run before on less."""
+    """Measures a loss and its backward, which have run before on smaller inputs."""
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     value = loss()
@@ -62,17 +62,17 @@ def arguments(description: str | None, sizes: str, default: list[int]) -> argpar
     return parser.parse_args()
 
 
-def tell(turn: Turn) -> None:
+def print_turn(turn: Turn) -> None:
     print(json.dumps(asdict(turn)))
 
 
-def tell_of_pairs(loss: Callable[[Tensor, Tensor], Tensor], pairs: int, dim: int) -> None:
-    """A turn of a loss of two views, on one thread."""
+def measure_pairs(loss: Callable[[Tensor, Tensor], Tensor], pairs: int, dim: int) -> None:
+    """Measures a loss of two views on one thread, and prints the result."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     loss(*views(512, dim)).backward()
     z1, z2 = views(pairs, dim)
-    tell(measure(lambda: loss(z1, z2)))
+    print_turn(measure(lambda: loss(z1, z2)))
 
 
 def views(pairs: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def views(pairs: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def take_turns(module: str, size: int, rounds: int, names: Sequence[str] = NAMES) -> dict[str, list[Turn]]:
-    """`python -m module size --measure name` tells one turn."""
+    """Runs `python -m module size --measure name`, which prints one Turn, for each name in each round."""
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
@@ -97,12 +97,12 @@ def quickest(turns: list[Turn]) -> float:
 
 
 def largest(turns: list[Turn]) -> float:
-    """In MiB."""
+    """The largest memory, in MiB."""
     return max(turn.bytes for turn in turns) / 2**20
 
 
 def share(turns: list[Turn], operations: float) -> float:
-    """Of a turn's time, what the operations take at its process's rate of matrix products; the middle turn's."""
+    """The share of a turn's time that the operations take at the rate of matrix products; the median turn's."""
     return median(operations / turn.seconds / turn.gemm for turn in turns)
 
 

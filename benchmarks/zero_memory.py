@@ -1,12 +1,12 @@
-"""Memory of the 795 M encoder (ResNet-152, three times as wide, selective kernels) under ZeRO, by rank and part.
+"""Memory of the encoder of 795 M parameters (ResNet-152, three times as wide, selective kernels) under ZeRO.
 
-    python -m benchmarks.zero_memory                   # the table, from numbers of elements alone
+    python -m benchmarks.zero_memory                   # a table by rank and part, computed from numbers of elements
     python -m benchmarks.zero_memory --check           # the formula against two ranks' resident memory; two minutes
     python -m benchmarks.zero_memory --step largest    # a step of the encoder, ZeRO 1, two ranks; some 21 GiB
     python -m benchmarks.zero_memory --step r101_2x    # of ResNet-101, twice as wide; 7 GiB
 
---check trains a perceptron of 49 M parameters, with next to no activations. --step is SimCLR with LARS, two images of
-64 pixels a rank, and a narrow projection head.
+--check trains a perceptron of 49 M parameters, which has hardly any activations. --step is SimCLR with LARS, two images
+of 64 pixels a rank, and a narrow projection head.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from benchmarks.turns import resident
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.heads import ProjectionHead
 from kilobatch.methods.networks.resnet import resnet
 from kilobatch.trainer.costs.zero_memory import zero_memory
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build, parameter_groups
+from kilobatch.trainer.optim.optimizers import build_optimizer, parameter_groups
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.ranks.spawn import run_ranks
@@ -61,7 +61,7 @@ def largest(hidden: int = 6144) -> SimCLR:
 
 
 def perceptron() -> SimCLR:
-    """48 M parameters and next to no activations."""
+    """48 M parameters and hardly any activations."""
     layers = [nn.Linear(192, 4000), *[nn.Linear(4000, 4000) for _ in range(3)]]
     return SimCLR(nn.Sequential(nn.Flatten(), *layers), nn.Linear(4000, DIM))
 
@@ -85,15 +85,15 @@ def table() -> None:
     for ranks in (1, 8, 64):
         for zero in (0, 1, 2):
             m = zero_memory(groups, zero, ranks)
-            rows = GLOBAL_BATCH * VIEWS  # all gathered, and this rank's own with its gradient
+            rows = GLOBAL_BATCH * VIEWS  # those gathered of all ranks, and this rank's own with their gradient
             embeddings = 4 * DIM * (rows + 2 * rows // ranks)
-            beside = max(m.averaging, m.updating)
+            temporary = max(m.averaging, m.updating)
             cells = [
                 m.parameters,
                 m.masters,
                 m.moments,
                 m.gradients,
-                beside,
+                temporary,
                 m.peak,
                 embeddings,
                 4 * DIM * QUEUE // ranks,
@@ -101,43 +101,45 @@ def table() -> None:
             print(f"| {ranks} | {zero} | " + " | ".join(f"{cell / GIB:.3f}" for cell in cells) + " |")
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def batch(step: int, samples: int, side: int) -> Batch:
-    seed = torch.Generator().manual_seed(step * across.size() + across.rank())
+    seed = torch.Generator().manual_seed(step * collectives.world_size() + collectives.rank())
     index = torch.arange(samples)
     return Batch(torch.randn(samples, VIEWS, 3, side, side, generator=seed), index, index)
 
 
 def engine_of(method: Method, name: str, zero: int, chunks: int, samples: int) -> Engine:
-    optimizer = build(OptimizerOptions(name=name, lr=0.1), method, 256)  # pyright: ignore[reportArgumentType]
+    optimizer = build_optimizer(OptimizerOptions(name=name, lr=0.1), method, 256)  # pyright: ignore[reportArgumentType]
     options = EngineOptions(zero=zero, chunks=chunks, keep=0)  # pyright: ignore[reportArgumentType]
     return Engine(method, optimizer, options, torch.device("cpu"), samples)
 
 
 def measured(name: str, zero: int, chunks: int) -> dict[str, float]:
-    """Resident bytes of this rank, less what the process had before."""
-    tiny = engine_of(SimCLR(nn.Flatten(), nn.Linear(192, DIM)), name, zero, chunks, 2)  # what importing takes
+    """Resident bytes of this rank at four moments of a step, less those of the process without the method."""
+    tiny = engine_of(
+        SimCLR(nn.Flatten(), nn.Linear(192, DIM)), name, zero, chunks, 2
+    )  # for the memory that imports take
     for step in range(2):
         forward_backward(tiny, batch(step, 2, 8))
         tiny.step(0.1)
     empty = resident("VmRSS")
     torch.manual_seed(0)
     engine = engine_of(perceptron(), name, zero, chunks, 2)
-    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for step in range(2):
-        found["standing"] = resident("VmRSS") - empty
-        forget_peak()
+        sizes["standing"] = resident("VmRSS") - empty
+        reset_peak()
         outcome = forward_backward(engine, batch(step, 2, 8))
-        found["backward"] = resident("VmHWM") - empty
-        found["gradients"] = resident("VmRSS") - empty
+        sizes["backward"] = resident("VmHWM") - empty
+        sizes["gradients"] = resident("VmRSS") - empty
         check_finite(engine, outcome, step)
-        forget_peak()
+        reset_peak()
         engine.step(0.1)
-        found["step"] = resident("VmHWM") - empty
-    return found
+        sizes["step"] = resident("VmHWM") - empty
+    return sizes
 
 
 CASES = [(name, zero, 1) for name in ("lars", "adamw") for zero in (0, 1, 2)] + [("lars", 1, 2), ("lars", 2, 2)]
@@ -163,17 +165,17 @@ def check() -> None:
 def one_step(encoder: str) -> dict[str, Any]:
     torch.manual_seed(0)
     empty = resident("VmRSS")
-    narrow = 512  # of the head: both ranks share the memory of this machine
+    narrow = 512  # width of the head's hidden layer, as both ranks share the memory of this machine
     small = encoder == "r101_2x"
     method = SimCLR(resnet(101, 2), ProjectionHead(4096, narrow, DIM, "global", 3)) if small else largest(narrow)
     engine = engine_of(method, "lars", 1, 1, SAMPLES)
     losses, seconds = [], []
     for step in range(2):
-        began = perf_counter()
+        start = perf_counter()
         outcome = forward_backward(engine, batch(step, SAMPLES, SIDE))
         check_finite(engine, outcome, step)
         engine.step(0.1)
-        seconds.append(perf_counter() - began)
+        seconds.append(perf_counter() - start)
         losses.append(outcome.loss.item())
     return {"empty": empty, "peak": resident("VmHWM"), "losses": losses, "seconds": seconds, "groups": sizes(method)}
 
@@ -193,13 +195,13 @@ def step(encoder: str) -> None:
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--check", action="store_true")
-    arguments.add_argument("--step", choices=["largest", "r101_2x"])
-    given = arguments.parse_args()
-    if given.check:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--step", choices=["largest", "r101_2x"])
+    options = parser.parse_args()
+    if options.check:
         check()
-    elif given.step:
-        step(given.step)
+    elif options.step:
+        step(options.step)
     else:
         table()

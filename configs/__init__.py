@@ -1,1 +1,1 @@
-"""Recipes, one YAML each; no code."""
+"""Recipes, one YAML file each; no code."""

@@ -1,1 +1,1 @@
-"""The ground floor: what every folder of the project may import."""
+"""Images: their sources, loading and augmentation. Every other folder may import this one."""

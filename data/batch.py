@@ -1,4 +1,4 @@
-"""What a loader yields and a method reads."""
+"""The batch that a loader yields and a method reads."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class Batch:
     """This rank's part of one global batch.
 
-    views: (N, V, 3, H, W) floating, normalised; index: (N,) int64, which samples of the dataset these are;
-    label: (N,) int64, -1 for an image that has none.
+    views: (N, V, 3, H, W) floating, normalised; index: (N,) int64, the samples' places in the dataset;
+    label: (N,) int64, -1 for an image without a label.
     """
 
     views: Tensor
@@ -21,6 +21,6 @@ class Batch:
         return len(self.index)
 
     def chunks(self, n: int) -> list["Batch"]:
-        """n equal parts, in order. The recipe's validation has made sure that n divides len(self)."""
+        """Splits into n equal parts, in order. The recipe's validation has made sure that n divides len(self)."""
         parts = zip(self.views.chunk(n), self.index.chunk(n), self.label.chunk(n), strict=True)
         return [Batch(*part) for part in parts]

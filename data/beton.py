@@ -1,10 +1,10 @@
-"""The .beton file: FFCV's layout (version 2) and the checks that one is whole.
+"""The .beton file: FFCV's layout (version 2), and the checks that a file is whole.
 
     header | two field descriptors | one row per sample | samples, none across a page's edge | allocation table
 
-FFCV reads some damaged files without an error and then shows constant images. So every .beton of ours has a note
-beside it, `FILE.json`, written after the file was synced; without a note that agrees, a file is refused.
-The layout is written down here once more so that checking a file imports neither FFCV nor numba.
+FFCV reads some damaged files without an error and then shows constant images. So each .beton that is converted here
+gets a note, `FILE.json` beside it, which is written after the file was synced; a file whose note is missing or does not
+agree with it is refused. FFCV's layout is repeated here so that checking a file imports neither FFCV nor numba.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.files import first_problem
 
 NOTE_FORMAT = 1
 VERSION = 2
@@ -44,8 +45,8 @@ SAMPLE = np.dtype(
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 
-class Info(BaseModel):
-    """What the note beside a .beton says: its size in bytes and checksum, and what the samples are."""
+class BetonInfo(BaseModel):
+    """The note beside a .beton: its size in bytes, its checksum, and a description of its samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,24 +59,24 @@ class Info(BaseModel):
     max_side: int | None
     quality: int
     skipped: list[str]
-    names_sha256: str | None = None  # of the list of the images' names beside it; None: they have none
+    names_sha256: str | None = None  # of FILE.names, the list of the images' names; None: they have no names
 
 
-def note_of(beton: Path) -> Path:
+def note_path(beton: Path) -> Path:
     return beton.with_name(beton.name + ".json")
 
 
-def names_file(beton: Path) -> Path:
+def names_path(beton: Path) -> Path:
     return beton.with_name(beton.name + ".names")
 
 
 def fields() -> np.ndarray:
     """The two field descriptors, as FFCV writes them: (2,) of FIELD."""
-    described = np.zeros(len(FIELDS), FIELD)
-    for row, (type_id, name) in zip(described, FIELDS, strict=True):
+    descriptors = np.zeros(len(FIELDS), FIELD)
+    for row, (type_id, name) in zip(descriptors, FIELDS, strict=True):
         row["type_id"] = type_id
         row["name"][: len(name)] = np.frombuffer(name, "<u1")
-    return described
+    return descriptors
 
 
 def checksum(file: BufferedReader | BufferedRandom) -> str:
@@ -83,23 +84,23 @@ def checksum(file: BufferedReader | BufferedRandom) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(path: Path, full: bool = False) -> Info:
-    """Says what is in a .beton, having made sure that it is whole.
+def verify_beton(path: Path, full: bool = False) -> BetonInfo:
+    """Checks that a .beton is whole, and returns its note.
 
     The quick check compares name, size, header, fields and count with the note beside the file, and takes well under a
-    millisecond; `full` also reads the file and compares its SHA-256. Raises Refusal, saying what is wrong with it.
+    millisecond; `full` also reads the file and compares its SHA-256. Raises Refusal, which says what is wrong.
     """
     header = _header(path)
     info = _note(path)
     size = path.stat().st_size
-    again = f"convert it again, or copy it again together with {note_of(path).name}"
+    again = f"convert it again, or copy it again together with {note_path(path).name}"
     if size != info.bytes:
         what = "is cut short" if size < info.bytes else "is not the file that was converted"
-        raise Refusal(f"{path} {what}: it has {size:,} bytes, {note_of(path).name} says {info.bytes:,}; {again}")
+        raise Refusal(f"{path} {what}: it has {size:,} bytes, {note_path(path).name} says {info.bytes:,}; {again}")
     if header["num_samples"] != info.samples:
         raise Refusal(
             f"{path}: its header counts {header['num_samples']:,} samples, "
-            f"{note_of(path).name} says {info.samples:,}; {again}"
+            f"{note_path(path).name} says {info.samples:,}; {again}"
         )
     if header["alloc_table_ptr"] != info.alloc_table_ptr:
         raise Refusal(f"{path} is damaged: its header does not point to its allocation table; {again}")
@@ -109,21 +110,23 @@ def verify(path: Path, full: bool = False) -> Info:
         if found != info.sha256:
             raise Refusal(f"{path} is damaged: its SHA-256 is {found[:16]}…, should be {info.sha256[:16]}…; {again}")
         if info.names_sha256 is not None:
-            names_of(path)
+            read_names(path)
     return info
 
 
-def labels_of(path: Path) -> NDArray[np.int64]:
-    """(samples,) the labels in a .beton. Raises Refusal as verify."""
-    samples = verify(path).samples
+def read_labels(path: Path) -> NDArray[np.int64]:
+    """Reads the labels of a .beton, (samples,). Raises Refusal as verify_beton does."""
+    samples = verify_beton(path).samples
     rows = np.fromfile(path, SAMPLE, samples, offset=HEADER.itemsize + len(FIELDS) * FIELD.itemsize)
     return rows["label"].astype(np.int64)
 
 
-def names_of(path: Path) -> list[str]:
-    """The names of a .beton's images: paths within the folder that it was made from. Raises Refusal where it has none,
-    or where the file with them is not the one that was written with it."""
-    info, names = verify(path), names_file(path)
+def read_names(path: Path) -> list[str]:
+    """Reads the names of a .beton's images: paths within the folder that it was made from.
+
+    Raises Refusal where the images have no names, or where FILE.names was not written together with this .beton.
+    """
+    info, names = verify_beton(path), names_path(path)
     if info.names_sha256 is None:
         raise Refusal(
             f"{path} does not know the names of its images: it was made from a source without any, or before names "
@@ -169,11 +172,11 @@ def _header(path: Path) -> np.void:
     return header
 
 
-def _note(path: Path) -> Info:
-    note = note_of(path)
+def _note(path: Path) -> BetonInfo:
+    note = note_path(path)
     make = "convert it with: kilobatch convert"
     try:
-        said = json.loads(note.read_text())
+        content = json.loads(note.read_text())
     except FileNotFoundError:
         raise Refusal(
             f"{path} has no {note.name} beside it: its conversion was cut off, it was copied alone, or another "
@@ -183,51 +186,50 @@ def _note(path: Path) -> Info:
         raise Refusal(f"{note} is damaged: it is not JSON; {make} again") from None
     except OSError as error:
         raise Refusal(f"{note} cannot be read: {error.strerror}; check its permissions and its disk") from error
-    version = said.get("format") if isinstance(said, dict) else None
+    version = content.get("format") if isinstance(content, dict) else None
     if version != NOTE_FORMAT:
         raise Refusal(f"{note} has format {version!r}, this reads format {NOTE_FORMAT}; {make} again")
     try:
-        return Info.model_validate(said)
+        return BetonInfo.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Refusal(f"{note} is damaged: {where}: {first['msg'].lower()}; {make} again") from None
+        key, problem = first_problem(error)
+        raise Refusal(f"{note} is damaged: {key}: {problem.lower()}; {make} again") from None
 
 
 class Writer:
-    """Writes samples in order into a file that is open at its start; `finish` makes it a .beton.
+    """Writes samples in order to a file that is open at its start; `finish` makes it a .beton.
 
-    The header comes last: until then the file begins with zeros. `capacity`: the most samples that may come.
+    The header is written last: until then the file begins with zeros. `capacity`: the largest number of samples.
     """
 
-    PAGE = 1 << 23  # FFCV's default; no sample lies across a page's edge, so it is the most that one may take
+    PAGE = 1 << 23  # bytes, FFCV's default; no sample crosses the edge of a page, so none may be larger
 
     def __init__(self, file: BinaryIO, capacity: int):
         self.file = file
         self.samples = 0
         self.rows = np.zeros(capacity, SAMPLE)
         self.table = np.zeros(capacity, ALLOCATION)
-        before = HEADER.itemsize + len(FIELDS) * FIELD.itemsize + self.rows.nbytes
-        self.at = -(-before // self.PAGE) * self.PAGE
-        file.seek(self.at)
+        start = HEADER.itemsize + len(FIELDS) * FIELD.itemsize + self.rows.nbytes
+        self.position = -(-start // self.PAGE) * self.PAGE
+        file.seek(self.position)
 
     def append(self, mode: int, width: int, height: int, data: bytes, label: int) -> None:
         """mode 0: `data` is a JPEG file; mode 1: RGB pixels, (height, width, 3) uint8."""
         assert 0 < len(data) <= self.PAGE
-        if self.at % self.PAGE + len(data) > self.PAGE:
-            self.at = -(-self.at // self.PAGE) * self.PAGE
-            self.file.seek(self.at)
+        if self.position % self.PAGE + len(data) > self.PAGE:
+            self.position = -(-self.position // self.PAGE) * self.PAGE
+            self.file.seek(self.position)
         self.file.write(data)
-        self.rows[self.samples] = (mode, width, height, self.at, label)
-        self.table[self.samples] = (self.samples, self.at, len(data))
+        self.rows[self.samples] = (mode, width, height, self.position, label)
+        self.table[self.samples] = (self.samples, self.position, len(data))
         self.samples += 1
-        self.at += len(data)
+        self.position += len(data)
 
     def finish(self) -> int:
-        """Writes table, rows, fields and header; returns where the allocation table begins."""
+        """Writes table, rows, fields and header; returns the position of the allocation table."""
         self.file.write(self.table[: self.samples].tobytes())
-        header = np.array([(VERSION, len(FIELDS), self.PAGE, self.samples, self.at)], HEADER)
+        header = np.array([(VERSION, len(FIELDS), self.PAGE, self.samples, self.position)], HEADER)
         self.file.seek(0)
         self.file.write(header.tobytes() + fields().tobytes() + self.rows[: self.samples].tobytes())
         self.file.flush()
-        return self.at
+        return self.position

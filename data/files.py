@@ -1,4 +1,4 @@
-"""Files that are whole or absent: synced writes, checksums, and the words for a disk that refuses them."""
+"""Writes files so that they are whole or absent; checksums, the cache's folder, messages for damaged files."""
 
 import errno
 import hashlib
@@ -7,17 +7,23 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-CHUNK = 1 << 24  # bytes; hashing and writing alternate on pieces that stay in the processor's cache
+from pydantic import TypeAdapter, ValidationError
+
+from kilobatch.data.errors import Refusal
+
+CHUNK = 1 << 24  # bytes: hashing and writing alternate on pieces that stay in the processor's cache
 Bytes = bytes | memoryview
+T = TypeVar("T")
 
 
 def write_synced(path: Path, parts: Iterable[Bytes]) -> tuple[int, str]:
     """Writes the parts one after another and syncs them to disk; returns size in bytes and SHA-256.
 
-    The checksum is of what was meant, not of what was read back. Both hashing and writing release the interpreter's
-    lock, so that a writer thread does not hold up training. Raises OSError; the partial file is removed first, which
-    gives a full disk room for the word that says so.
+    The checksum is of the parts as given, not of the file read back. Both hashing and writing release the interpreter's
+    lock, so that a writer thread does not hold up training. Raises OSError, after removing the partial file: on a full
+    disk that leaves room to record the failure.
     """
     size, sha = 0, hashlib.sha256()
     try:
@@ -38,17 +44,25 @@ def write_synced(path: Path, parts: Iterable[Bytes]) -> tuple[int, str]:
 
 
 def show_whole(path: Path, parts: Iterable[Bytes]) -> None:
-    """As write_synced, under a temporary name beside path and then renamed: whoever looks finds path whole, old or
-    absent. It touches the folder no more after that, so that whoever waits for path may move the folder away."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write_synced(beside, parts)
-    beside.replace(path)
+    """Writes a file as write_synced does, under a temporary name in the same folder, then renames it to path.
+
+    A reader finds the old file, the new one or none, never a part. The folder is not touched after the rename, so that
+    a process that waits for path may then move the folder away.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_synced(temporary, parts)
+    temporary.replace(path)
 
 
 def write_whole(path: Path, parts: Iterable[Bytes]) -> None:
-    """As show_whole, and it lasts: path is whole, old or absent after a power cut, too."""
+    """Writes a file as show_whole does, and syncs its folder: whole, old or absent after a power cut, too."""
     show_whole(path, parts)
     sync_folder(path.parent)
+
+
+def describe_bytes(size: int) -> str:
+    """A number of bytes in words: in GiB, below one GiB in MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def sha256(path: Path) -> str:
@@ -56,10 +70,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def discard(path: Path) -> None:
-    """Removes a folder by renaming it first, so that a half-removed one is never taken for a whole one.
+def read_model(path: Path, model: type[T], way_out: str, *, with_key: bool = False) -> T:
+    """Reads a JSON file as a pydantic model, or as any other type that pydantic validates.
 
-    What cannot be removed yet (a reader on a network disk still holds it) stays behind as .trash-… for sweep().
+    way_out: the end of the message; with_key: whether the message names the key with the wrong value.
+    Raises Refusal where the content is not the model's, and FileNotFoundError.
+    """
+    return parse_model(path.read_bytes(), path, model, way_out, with_key=with_key)
+
+
+def parse_model(
+    text: str | bytes, path: Path, model: type[T], way_out: str, *, with_key: bool = False, strict: bool | None = None
+) -> T:
+    """As read_model, for JSON text that was made from the content of `path`. strict: pydantic's."""
+    try:
+        return TypeAdapter(model).validate_json(text, strict=strict)
+    except ValidationError as error:
+        key, problem = first_problem(error)
+        raise Refusal(f"{path} is damaged ({f'{key}: ' if with_key else ''}{problem}); {way_out}") from error
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """The dotted key of the first value that pydantic found wrong, "" for the whole, and what is wrong with it."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
+
+
+def cache_root() -> Path:
+    """The folder for converted images and compiled loops: KILOBATCH_CACHE, else ~/.cache/kilobatch."""
+    return Path(os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch").expanduser()
+
+
+def discard(path: Path) -> None:
+    """Removes a folder. It is renamed first, so that a half-removed one is never taken for a whole one.
+
+    Files that cannot be removed yet (a reader on a network disk still holds them) stay in .trash-… for sweep().
     """
     trash = path.with_name(f".trash-{path.name.lstrip('.')}-{time.time_ns()}")
     path.rename(trash)
@@ -71,8 +116,8 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def in_words(error: OSError) -> str:
-    """What a failed write means to a user, and the way out."""
+def describe_os_error(error: OSError) -> str:
+    """The cause of a failed write in words, and the way out."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return f"no room left ({error.strerror}); free some, or move the run folder to another disk"

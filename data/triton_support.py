@@ -1,6 +1,6 @@
-"""Whether Triton's kernels run, decided here alone, for data and methods alike; elsewhere torch's operations do.
+"""Decides whether operations run as Triton kernels, for data and methods alike; where not, torch's operations run.
 
-KILOBATCH_KERNELS in the environment: off, nowhere; all, also where they are expected to be the slower form.
+KILOBATCH_KERNELS in the environment: `off` uses no kernels; `all` uses them also where they are expected to be slower.
 """
 
 import logging
@@ -10,27 +10,30 @@ from importlib.util import find_spec
 
 import torch
 
-LEAST = (8, 0)  # compute capability: from there on tensor cores take bf16 and tf32
-ASKED = os.environ.get("KILOBATCH_KERNELS", "")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as triton reads it when kernels are defined: on any device
+MIN_CAPABILITY = (8, 0)  # compute capability: from there on tensor cores take bf16 and tf32
+SETTING = os.environ.get("KILOBATCH_KERNELS", "")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it when kernels are defined: any device will do
 
 log = logging.getLogger("kilobatch")
 
 
 @cache
-def fused(what: str, device: torch.device, beyond: str | None = None) -> bool:
-    """Whether `what` runs as kernels on this device; said once for each. beyond: what the kernels cannot do of it."""
-    reason = obstacle(device) or beyond
+def use_kernels(operation: str, device: torch.device, unsupported: str | None = None) -> bool:
+    """Whether an operation runs as Triton kernels on this device; logged once for each operation and device.
+
+    operation: its name in the log. unsupported: the reason for which the kernels cannot do it; None: they can.
+    """
+    reason = obstacle(device) or unsupported
     if reason:
-        log.info(f"{what}: torch's operations, as {reason}")
+        log.info(f"{operation}: torch's operations, as {reason}")
     else:
-        log.info(f"{what}: Triton's kernels{', interpreted' if INTERPRETED else ''}")
+        log.info(f"{operation}: Triton's kernels{', interpreted' if INTERPRETED else ''}")
     return reason is None
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why there can be no kernels on this device."""
-    if ASKED == "off":
+    """The reason for which no kernels run on this device; None: they do."""
+    if SETTING == "off":
         return "KILOBATCH_KERNELS is off"
     if find_spec("triton") is None:
         return "triton is not installed"
@@ -38,7 +41,7 @@ def obstacle(device: torch.device) -> str | None:
         return None
     if device.type != "cuda" or torch.version.hip is not None:
         return f"kernels are for NVIDIA's GPUs and the device is {device.type}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST:
-        return f"this GPU's compute capability {capability[0]}.{capability[1]} is below {LEAST[0]}.{LEAST[1]}"
+    (major, minor), (least_major, least_minor) = torch.cuda.get_device_capability(device), MIN_CAPABILITY
+    if (major, minor) < MIN_CAPABILITY:
+        return f"this GPU's compute capability {major}.{minor} is below {least_major}.{least_minor}"
     return None

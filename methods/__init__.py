@@ -1,1 +1,1 @@
-"""The protocol, what crosses ranks, and option types that all papers share."""
+"""Methods: their protocol, collectives with gradients, and option types that all papers share."""

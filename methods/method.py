@@ -1,4 +1,4 @@
-"""What the trainer asks of a method."""
+"""The protocol of a method: what the trainer calls, and what a paper implements."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar
@@ -7,39 +7,40 @@ from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
 
-Tensors = Mapping[str, Tensor]  # every tensor leads with the sample axis, so that chunks concatenate
-Trained = Callable[[str], "Method"]  # a reference that a recipe holds (run, checkpoint or file) -> what it left
+Tensors = Mapping[str, Tensor]  # by name; the sample axis comes first in each, so that chunks can be concatenated
+LoadMethod = Callable[[str], "Method"]  # a reference in a recipe (run, checkpoint or file) -> the method stored there
 
 
 class Memory(nn.Module):
-    """What a method remembers from step to step in persistent buffers, each rank its share of a whole.
+    """A method's memory from step to step, in persistent buffers of which each rank holds its share.
 
-    sharded: whether the buffers differ by rank; checkpoints then keep every rank's.
+    sharded: True if the buffers differ by rank; a checkpoint then holds those of every rank.
     """
 
     sharded: bool = True
 
     def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
-        """Takes this rank's share of a checkpoint of another number of ranks. held(name, r) reads what buffer `name` of
-        its rank r was, on the CPU; a share that does not go by the number of ranks alone raises Refusal."""
+        """Fills this rank's share from a checkpoint of another number of ranks. held(name, r) reads buffer `name` of
+        rank r of that checkpoint, on the CPU. Raises Refusal for buffers whose shapes the number of ranks does not
+        explain."""
         raise NotImplementedError
 
 
 class Method(nn.Module):
-    """A paper: its networks, its equation and its memories.
+    """A paper's method: its networks, its equation and its memories.
 
     A loss is the mean over this rank's own samples; the engine averages gradients over ranks; together that is the
     gradient of the global mean. No rank, device, dtype or chunk appears in a method's file.
     """
 
-    views: ClassVar[int | None] = None  # how many of each image it takes; None: any number
-    jigsaw: ClassVar[bool] = False  # whether the second view is to be shuffled patches: data/augment/jigsaw.py
-    classifies: ClassVar[bool] = False  # whether it has logits
-    head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a text: the option that says so
-    classes: int = 0  # that it tells apart, if it classifies
-    unadapted: ClassVar[tuple[str, ...]] = ()  # names of weights whose steps LARS and LAMB leave as SGD and Adam do
-    encoder: nn.Module  # what is kept when training ends
-    whole_batch: str = ""  # why its batch cannot be computed in chunks, as a clause; "": it can
+    views: ClassVar[int | None] = None  # of each image; None: any number
+    jigsaw: ClassVar[bool] = False  # True: the second view is shuffled patches, data/augment/jigsaw.py
+    classifies: ClassVar[bool] = False  # True: it has logits
+    head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a str: the option with their number
+    classes: int = 0  # of its classifier; 0: it has none
+    unadapted: ClassVar[tuple[str, ...]] = ()  # names of weights that LARS and LAMB step without a trust ratio
+    encoder: nn.Module  # kept when training ends
+    whole_batch: str = ""  # the reason why its batch cannot be computed in chunks, as a clause; "": it can
 
     @property
     def sharded(self) -> dict[str, Memory]:
@@ -52,14 +53,14 @@ class Method(nn.Module):
         return frozenset(f"{name}.{buffer}" for name, memory in self.sharded.items() for buffer in memory.state_dict())
 
     def prepare(self, images: int, classes: int) -> None:
-        """Once, after the constructor, for training and evaluation alike: makes what depends on the number of training
-        images and of their classes."""
+        """Makes what depends on the number of training images and of their classes. Called once after the constructor,
+        for training and evaluation alike."""
 
-    def take(self, trained: Trained, fresh: bool) -> None:
-        """Once, before it is trained, after prepare: takes from other runs what its options name.
+    def load_pretrained(self, load: LoadMethod, fresh: bool) -> None:
+        """Loads what its options name from other runs. Called once, after prepare, before training.
 
-        trained(where) is a method as training left it, on the CPU, in eval mode and without gradients. Starting weights
-        are taken where `fresh` (training begins, from no checkpoint of its own), and what teaches it always. Raises
+        load(reference) is a method as training left it, on the CPU, in eval mode and without gradients. Starting
+        weights are loaded only if `fresh` (training starts without a checkpoint of its own), a teacher always. Raises
         Refusal for what does not fit.
         """
 
@@ -75,18 +76,19 @@ class Method(nn.Module):
         return {}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
-        """The paper's equation: mean over this rank's own samples. Stop-gradients stand here."""
+        """The paper's equation: the mean over this rank's own samples. Stop-gradients belong here."""
         raise NotImplementedError
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
-        """After the optimizer's step: moving averages, queues, banks. progress runs from 0 to 1 over the training."""
+        """Updates moving averages, queues and banks. Called after each step of the optimizer; progress runs from 0 to 1
+        over the training."""
 
     def scalars(self) -> dict[str, float]:
-        """For the monitor, beside the loss: what else of the method moves."""
+        """Further numbers that the monitor logs with the loss, by name."""
         return {}
 
     def measured(self, z: Tensors, t: Tensors) -> Tensor | None:
-        """(N, V, D): what the monitor measures: V embeddings of each sample, which should be near; None: nothing."""
+        """(N, V, D): V embeddings of each sample, which should be near each other, for the monitor; None: none."""
         return next((x for x in z.values() if x.ndim == 3), None)
 
     def represent(self, images: Tensor) -> Tensor:
@@ -94,5 +96,5 @@ class Method(nn.Module):
         return self.encoder(images)
 
     def logits(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) -> (N, classes), of a method that classifies: log-probabilities but for a constant."""
+        """images (N, 3, H, W) -> (N, classes): log-probabilities up to a constant, of a method that classifies."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Option types that all papers share, and what options are validated against. Loads no torch."""
+"""Option types that all papers share, and constraints between options. Loads no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -9,7 +9,9 @@ from pydantic import Field
 # are fp32 (fp64 for fp64 inputs, which are computed with as they are).
 Operands = Literal["fp32", "tf32", "bf16", "fp16"]
 
-LARGEST_EXPONENT = 40.0  # exp(+-40), and its sum over any batch or queue, are far inside fp32
+# The largest absolute exponent x at which e^x can be summed in fp32 without first subtracting the maximum: e^40, and
+# its sum over any batch or queue, are far inside the range of fp32.
+LARGEST_EXPONENT = 40.0
 
 Reference = Annotated[
     str,
@@ -20,20 +22,24 @@ TeacherPrecision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What an option stands beside. method: the options of its section, an attribute each; chunks: 1 where the machine
-    chooses."""
+class OptionContext:
+    """What an option is validated against: the method's other options (by attribute), the encoder's, the number of
+    workers, engine.chunks (1 where that is auto), and the global batch."""
 
     method: Any
     encoder: Any
     workers: int
     chunks: int
+    batch: int
 
 
 @runtime_checkable
-class Fitting(Protocol):
-    """Stands in an option's type: `shuffle: Annotated[bool, OverLocalNorms()]`."""
+class Constraint(Protocol):
+    """A constraint that an option's type carries, as in `shuffle: Annotated[bool, NeedsLocalNorm()]`.
 
-    def fits(self, value: Any, beside: Beside) -> None:
+    A group of options may carry its own: a model with the method `check(self, context)`, as QueueOptions has.
+    """
+
+    def check(self, value: Any, context: OptionContext) -> None:
         """Raises Refusal, which names what has to change."""
         ...

@@ -1,1 +1,1 @@
-"""Batches to an encoder: the loop, one step, the engine."""
+"""Trains an encoder on batches: the loop, one step, the engine."""

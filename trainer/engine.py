@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few verbs: embed, backward, step, and the pieces that a checkpoint keeps."""
+"""DeepSpeed behind a few methods: embed, backward, step, and the tensors that a checkpoint holds."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.shard import Piece
@@ -18,7 +18,7 @@ from kilobatch.trainer.chunking import Chunking
 from kilobatch.trainer.costs.zero_memory import BUCKET
 from kilobatch.trainer.optim.lars import LARS
 from kilobatch.trainer.optim.zero_partitions import partitions, refresh, restore_state, state_pieces
-from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.options import EngineOptions, zero_problem
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,9 +26,9 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Engine:
     """One method, its optimizer, and the process group that they train in.
 
-    The process group is initialised and the optimizer built on the method before; the method is moved to the device.
-    A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step; at ZeRO 2
-    each backward averages its part of them, and a rank keeps the averages that it will update with alone.
+    Before it is built, the process group is initialised, the method is on its device, and the optimizer is built on the
+    method. A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step; at
+    ZeRO 2 each backward averages its part of them, and a rank keeps only the averages that it updates with.
 
     Raises Refusal for chunks that do not divide the batch, or that a norm over the global batch or the method rules
     out, and under ZeRO for an optimizer that needs whole tensors.
@@ -39,31 +39,32 @@ class Engine:
     ) -> None:
         self.chunking = Chunking(options, method, batch_per_rank, device, self.autocast)
         self.method, self.optimizer, self.options, self.device = method, optimizer, options, device
-        _refuse_whole_tensors(optimizer, options)
-        # At ZeRO 2 gradients are gone after a backward: a sum of their norms, which their infinities and NaNs reach.
-        self._seen = torch.zeros((), device=device) if options.zero == 2 else None
-        if self._seen is not None:
+        if problem := zero_problem(options.zero, type(optimizer).__name__.lower()):
+            raise Refusal(problem)
+        # At ZeRO 2 a rank's own gradients are gone after a backward, so the sum of their norms is kept for finite():
+        # an infinity or NaN in any of them is in the sum as well.
+        self._norm_sum = torch.zeros((), device=device) if options.zero == 2 else None
+        if self._norm_sum is not None:
             for p in method.parameters():
                 if p.requires_grad:
-                    p.register_post_accumulate_grad_hook(self._see)  # before DeepSpeed's own, which averages
+                    p.register_post_accumulate_grad_hook(self._add_norm)  # before DeepSpeed's own, which averages
         self.trained = [p for p in method.parameters() if p.requires_grad]
         self._deepspeed = _initialize(method, optimizer, options, device, batch_per_rank)
-        # Its average over one rank would be two copies of all gradients.
-        self._averages = across.size() > 1 or options.zero > 0
+        # Averaging over one rank would cost two copies of all gradients and change nothing.
+        self._averages = collectives.world_size() > 1 or options.zero > 0
         self._deepspeed.enable_backward_allreduce = self._averages
         names = {p: name for name, p in method.named_parameters()}
         self._parts = partitions(self._deepspeed.optimizer, names) if options.zero else []
         if self._parts and isinstance(optimizer, LARS):
-            optimizer.cut(self._parts)
+            optimizer.use_partitions(self._parts)
         self._scaler: torch.amp.GradScaler | None = self._deepspeed.torch_autocast_z0_gradscaler
         self.loss_scale = self._scaler.get_scale() if self._scaler else 1.0
-        self.skipped = 0  # steps that fp16 overflow left out
+        self.skipped = 0  # steps without an update, because fp16 gradients overflowed
         if options.compile:
             self._deepspeed.compile()
 
     def autocast(self) -> torch.autocast:
-        enabled = self.options.precision != "fp32"
-        return torch.autocast(self.device.type, AUTOCAST.get(self.options.precision), enabled=enabled)
+        return autocast(self.options.precision, self.device.type)
 
     def embed(self, views: Tensor) -> Tensors:
         """method.embed under autocast. views (N, V, 3, H, W)."""
@@ -75,41 +76,45 @@ class Engine:
             return self.method.target(views)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradient to this rank's own; below ZeRO 2 nothing crosses ranks but what the loss sends."""
+        """Adds the loss's gradient to this rank's own gradients.
+
+        Below ZeRO 2 the only communication is that of the loss itself.
+        """
         self._deepspeed.backward(loss, scale_wrt_gas=False)
 
     def finite(self) -> Tensor:
-        """0-dim bool: whether all of this rank's own gradients since the last step are finite."""
-        if self._seen is not None:
-            return self._seen.isfinite()
+        """0-dim bool: all of this rank's own gradients since the last step are finite."""
+        if self._norm_sum is not None:
+            return self._norm_sum.isfinite()
         grads = [p.grad for p in self.trained if p.grad is not None]
         return torch.stack(torch._foreach_norm(grads)).isfinite().all()  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
-    def _see(self, p: Tensor) -> None:
-        assert self._seen is not None and p.grad is not None
-        self._seen += torch.linalg.vector_norm(p.grad)
+    def _add_norm(self, p: Tensor) -> None:
+        assert self._norm_sum is not None and p.grad is not None
+        self._norm_sum += torch.linalg.vector_norm(p.grad)
 
     def agree(self, flags: Tensor) -> Tensor:
         """The maximum of each flag over ranks: one small all-reduce. flags: any shape, integer."""
-        return across.all_max(flags.to(self.device))
+        return collectives.all_reduce_max(flags.to(self.device))
 
     def step(self, lr: float) -> None:
         """Averages the gradients over ranks, updates with this learning rate, and drops the gradients.
 
-        In fp16 an overflow on any rank leaves the update out on all, and halves the loss scale.
+        In fp16 an overflow on any rank skips the update on all, and halves the loss scale.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if not self._averages:
             for p in self.trained:
-                if p.grad is None:  # no loss has reached it: averaging would make it zero, and the optimizer decays it
+                # No loss depends on p. On several ranks averaging makes its gradient zero, and the optimizer decays it.
+                if p.grad is None:
                     p.grad = torch.zeros_like(p)
         self._deepspeed.step()
         if self._parts:
             assert not self._deepspeed.optimizer.overflow, "DeepSpeed left out a step of finite gradients"
-        if self._seen is not None:
-            self._seen.zero_()
+        if self._norm_sum is not None:
+            self._norm_sum.zero_()
         if self._scaler:
             before, self.loss_scale = self.loss_scale, self._scaler.get_scale()
             self.skipped += self.loss_scale < before
@@ -119,11 +124,11 @@ class Engine:
         return {"loss_scale": self.loss_scale, "skipped_steps": self.skipped} if self._scaler else {}
 
     def pieces(self) -> dict[str, Piece]:
-        """Everything that training changes, for a checkpoint:
+        """Everything that training changes, for a checkpoint.
 
-        method.NAME parameters (fp32: ZeRO's masters are equal to them) and persistent buffers; optimizer.KEY.NAME the
-        optimizer's state of parameter NAME, under ZeRO this rank's slice of it, under the same name;
-        scaler.* the fp16 loss scale; engine.parts what engine.chunks=auto came to, over all ranks.
+        method.NAME: parameters (fp32: ZeRO's masters are equal to them) and persistent buffers; optimizer.KEY.NAME: the
+        optimizer's state of parameter NAME, under ZeRO this rank's slice of it; scaler.*: the fp16 loss scale;
+        engine.parts: the chunks of all ranks, where engine.chunks is auto.
         """
         own = self.method.own_buffers
         pieces = {f"method.{name}": Piece.of(tensor, own=name in own) for name, tensor in self._state().items()}
@@ -143,12 +148,12 @@ class Engine:
 
     @torch.no_grad()
     def restore(self, saved: Saved) -> None:
-        """Takes all that pieces() gave, on any number of ranks and at any ZeRO stage.
+        """Reads everything that pieces() wrote, on any number of ranks and at any ZeRO stage.
 
-        Raises Refusal when the checkpoint lacks a tensor, or has it in another shape, or by rank and not whole, or the
-        other way round.
+        Raises Refusal when the checkpoint lacks a tensor, has it in another shape, or holds by rank what this run holds
+        whole, or the other way round.
         """
-        own, world = self.method.own_buffers, across.size()
+        own, world = self.method.own_buffers, collectives.world_size()
         whole, parts = set(saved.names()), set(saved.own_names())
         for name, tensor in self._state().items():
             if f"method.{name}" in (whole if name in own else parts):
@@ -159,7 +164,7 @@ class Engine:
                 )
             if name in own and saved.world != world:
                 continue
-            stored = saved.own(f"method.{name}", across.rank()) if name in own else saved.whole(f"method.{name}")
+            stored = saved.own(f"method.{name}", collectives.rank()) if name in own else saved.whole(f"method.{name}")
             if stored.shape != tensor.shape:
                 raise Refusal(
                     f"the checkpoint's {name} is {tuple(stored.shape)}, this run's {tuple(tensor.shape)}; "
@@ -171,7 +176,7 @@ class Engine:
                 memory.reshard(saved.world, lambda buffer, rank, of=name: saved.own(f"method.{of}.{buffer}", rank))
         self._restore_optimizer(saved)
         if "engine.parts" in saved.names():
-            self.chunking.pin(int(saved.whole("engine.parts")))
+            self.chunking.resume(int(saved.whole("engine.parts")))
         if self._scaler:
             counters = self._scaler.state_dict()
             counters["scale"] = self.loss_scale = saved.whole("scaler.scale").item()
@@ -196,79 +201,89 @@ class Engine:
         return None
 
     def _state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers, the tensors themselves."""
+        """Parameters and persistent buffers, not copied."""
         return self.method.state_dict(keep_vars=True)
+
+
+def autocast(precision: str, device: str) -> torch.autocast:
+    """The autocast context of engine.precision ("fp32", "bf16" or "fp16") on this kind of device; off in fp32."""
+    return torch.autocast(device, AUTOCAST.get(precision), enabled=precision != "fp32")
 
 
 def _initialize(
     method: Method, optimizer: Optimizer, options: EngineOptions, device: torch.device, batch_per_rank: int
 ) -> Any:
-    """deepspeed.initialize, its traps closed."""
+    """deepspeed.initialize with this project's configuration; parameters and device are checked around it."""
     assert dist.is_initialized(), "the process group comes first"
+    _check_parameters(method)
+    deepspeed = _import_deepspeed(device)
+    deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    initial_step = optimizer.register_step_pre_hook(_refuse_initial_step)
+    logging.getLogger("DeepSpeed").addFilter(_is_other_than_untested_optimizer)
+    engine, *_ = deepspeed.initialize(
+        model=method, optimizer=optimizer, config=_config(options, batch_per_rank), dist_init_required=False
+    )
+    initial_step.remove()
+    assert engine.device == device or device.index is None and engine.device.type == device.type, engine.device
+    return engine
+
+
+def _check_parameters(method: Method) -> None:
     for name, p in method.named_parameters():
         assert p.dtype == torch.float32, f"{name} is {p.dtype}: low precision is autocast's part"
         assert p.dim() > 0, f"{name} has no dimension, which DeepSpeed cannot broadcast; give it the shape (1,)"
         assert p.is_contiguous(), f"{name} is not contiguous, and DeepSpeed views it flat; channels-last is for inputs"
 
-    # Else it chooses an accelerator that this run may not use, and warns of it.
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """The module, imported with the environment that it reads then."""
+    # Otherwise DeepSpeed chooses an accelerator that this run may not use, and warns of it.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA on a CPU machine
+    # On a machine without CUDA this logger warns that there is none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import deepspeed
     import deepspeed.ops
 
-    # Its shared-memory all-reduce for CPUs takes a C++ compiler and up to a minute on first use, and its segments
-    # outlive a killed worker; gloo is what the tests hold us to.
+    # DeepSpeed's shared-memory all-reduce for CPUs needs a C++ compiler and up to a minute on first use, and its
+    # segments outlive a killed worker. The tests run on gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    return deepspeed
 
+
+def _config(options: EngineOptions, batch_per_rank: int) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": batch_per_rank,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # gradients stay local until step(), however many backwards
-        "gradient_clipping": options.clip,  # its own default is 1.0
+        "gradient_clipping": options.clip,  # DeepSpeed's own default is 1.0
         "zero_optimization": {"stage": options.zero},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
+        "timers": {"throughput": {"enabled": False}},  # this timer waits for the device in every step
     }
     if options.zero:
         config["zero_optimization"] |= {
             "round_robin_gradients": False,
             "overlap_comm": False,
-            "contiguous_gradients": options.zero == 2,  # at 1 it would copy all gradients once more
-            "reduce_bucket_size": BUCKET,  # its own default takes 2 GB
+            "contiguous_gradients": options.zero == 2,  # at stage 1 it would copy all gradients once more
+            "reduce_bucket_size": BUCKET,  # DeepSpeed's own default takes 2 GB
             "compute_grad_norm": options.clip > 0,
         }
     if options.precision != "fp32":
-        # Not "bf16"/"fp16": they cast parameters and leave buffers. No module communicates in low precision.
+        # Not DeepSpeed's "bf16" or "fp16" sections: they cast parameters and leave buffers. The empty list: no module
+        # communicates in low precision.
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[options.precision]
         config["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
-
-    phantom = optimizer.register_step_pre_hook(_refuse_phantom_step)
-    logging.getLogger("DeepSpeed").addFilter(_not_of_untested_optimizers)
-    engine, *_ = deepspeed.initialize(model=method, optimizer=optimizer, config=config, dist_init_required=False)
-    phantom.remove()
-    assert engine.device == device or device.index is None and engine.device.type == device.type, engine.device
-    return engine
+    return config
 
 
-def _refuse_whole_tensors(optimizer: Optimizer, options: EngineOptions) -> None:
-    """ZeRO gives the optimizer flat tensors: right for what works by element, and for LARS, which is told of the cuts.
-
-    Raises Refusal for an optimizer that is neither.
-    """
-    if options.zero and not isinstance(optimizer, LARS | torch.optim.SGD | torch.optim.AdamW):
-        raise Refusal(
-            f"engine.zero is {options.zero}, under which {type(optimizer).__name__} would take the norms of a rank's "
-            "pieces for those of whole tensors; use engine.zero=0, or optimizer.name=lars, sgd or adamw"
-        )
+def _is_other_than_untested_optimizer(record: logging.LogRecord) -> bool:
+    """A log filter that drops DeepSpeed's warning of optimizers that it has not tested; this project's tests do."""
+    return "untested optimizer" not in record.getMessage()
 
 
-def _not_of_untested_optimizers(record: logging.LogRecord) -> bool:
-    return "untested optimizer" not in record.getMessage()  # the tests have them
-
-
-def _refuse_phantom_step(*_: Any) -> None:
-    # Some of its modes step once with zero gradients, to allocate state: weight decay would move the weights.
+def _refuse_initial_step(*_: Any) -> None:
+    # Some of DeepSpeed's modes step once with zero gradients, to allocate state: weight decay would move the weights.
     raise AssertionError("DeepSpeed stepped the optimizer while initialising")

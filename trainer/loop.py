@@ -1,4 +1,4 @@
-"""The loop: batches in, a trained encoder out, through any signal and any kill."""
+"""The training loop: steps, logs, evaluations and checkpoints, from any checkpoint on and up to a signal."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from kilobatch.data.batch import Batch
 from kilobatch.data.errors import Refusal
 from kilobatch.data.loading.loader import Loader
 from kilobatch.data.views.options import Views
-from kilobatch.methods import collectives as across
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods import collectives
+from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.rng_state import restore_rng, rng_pieces
 from kilobatch.trainer.checkpoint.writer import Checkpoints
@@ -21,18 +21,19 @@ from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.monitor.embedding_metrics import collapse, measure
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim.lars import LARS
-from kilobatch.trainer.ranks.heartbeat import beat
-from kilobatch.trainer.step import Outcome, check_finite, forward_backward
+from kilobatch.trainer.ranks.heartbeat import heartbeat
+from kilobatch.trainer.step import StepOutput, check_finite, forward_backward
 
 
 @dataclass
 class Loop:
-    """One training. Every rank has one, and all of them do the same steps.
+    """One training. Every rank has a Loop, and all of them take the same steps.
 
-    learning_rate: of a step; evaluate: of the epochs that have ended, run on all ranks together, returns what to log;
-    asked_to_stop: whether this process was sent a signal; monitor: rank 0's, None on the others; recipe: kept in
-    checkpoints, so that an export needs nothing else; images, classes: how many the training data have, likewise;
-    data_sha256: of the training images and which of them have labels, so that a resume notices others.
+    learning_rate: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
+    values to log; stop_requested: true once this process has received a stop signal; monitor: rank 0's, None on the
+    others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many the training
+    data have, stored likewise; data_sha256: of the training images and of which of them have labels, so that a resume
+    notices other data.
     """
 
     engine: Engine
@@ -42,7 +43,7 @@ class Loop:
     epochs: int
     learning_rate: Callable[[int], float]
     evaluate: Callable[[int], dict[str, float]]
-    asked_to_stop: Callable[[], bool]
+    stop_requested: Callable[[], bool]
     monitor: Monitor | None
     log_every: int
     recipe: dict[str, Any]
@@ -55,8 +56,11 @@ class Loop:
         return self.epochs * self.loader.steps_per_epoch
 
     def run(self, step: int) -> bool:
-        """Goes on after `step` steps. Returns True at the end, False where a signal on any rank made all ranks save
-        after the same step and leave. Raises NonFinite before an update that would spoil the weights."""
+        """Trains on from step number `step`. Returns True at the end of the training, False after a stop signal.
+
+        A signal on any rank makes all ranks save after the same step and return. Raises NonFinite before an update
+        that would spoil the weights.
+        """
         per_epoch = self.loader.steps_per_epoch
         while True:
             epoch, within = divmod(step, per_epoch)
@@ -70,9 +74,11 @@ class Loop:
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
-                beat(pace=True)  # a rank whose data do not come is then behind those that wait for it in the step
+                # One heartbeat before the step as well: a rank whose data do not come has then sent one fewer than the
+                # ranks that wait for it in the step.
+                heartbeat(in_step=True)
                 stop = self._step(step, batch, waited)
-                beat(pace=True)
+                heartbeat(in_step=True)
                 step += 1
                 if stop and step < self.steps:
                     self._save(step, wait=True)
@@ -80,28 +86,28 @@ class Loop:
             assert next(batches, None) is None, "the loader yields steps_per_epoch batches"
 
     def _step(self, step: int, batch: Batch, waited: float) -> bool:
-        """One update, its log and its checkpoint. Returns whether to stop."""
+        """One update, its log and its checkpoint. Returns True where a rank has received a stop signal."""
         if step == 0 and self.monitor:
             self.monitor.images(batch.views, self.views.mean, self.views.std)
         outcome = forward_backward(self.engine, batch)
-        flags = self.asked_to_stop(), self.checkpoints.due_by_clock()
+        flags = self.stop_requested(), self.checkpoints.due_by_clock()
         stop, due = check_finite(self.engine, outcome, step, flags)
         lr = self.learning_rate(step)
         self.engine.step(lr)
-        norm.commit(self.engine.method)
+        batch_norm.commit(self.engine.method)
         self.engine.method.update(outcome.z, outcome.t, batch, (step + 1) / self.steps)
 
         done = step + 1
         if self.monitor:
-            self.monitor.progress(done, len(batch) * across.size(), waited)
+            self.monitor.progress(done, len(batch) * collectives.world_size(), waited)
         if done % self.log_every == 0 or done in (1, self.steps):
             self._log(done, outcome, lr)
         if (due or self.checkpoints.due_by_steps(done)) and not stop and done < self.steps:
             self._save(done, wait=False)
         return stop
 
-    def _log(self, done: int, outcome: Outcome, lr: float) -> None:
-        loss = across.mean(outcome.loss.double())
+    def _log(self, done: int, outcome: StepOutput, lr: float) -> None:
+        loss = collectives.mean(outcome.loss.double())
         if not self.monitor:
             return
         values = {"train/loss": loss.item(), "train/lr": lr, "train/epoch": done / self.loader.steps_per_epoch}
@@ -110,18 +116,19 @@ class Loop:
         z = self.engine.method.measured(outcome.z, outcome.t)
         if z is not None and min(z.shape[:2]) > 1:  # two samples and two views of each: negatives and positives
             values |= measure(z)
-            if found := collapse(values):
-                self.monitor.warn_once(found)
+            if warning := collapse(values):
+                self.monitor.warn_once(warning)
         if isinstance(self.engine.optimizer, LARS):
             values |= _on_host({f"trust_ratio/{k}": v for k, v in self.engine.optimizer.trust_ratios().items()})
         self.monitor.log(done, values | self.monitor.rates())
 
     def _end_epoch(self, epoch: int, step: int) -> None:
-        # Also right after a resume at this step: the kill may have come before the line was written.
+        # run() calls this also right after a resume at this step: the run may have been killed before the values were
+        # written.
         values = self.evaluate(epoch)
         if values and self.monitor:
             self.monitor.log(step, {"epoch": epoch, **values})
-            self.monitor.rates()  # the time of the evaluation is not the training's
+            self.monitor.rates()  # begins a new interval, so that the evaluation's time is not counted as training
 
     def _save(self, step: int, wait: bool) -> None:
         per_epoch = self.loader.steps_per_epoch
@@ -131,11 +138,11 @@ class Loop:
         self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
 
     def restore(self, saved: Saved) -> int:
-        """Takes up a checkpoint. Returns its step.
+        """Loads a checkpoint into engine and random generators. Returns its step.
 
-        On as many ranks as wrote it, what follows is the uninterrupted run bit for bit; on another number the batches
-        are the same, and the random generators, which have other states there, start anew from the step.
-        Raises Refusal where the data are others now.
+        On as many ranks as wrote it, training goes on bit for bit as the uninterrupted run does. On another number of
+        ranks the batches are the same, but the generators are seeded anew from the step, as their states are by rank.
+        Raises Refusal where the training data have changed.
         """
         step, per_epoch = saved.meta["step"], saved.meta["steps_per_epoch"]
         if per_epoch != self.loader.steps_per_epoch:
@@ -151,13 +158,13 @@ class Loop:
             )
         self.engine.restore(saved)
         self.checkpoints.resumed(step)
-        if saved.world == across.size():
-            restore_rng(saved, across.rank())
+        if saved.world == collectives.world_size():
+            restore_rng(saved, collectives.rank())
         else:
-            torch.manual_seed(torch.initial_seed() + step * across.size())
+            torch.manual_seed(torch.initial_seed() + step * collectives.world_size())
         return step
 
 
 def _on_host(values: dict[str, Tensor]) -> dict[str, float]:
-    """One transfer for all."""
+    """The values as floats, by one transfer from the device."""
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}

@@ -1,8 +1,10 @@
-"""What a recipe may say about engine, optimizer and checkpoints."""
+"""Recipe section `engine`, and the rules by which its options go with other sections. Loads no torch."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ZERO_OPTIMIZERS = ("lars", "sgd", "adamw")
 
 
 class EngineOptions(BaseModel):
@@ -54,3 +56,31 @@ class EngineOptions(BaseModel):
         if self.keep != "auto" and self.chunks != "auto" and self.keep > self.chunks:
             raise ValueError(f"keep {self.keep} is more than chunks {self.chunks}; use at most that, or auto")
         return self
+
+
+def zero_problem(zero: int, optimizer: str) -> str | None:
+    """Says why the optimizer of this name does not work under this ZeRO stage, and the way out; None: it does.
+
+    ZeRO gives an optimizer flat pieces of a group's parameters. That is right for one that updates element by element,
+    and for LARS, which is told where the parameters lie in them.
+    """
+    if not zero or optimizer in ZERO_OPTIMIZERS:
+        return None
+    return (
+        f"engine.zero {zero} with optimizer.name {optimizer}: it would take the norms of a rank's pieces for those of "
+        "whole tensors; use engine.zero=0, or optimizer.name=lars, sgd or adamw"
+    )
+
+
+def chunks_problem(chunks: int, global_norm: bool, whole_batch: str = "") -> str | None:
+    """Says why a rank's batch cannot be computed in so many chunks, and the way out; None: it can.
+
+    global_norm: the encoder's BatchNorm takes statistics over the global batch; whole_batch: the method's own reason,
+    a clause, if it has one.
+    """
+    if chunks > 1 and global_norm:
+        return (
+            f"engine.chunks {chunks} with encoder.norm global: global statistics need the whole batch at once, "
+            "a chunk sees its part only; use engine.chunks=1 or encoder.norm=local"
+        )
+    return f"engine.chunks is {chunks}, but {whole_batch}; use engine.chunks=1" if chunks > 1 and whole_batch else None

@@ -1,4 +1,4 @@
-"""The parity table: gradients and memories of any ranks x chunks against the paper's formula in one process, fp64."""
+"""The parity table: compares gradients and memories on ranks x chunks with the paper's formula in one fp64 process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.parity.lookup import standard
 from kilobatch.methods.parity.standard import Construction, Loss, Standard
 from kilobatch.trainer.chunking import Chunking
@@ -19,7 +19,7 @@ from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import forward_backward, join
 
-Norm = Literal["fixed", "global", "local"]  # fixed: by the running statistics, so that samples do not meet in it
+Norm = Literal["fixed", "global", "local"]  # fixed: with the running statistics, so each sample is normalised alone
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
@@ -28,8 +28,8 @@ SIDE = 12
 
 
 @dataclass(frozen=True)
-class Layout:
-    """kept: chunks that keep their graph."""
+class ParityLayout:
+    """Ranks and chunks of one comparison. kept: chunks that keep their graph."""
 
     norm: Norm
     ranks: int
@@ -38,27 +38,27 @@ class Layout:
 
 
 LAYOUTS = (
-    *(Layout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (4, 1))),
-    Layout("fixed", 1, 4, 2),
-    Layout("fixed", 2, 2, 1),
-    *(Layout("global", ranks, 1) for ranks in (1, 2, 4)),
-    *(Layout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (4, 1))),
-    Layout("local", 1, 4, 2),
-    Layout("local", 2, 2, 1),
+    *(ParityLayout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (4, 1))),
+    ParityLayout("fixed", 1, 4, 2),
+    ParityLayout("fixed", 2, 2, 1),
+    *(ParityLayout("global", ranks, 1) for ranks in (1, 2, 4)),
+    *(ParityLayout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (4, 1))),
+    ParityLayout("local", 1, 4, 2),
+    ParityLayout("local", 2, 2, 1),
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One comparison with the formula. error: |got - want| / |want| over all parameters' gradients, or all keys."""
 
     name: str
-    layout: Layout
+    layout: ParityLayout
     precision: Precision
     error: float
     cosine: float
     norm_ratio: float
-    right: bool  # whether it ought to agree
+    right: bool  # False: a wrong construction, which the check must find to differ
 
     @property
     def agrees(self) -> bool:
@@ -66,59 +66,59 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """What is right agrees, what is wrong is found out."""
+        """A right construction agrees with the formula, a wrong one does not."""
         return self.agrees == self.right
 
 
-def verify(*names: str) -> dict[str, list[Row]]:
-    """By method: the parity table of methods/<name>.py on real process groups, then constructions that the check must
-    tell apart. All methods share the groups: to start one takes longer than to check a method in it.
+def parity_tables(*names: str) -> dict[str, list[ParityRow]]:
+    """The parity table of each method, on real process groups, followed by right and wrong constructions of its loss.
 
-    Raises Refusal for a method without a table.
+    All methods share the groups, because starting one takes longer than checking a method in it. Raises Refusal for a
+    method without a table.
     """
-    rows: dict[str, list[Row]] = {name: [] for name in names}
+    rows: dict[str, list[ParityRow]] = {name: [] for name in names}
     standards = {name: standard(name) for name in names}
     for ranks in RANKS:
-        # Rank 0 speaks for all: after averaging, every rank holds the same gradients, and each gathers what is kept.
-        found = _found(names) if ranks == 1 else run_ranks(ranks, _found, names, timeout=900.0)[0]
+        # Rank 0's result is enough: averaged gradients are the same on every rank, and memories are gathered.
+        tables = _tables(names) if ranks == 1 else run_ranks(ranks, _tables, names, timeout=900.0)[0]
         for name, expected in standards.items():
-            rows[name] += _rows(name, expected, ranks, found[name])
+            rows[name] += _rows(name, expected, ranks, tables[name])
     return rows
 
 
-def _rows(name: str, expected: Standard, ranks: int, got: "_Table") -> Iterator[Row]:
+def _rows(name: str, expected: Standard, ranks: int, got: "_Table") -> Iterator[ParityRow]:
     layouts = [layout for layout in LAYOUTS if layout.ranks == ranks]
     wants = {parts_of: _reference(expected, expected.formula, *parts_of) for parts_of in map(_parts, layouts)}
     for layout in layouts:
         for precision in DTYPE:
-            gradient, kept = got.layouts[layout, precision]
+            gradient, memory = got.layouts[layout, precision]
             want = wants[_parts(layout)]
             yield _row(name, layout, precision, gradient, want.gradient, right=True)
-            if kept is not None and want.kept is not None:
-                yield _row(f"{name}, what it remembers", layout, precision, kept, want.kept, right=True)
+            if memory is not None and want.memory is not None:
+                yield _row(f"{name}, what it remembers", layout, precision, memory, want.memory, right=True)
     for construction, gradient in zip(expected.constructions, got.constructions, strict=False):
-        layout, want = Layout("fixed", ranks, 1), _reference(expected, construction.formula, "fixed", 1)
+        layout, want = ParityLayout("fixed", ranks, 1), _reference(expected, construction.formula, "fixed", 1)
         yield _row(construction.name, layout, "fp64", gradient, want.gradient, right=construction.right)
 
 
-def _row(name: str, layout: Layout, precision: Precision, got: Tensor, want: Tensor, right: bool) -> Row:
+def _row(name: str, layout: ParityLayout, precision: Precision, got: Tensor, want: Tensor, right: bool) -> ParityRow:
     got, want = got.double().flatten(), want.flatten()
     error = ((got - want).norm() / want.norm()).item()
     cosine = torch.cosine_similarity(got, want, dim=0).item()
     ratio = (got.norm() / want.norm()).item()
-    return Row(name, layout, precision, error, cosine, ratio, right)
+    return ParityRow(name, layout, precision, error, cosine, ratio, right)
 
 
-def _parts(layout: Layout) -> tuple[Norm, int]:
-    """What the formula is computed with: in how many parts a local norm sees the batch."""
+def _parts(layout: ParityLayout) -> tuple[Norm, int]:
+    """The norm, and the number of parts that it splits the global batch into; 1 unless it is local."""
     return layout.norm, layout.ranks * layout.chunks if layout.norm == "local" else 1
 
 
 def _method(expected: Standard, mode: Norm) -> Method:
-    """The same weights in every process; fp64."""
+    """The method in fp64, with the same weights in every process."""
     torch.manual_seed(0)
     method = expected.build("global" if mode == "global" else "local").double()
-    for module in norm.norms(method):
+    for module in batch_norm.norms(method):
         if isinstance(module.weight, nn.Parameter):
             nn.init.uniform_(module.weight, 0.5, 1.5)
         module.train(mode != "fixed")
@@ -132,24 +132,24 @@ def _batch(expected: Standard) -> Batch:
     return Batch(views, torch.arange(samples), expected.labels(samples))
 
 
-class _Found(NamedTuple):
-    """gradient: of all parameters, averaged over ranks; kept (m, D): what all ranks remember, in the order of rows."""
+class _StepResult(NamedTuple):
+    """gradient: of all parameters, averaged over ranks; memory (m, D): the keys that all ranks hold, sorted."""
 
     gradient: Tensor
-    kept: Tensor | None
+    memory: Tensor | None
 
 
-def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _Found:
-    """In one process by autograd, with torch's own BatchNorm in the place of ours."""
+def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _StepResult:
+    """The formula in one process by autograd, with torch's own BatchNorm in place of this project's."""
     method = _method(expected, mode)
     for name, ours in list(method.named_modules()):
-        if isinstance(ours, norm.BatchNorm):
+        if isinstance(ours, batch_norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
     chunks = _batch(expected).chunks(parts)
     z = join([method.embed(part.views) for part in chunks])
     t = join([method.target(part.views) for part in chunks])
     formula(method, z, t).backward()
-    return _Found(_flat(method), _sorted(expected.remembered(method, z, t)) if expected.remembered else None)
+    return _StepResult(_flat(method), _sorted(expected.remembered(method, z, t)) if expected.remembered else None)
 
 
 class _TorchNorm(nn.BatchNorm2d):
@@ -157,7 +157,7 @@ class _TorchNorm(nn.BatchNorm2d):
         assert input.ndim in (2, 4)
 
 
-def _torch_norm(ours: norm.BatchNorm) -> nn.BatchNorm2d:
+def _torch_norm(ours: batch_norm.BatchNorm) -> nn.BatchNorm2d:
     theirs = _TorchNorm(len(ours.weight)).double().train(ours.training)
     theirs.load_state_dict(ours.state_dict(), strict=False)
     theirs.weight.requires_grad_(isinstance(ours.weight, nn.Parameter))
@@ -166,7 +166,7 @@ def _torch_norm(ours: norm.BatchNorm) -> nn.BatchNorm2d:
 
 
 class PlainEngine(Engine):
-    """The engine's verbs without DeepSpeed, for parameters of any type."""
+    """The engine's embed, target and backward without DeepSpeed, for parameters of any type."""
 
     def __init__(self, method: Method, samples: int, **options: Any) -> None:
         """samples: of a rank; options: of EngineOptions."""
@@ -185,41 +185,41 @@ class PlainEngine(Engine):
 
 
 class _Table(NamedTuple):
-    """constructions: each one's gradient, on as many ranks as the check of them is made."""
+    """Results of one method on one number of ranks. constructions: their gradients, on the largest number of ranks."""
 
-    layouts: dict[tuple[Layout, Precision], _Found]
+    layouts: dict[tuple[ParityLayout, Precision], _StepResult]
     constructions: list[Tensor]
 
 
-def _found(names: Sequence[str]) -> dict[str, _Table]:
-    """In each of the ranks, by method."""
+def _tables(names: Sequence[str]) -> dict[str, _Table]:
+    """The results of each method. Runs in every rank."""
     return {name: _table(standard(name)) for name in names}
 
 
 def _table(expected: Standard) -> _Table:
-    mine = _batch(expected).chunks(across.size())[across.rank()]
-    got: dict[tuple[Layout, Precision], _Found] = {}
-    for layout in (layout for layout in LAYOUTS if layout.ranks == across.size()):
+    mine = _batch(expected).chunks(collectives.world_size())[collectives.rank()]
+    results: dict[tuple[ParityLayout, Precision], _StepResult] = {}
+    for layout in (layout for layout in LAYOUTS if layout.ranks == collectives.world_size()):
         for precision, dtype in DTYPE.items():
             method = _method(expected, layout.norm).to(dtype)
             batch = Batch(mine.views.to(dtype), mine.index, mine.label)
             outcome = forward_backward(PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept), batch)
-            gradient = across.mean(_flat(method))
+            gradient = collectives.mean(_flat(method))
             method.update(outcome.z, outcome.t, batch, 0.5)
-            kept = _sorted(across.gather(expected.held(method))) if expected.held else None
-            got[layout, precision] = _Found(gradient, kept)
-    constructions = expected.constructions if across.size() == RANKS[-1] else ()
-    return _Table(got, [_constructed(expected, construction, mine) for construction in constructions])
+            memory = _sorted(collectives.gather(expected.held(method))) if expected.held else None
+            results[layout, precision] = _StepResult(gradient, memory)
+    constructions = expected.constructions if collectives.world_size() == RANKS[-1] else ()
+    return _Table(results, [_constructed(expected, construction, mine) for construction in constructions])
 
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:
     method = _method(expected, "fixed")
     construction.loss(method, method.embed(mine.views), method.target(mine.views)).backward()
-    return across.mean(_flat(method))
+    return collectives.mean(_flat(method))
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """By the first column: no two keys of a test agree in it."""
+    """Rows in the order of their first column, in which no two keys of a table agree."""
     return rows[rows[:, 0].argsort()]
 
 

@@ -1,4 +1,4 @@
-"""One step's forward and backward, whole or in chunks, and the check that stands between it and the update."""
+"""Forward and backward of one step, whole or in chunks, and the check for NaN and infinity before the update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Tensors
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
 from kilobatch.trainer.engine import Engine
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutput:
     """loss: 0-dim, this rank's own mean; z, t: the method's outputs for this rank's batch. None carries gradient."""
 
     loss: Tensor
@@ -29,75 +29,77 @@ class NonFinite(RuntimeError):
     def __init__(self, step: int, loss_ranks: list[int], gradient_ranks: list[int]) -> None:
         self.step, self.loss_ranks, self.gradient_ranks = step, loss_ranks, gradient_ranks
         parts = [("the loss", loss_ranks), ("the gradient", gradient_ranks)]
-        found = " and ".join(f"{what} on {_ranks(ranks)}" for what, ranks in parts if ranks)
+        faults = " and ".join(f"{what} on {_ranks(ranks)}" for what, ranks in parts if ranks)
         super().__init__(
-            f"step {step}: not finite: {found}. Nothing was updated; the last checkpoint is good. "
+            f"step {step}: not finite: {faults}. Nothing was updated; the last checkpoint is good. "
             "Lower the learning rate, lengthen the warm-up, or use engine.precision=fp32"
         )
 
 
-def forward_backward(engine: Engine, batch: Batch) -> Outcome:
-    """This rank's gradients of method.loss over its whole batch, added to the parameters' .grad; not yet averaged.
+def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
+    """Adds this rank's gradients of method.loss over its whole batch to the parameters' .grad; not yet averaged.
 
-    In chunks C > 1, the memory of one chunk (Gao et al., 2021, arxiv.org/abs/2101.06983): embeddings first without
-    gradient, the loss and its gradient by embedding from all of them, then chunk by chunk once more for the
-    parameters. Dropout draws the same in both passes, and only the first counts for running statistics.
+    In several chunks it takes the memory of one (Gao et al., 2021, arxiv.org/abs/2101.06983). The first pass embeds all
+    chunks without gradient; then come the loss and its gradient with respect to the embeddings; a second pass embeds
+    chunk by chunk again and carries that gradient to the parameters. Dropout draws the same numbers in both passes, and
+    only the first pass counts for running statistics.
 
-    The last `keep` chunks keep the graph of their first pass instead of a second one. Chunks go back from the last to
-    the first: the kept graphs are gone when the others are made, and gradients add up in the same order for any keep.
+    The last `keep` chunks keep the graph of their first pass and need no second one. The backward goes from the last
+    chunk to the first, so that the kept graphs are freed before others are built, and gradients add up in the same
+    order for any keep.
     """
-    chunks, keep = engine.chunking.decided(batch.views)
+    chunks, keep = engine.chunking.decide(batch.views)
     if chunks == 1:
         t, z = engine.target(batch.views), engine.embed(batch.views)
         loss = engine.method.loss(z, t, batch)
         engine.backward(loss)
-        return Outcome(loss.detach(), _detached(z), t)
+        return StepOutput(loss.detach(), _detached(z), t)
 
     parts = batch.chunks(chunks)
     t = join([engine.target(part.views) for part in parts])
-    draws: list[list[Tensor]] = []
+    rng_states: list[list[Tensor]] = []  # of each chunk's first pass
     embedded: list[Tensors] = []
     for k, part in enumerate(parts):
-        draws.append(random_state(engine.device))
+        rng_states.append(random_state(engine.device))
         with torch.set_grad_enabled(k >= chunks - keep):
             embedded.append(engine.embed(part.views))
-    after = random_state(engine.device)
+    rng_after = random_state(engine.device)
 
     z = {name: _leaf(x) for name, x in join([_detached(part) for part in embedded]).items()}
     loss = engine.method.loss(z, t, batch)
     leaves = {name: x for name, x in z.items() if x.requires_grad}
     parameters = engine.trained
-    found = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
-    by_leaf = {name: g.chunk(chunks) for name, g in zip(leaves, found, strict=False) if g is not None}
-    # A parameter that stands in the loss itself, such as a learnable temperature, has its gradient already.
-    terms = [(p * g).sum() for p, g in zip(parameters, found[len(leaves) :], strict=True) if g is not None]
+    grads = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
+    by_leaf = {name: g.chunk(chunks) for name, g in zip(leaves, grads, strict=False) if g is not None}
+    # A parameter that the loss itself uses, such as a learnable temperature, has its gradient already.
+    terms = [(p * g).sum() for p, g in zip(parameters, grads[len(leaves) :], strict=True) if g is not None]
 
     for k in reversed(range(chunks)):
-        again = embedded.pop()
+        z_chunk = embedded.pop()
         if k < chunks - keep:
-            set_random_state(draws[k], engine.device)
-            with norm.frozen(engine.method):
-                again = engine.embed(parts[k].views)
-        # A number with the wanted gradient, for the engine to scale as it would the loss.
-        terms += [(again[name] * g[k]).sum() for name, g in by_leaf.items() if again[name].requires_grad]
+            set_random_state(rng_states[k], engine.device)
+            with batch_norm.frozen(engine.method):
+                z_chunk = engine.embed(parts[k].views)
+        # The sum of z * g has the gradient g with respect to z, and is a scalar that the engine can scale like a loss.
+        terms += [(z_chunk[name] * g[k]).sum() for name, g in by_leaf.items() if z_chunk[name].requires_grad]
         engine.backward(torch.stack(terms).sum())
         terms = []
-    set_random_state(after, engine.device)
-    return Outcome(loss.detach(), _detached(z), t)
+    set_random_state(rng_after, engine.device)
+    return StepOutput(loss.detach(), _detached(z), t)
 
 
-def check_finite(engine: Engine, outcome: Outcome, step: int, flags: Sequence[bool] = ()) -> list[bool]:
-    """Between forward_backward and engine.step: stops all ranks together when any has a loss or gradient not finite.
+def check_finite(engine: Engine, outcome: StepOutput, step: int, flags: Sequence[bool] = ()) -> list[bool]:
+    """Checks loss and gradients of all ranks; to be called between forward_backward and engine.step.
 
-    The step's one small all-reduce also agrees on the caller's flags (signals, a checkpoint that is due): returns
-    which of them any rank has raised. In fp16 a gradient overflow is left to the loss scale while that is above 1.
-    Here alone the host waits for an accelerator in every step, once.
+    One small all-reduce carries this and the caller's flags (signals, a checkpoint that is due). Returns for each flag
+    whether any rank has raised it. In fp16 a gradient overflow is left to the loss scale while that is above 1. This is
+    the only place in a step where the host waits for the accelerator, and it waits once.
 
-    Raises NonFinite, on every rank.
+    Raises NonFinite, on every rank, where the loss or the gradient of any rank is not finite.
     """
-    world, rank = across.size(), across.rank()
+    world, rank = collectives.world_size(), collectives.rank()
     votes = torch.tensor([0] * (2 * world) + [int(flag) for flag in flags])  # losses and gradients by rank, then flags
-    votes = votes.to(engine.device, non_blocking=True)  # else the copy waits for the backward
+    votes = votes.to(engine.device, non_blocking=True)  # a blocking copy would wait for the backward
     votes[rank : 2 * world : world] = torch.stack([outcome.loss.isfinite(), engine.finite()]).logical_not()
     agreed = engine.agree(votes).tolist()
     loss_ranks = [r for r in range(world) if agreed[r]]
@@ -108,7 +110,7 @@ def check_finite(engine: Engine, outcome: Outcome, step: int, flags: Sequence[bo
 
 
 def join(parts: list[Tensors]) -> dict[str, Tensor]:
-    """The outputs of chunks, in order, as those of the batch."""
+    """The chunks' outputs, concatenated in order: those of the whole batch."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -117,7 +119,7 @@ def _detached(z: Tensors) -> dict[str, Tensor]:
 
 
 def _leaf(x: Tensor) -> Tensor:
-    """In fp32 at least: a gradient by an fp16 embedding would underflow, for the loss scale comes later."""
+    """x as a leaf that requires grad, in fp32 at least: an fp16 gradient would underflow, being not yet scaled."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_() if x.is_floating_point() else x
 
 

@@ -1,1 +1,1 @@
-"""What is done to a view once it is cut out."""
+"""Augmentation of views after they are cropped: colour, blur, affine moves and the rest."""

@@ -1,1 +1,1 @@
-"""Batches: order, decoding, prefetching, the loader."""
+"""Batches: order of the samples, decoding, prefetching, the loader."""

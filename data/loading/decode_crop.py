@@ -1,7 +1,8 @@
-"""Stored images to views, compiled: decode once, then cut, resize and flip each view, on a CPU colour it too.
+"""Makes views of stored images, compiled: decodes once, then crops, resizes, flips and (on CPUs) augments each view.
 
-Resizing is FFCV's, OpenCV's INTER_AREA: the mean over the area that a pixel covers where it shrinks, close to linear
-interpolation where it enlarges. It differs from Pillow's antialiased bilinear filter, by 1 to 2 of 255 on photographs.
+Resizing is FFCV's: OpenCV's INTER_AREA, which takes the mean over the area that a pixel covers when it shrinks, and is
+close to linear interpolation when it enlarges. It differs from Pillow's antialiased bilinear filter, by 1 to 2 of 255
+on photographs.
 """
 
 from typing import NamedTuple
@@ -13,14 +14,14 @@ from kilobatch.data.augment.cpu.augment import augment
 from kilobatch.data.augment.cpu.flip import mirror
 from kilobatch.data.counter_rng import key
 from kilobatch.data.loading.ffcv_bindings import imdecode, resize
-from kilobatch.data.numba_jit import Bytes, Floats, Real, Whole, fast
+from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, fast
 from kilobatch.data.views.crop_box import crop_box
 
 JPEG, RAW = 0, 1  # RGBImageField's modes
 
 
-class Stored(NamedTuple):
-    """Where the images lie. storage: (bytes,) uint8, read-only; the others: (samples,), by sample index."""
+class ImageTable(NamedTuple):
+    """Places and sizes of the images. storage: (bytes,) uint8, read-only; the others: (samples,), by sample index."""
 
     storage: Bytes
     start: NDArray[np.int64]
@@ -30,27 +31,27 @@ class Stored(NamedTuple):
     mode: Bytes
 
 
-class Shape(NamedTuple):
-    """What is made of each image. plans: (views, COLUMNS); see data/views/columns.py."""
+class CropPlan(NamedTuple):
+    """The views to make of each image. plans: (views, COLUMNS); see data/views/columns.py."""
 
     plans: Floats
     seed: int
-    central: float  # above 0: no chance, but the central square of this fraction of the shorter side
-    scratch: int  # float32 numbers that `augment` works in
+    central: float  # above 0: no random crop, but the central square of this fraction of the shorter side
+    scratch: int  # length of the array that `augment` works in, float32
 
 
 @fast
-def decode(stored: Stored, sample: Whole, pixels: Bytes) -> bool:
-    """JPEG file -> the first 3 * height * width of `pixels`; False if the decoder complained."""
-    start, size = stored.start[sample], stored.size[sample]
-    height, width = np.uint32(stored.height[sample]), np.uint32(stored.width[sample])
-    source = stored.storage[start : start + size]
+def decode(table: ImageTable, sample: Integer, pixels: Bytes) -> bool:
+    """Decodes a JPEG file into the first 3 * height * width of `pixels`; False after an error or a warning."""
+    start, size = table.start[sample], table.size[sample]
+    height, width = np.uint32(table.height[sample]), np.uint32(table.width[sample])
+    source = table.storage[start : start + size]
     return imdecode(source.ctypes.data, size, height, width, pixels.ctypes.data, height, width, 0, 0, 1, 1, 0, 0) == 0
 
 
 @fast
-def view_of(image: Bytes, key: Whole, plan: Floats, central: Real, out: Bytes) -> None:
-    """image (H, W, 3) -> out (size, size, 3): cut, resized and flipped."""
+def crop_view(image: Bytes, key: Integer, plan: Floats, central: Real, out: Bytes) -> None:
+    """image (H, W, 3) -> out (size, size, 3): cropped, resized and flipped."""
     height, width, _ = image.shape
     if central > 0:
         side = max(1, np.int64(np.rint(central * min(height, width))))
@@ -66,65 +67,66 @@ def view_of(image: Bytes, key: Whole, plan: Floats, central: Real, out: Bytes) -
 
 
 @fast
-def largest(stored: Stored, index: NDArray[np.int64]) -> Whole:
+def most_pixels(table: ImageTable, index: NDArray[np.int64]) -> Integer:
     """Pixels of the largest image among these."""
     most = np.int64(1)
     for i in range(len(index)):
-        most = max(most, np.int64(stored.height[index[i]] * stored.width[index[i]]))
+        most = max(most, np.int64(table.height[index[i]] * table.width[index[i]]))
     return most
 
 
 @fast
-def image_of(stored: Stored, sample: Whole, pixels: Bytes) -> Bytes:
-    """(H, W, 3): what `decode` left in pixels, or the stored pixels themselves."""
-    height, width = stored.height[sample], stored.width[sample]
-    if stored.mode[sample] == JPEG:
+def pixels_of(table: ImageTable, sample: Integer, pixels: Bytes) -> Bytes:
+    """(H, W, 3): the pixels that `decode` has written, or those that are stored without encoding."""
+    height, width = table.height[sample], table.width[sample]
+    if table.mode[sample] == JPEG:
         return pixels[: 3 * height * width].reshape(height, width, 3)
-    return stored.storage[stored.start[sample] :][: 3 * height * width].reshape(height, width, 3)
+    return table.storage[table.start[sample] :][: 3 * height * width].reshape(height, width, 3)
 
 
 @fast
-def cut_bytes(
-    stored: Stored,
-    shape: Shape,
-    epoch: Whole,
+def crop_bytes(
+    table: ImageTable,
+    crop_plan: CropPlan,
+    epoch: Integer,
     index: NDArray[np.int64],
     out: Bytes,
     failed: NDArray[np.bool_],
 ) -> None:
-    """Images `index` (n,) -> out (n, V, size, size, 3); `failed` (n,) says which the decoder complained of."""
-    pixels = np.empty(3 * largest(stored, index), np.uint8)
+    """Images `index` (n,) -> out (n, V, size, size, 3); `failed` (n,) marks those that could not be decoded."""
+    pixels = np.empty(3 * most_pixels(table, index), np.uint8)
     for i in range(len(index)):
         sample = index[i]
-        if stored.mode[sample] == JPEG and not decode(stored, sample, pixels):
+        if table.mode[sample] == JPEG and not decode(table, sample, pixels):
             failed[i] = True
             continue
-        image = image_of(stored, sample, pixels)
-        for view in range(len(shape.plans)):
-            view_of(image, key(shape.seed, epoch, sample, view), shape.plans[view], shape.central, out[i, view])
+        image = pixels_of(table, sample, pixels)
+        for view in range(len(crop_plan.plans)):
+            view_key, plan = key(crop_plan.seed, epoch, sample, view), crop_plan.plans[view]
+            crop_view(image, view_key, plan, crop_plan.central, out[i, view])
 
 
 @fast
-def cut_planar(
-    stored: Stored,
-    shape: Shape,
-    epoch: Whole,
+def crop_planar(
+    table: ImageTable,
+    crop_plan: CropPlan,
+    epoch: Integer,
     index: NDArray[np.int64],
     out: Floats,
     failed: NDArray[np.bool_],
 ) -> None:
-    """As `cut_bytes`, then augmented and normalised: out (n, V, 3, size, size)."""
-    pixels = np.empty(3 * largest(stored, index), np.uint8)
+    """As `crop_bytes`, then augmented and normalised: out (n, V, 3, size, size)."""
+    pixels = np.empty(3 * most_pixels(table, index), np.uint8)
     size = out.shape[3]
-    cut = np.empty((size, size, 3), np.uint8)
-    scratch = np.empty(shape.scratch, np.float32)
+    crop = np.empty((size, size, 3), np.uint8)
+    scratch = np.empty(crop_plan.scratch, np.float32)
     for i in range(len(index)):
         sample = index[i]
-        if stored.mode[sample] == JPEG and not decode(stored, sample, pixels):
+        if table.mode[sample] == JPEG and not decode(table, sample, pixels):
             failed[i] = True
             continue
-        image = image_of(stored, sample, pixels)
-        for view in range(len(shape.plans)):
-            name, plan = key(shape.seed, epoch, sample, view), shape.plans[view]
-            view_of(image, name, plan, shape.central, cut)
-            augment(cut, name, plan, out[i, view], scratch)
+        image = pixels_of(table, sample, pixels)
+        for view in range(len(crop_plan.plans)):
+            view_key, plan = key(crop_plan.seed, epoch, sample, view), crop_plan.plans[view]
+            crop_view(image, view_key, plan, crop_plan.central, crop)
+            augment(crop, view_key, plan, out[i, view], scratch)

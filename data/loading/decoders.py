@@ -1,7 +1,7 @@
-"""The FFCV decoders of this package: one decodes each image once and cuts all of its views, one reads the labels.
+"""The FFCV decoders of this project: one decodes each image once and makes all of its views, one reads the labels.
 
-FFCV compiles decoders anew in every process, 5 to 10 s; these call loops that were compiled once and lie on disk.
-Every result is in memory that is its own while anybody holds it, unlike FFCV's, which the next batches overwrite.
+FFCV compiles its decoders anew in every process, which takes 5 to 10 s; these call loops whose compiled code is kept on
+disk. A result's memory is not reused while anybody holds it; FFCV's results are overwritten by the next batches.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from kilobatch.data.augment.cpu.augment import scratch_length
 from kilobatch.data.errors import Refusal
-from kilobatch.data.loading.buffer_pool import Buffers
-from kilobatch.data.loading.decode_crop import JPEG, RAW, Shape, Stored, cut_bytes, cut_planar
+from kilobatch.data.loading.buffer_pool import BufferPool
+from kilobatch.data.loading.decode_crop import JPEG, RAW, CropPlan, ImageTable, crop_bytes, crop_planar
 from kilobatch.data.loading.ffcv_bindings import Operation, State
 from kilobatch.data.numba_jit import Bytes
-from kilobatch.data.sources.image_files import BrokenImage, read
+from kilobatch.data.sources.image_files import BrokenImage, read_image
 from kilobatch.data.views.options import Views
 
 COMPILING = Lock()
@@ -30,8 +30,8 @@ PARTS = 4  # tasks per thread and batch: images take unequal time
 
 
 @dataclass(frozen=True)
-class Work:
-    """One batch to be made: FFCV's "batch indices", of which it asks nothing but the length."""
+class BatchRequest:
+    """A batch to be made. It is passed to FFCV as its "batch indices", of which FFCV uses only the length."""
 
     epoch: int
     step: int
@@ -41,24 +41,24 @@ class Work:
         return len(self.index)
 
 
-class CutViews(Operation):
-    """Decoder of an RGBImageField: Work -> (N, V, 3, size, size) views on `device`.
+class ViewDecoder(Operation):
+    """Decoder of an RGBImageField: BatchRequest -> (N, V, 3, size, size) views on `device`.
 
-    For a CPU they are augmented and normalised float32; for an accelerator the cut and flipped uint8, to be augmented
-    there. A view depends on (seed, epoch, sample, view) alone. With `central` above 0 it is that fraction of the
-    shorter side, from the middle, and not flipped.
+    For a CPU they are augmented and normalised, float32; for an accelerator cropped and flipped, uint8, to be augmented
+    there. A view depends on (seed, epoch, sample, view) alone. With `central` above 0 it is the central square of that
+    fraction of the shorter side, not flipped.
     """
 
     def __init__(self, beton: Path, views: Views, seed: int, central: float, threads: int, device: torch.device):
         super().__init__()
         self.beton, self.views, self.device = beton, views, device
-        # one type of each, or the loops would be compiled once more
-        self.shape = Shape(views.plans(), int(seed), float(central), int(scratch_length(views)))
+        # always the same types: the loops are compiled once more for any other
+        self.crop_plan = CropPlan(views.plans(), int(seed), float(central), int(scratch_length(views)))
         self.planar = device.type == "cpu"
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views") if threads > 1 else None
-        self.stored: Stored | None = None
-        self.buffers: Buffers | None = None
+        self.table: ImageTable | None = None
+        self.buffers: BufferPool | None = None
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         return previous_state, None
@@ -66,30 +66,32 @@ class CutViews(Operation):
     def generate_code(self) -> Callable[..., Tensor]:
         return self.decode
 
-    def decode(self, work: Work, _memory: None, rows: np.ndarray, storage: tuple[np.ndarray, ...]) -> Tensor:
-        """rows: this field's metadata; storage: the mapped file, where its allocations begin, how long they are."""
-        if self.stored is None:
-            self.stored = locate(self.beton, rows, *storage)
-        out = self.memory(len(work))
-        failed = np.zeros(len(work), np.bool_)
-        self.cut(self.stored, work.epoch, work.index, out.numpy(), failed)
+    def decode(self, request: BatchRequest, _memory: None, rows: np.ndarray, storage: tuple[np.ndarray, ...]) -> Tensor:
+        """rows: this field's metadata; storage: the mapped file, the starts of its allocations, their sizes."""
+        if self.table is None:
+            self.table = build_table(self.beton, rows, *storage)
+        out = self.output(len(request))
+        failed = np.zeros(len(request), np.bool_)
+        self.make_views(self.table, request.epoch, request.index, out.numpy(), failed)
         for i in np.flatnonzero(failed):
-            self.cut_alone(int(i), work, out.numpy())
+            self.decode_with_pillow(int(i), request, out.numpy())
         return out if self.planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
 
-    def memory(self, images: int) -> Tensor:
-        """(images, V, 3, size, size) float32, or (images, V, size, size, 3) uint8: pinned if it will be copied."""
+    def output(self, images: int) -> Tensor:
+        """(images, V, 3, size, size) float32, or (images, V, size, size, 3) uint8; pinned if copied to a GPU."""
         size, count = self.views.size, self.views.count
         shape = (images, count, 3, size, size) if self.planar else (images, count, size, size, 3)
         if self.device.type == "cuda":
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         if self.buffers is None or self.buffers.shape != shape:
-            self.buffers = Buffers(shape, np.float32 if self.planar else np.uint8)
-        return self.buffers.lend()
+            self.buffers = BufferPool(shape, np.float32 if self.planar else np.uint8)
+        return self.buffers.borrow()
 
-    def cut(self, stored: Stored, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray) -> None:
-        """Fills `out`, in parts over the threads."""
-        loop = partial(cut_planar if out.dtype == np.float32 else cut_bytes, stored, self.shape, epoch)
+    def make_views(
+        self, table: ImageTable, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray
+    ) -> None:
+        """Fills `out`, divided over the threads."""
+        loop = partial(crop_planar if out.dtype == np.float32 else crop_bytes, table, self.crop_plan, epoch)
         with COMPILING:  # numba's first call is not safe in several threads at once
             loop(index[:0], out[:0], failed[:0])
         if self.pool is None:
@@ -101,21 +103,21 @@ class CutViews(Operation):
         for _ in self.pool.map(lambda part: loop(index[part], out[part], failed[part]), slices):
             pass
 
-    def cut_alone(self, i: int, work: Work, out: np.ndarray) -> None:
-        """Row i, which libjpeg complained of, with Pillow as the judge of whether the file is whole."""
-        assert self.stored is not None
-        sample = int(work.index[i])
-        start, size = int(self.stored.start[sample]), int(self.stored.size[sample])
+    def decode_with_pillow(self, i: int, request: BatchRequest, out: np.ndarray) -> None:
+        """Fills row i, where libjpeg gave an error or a warning, if Pillow reads the file; else raises Refusal."""
+        assert self.table is not None
+        sample = int(request.index[i])
+        start, size = int(self.table.start[sample]), int(self.table.size[sample])
         try:
-            pixels = read(self.stored.storage[start : start + size].tobytes(), f"{self.beton}, sample {sample}")
+            pixels = read_image(self.table.storage[start : start + size].tobytes(), f"{self.beton}, sample {sample}")
         except BrokenImage as error:
             raise Refusal(f"{error}; the file is damaged: convert it again") from error
-        alone = single(pixels, sample)
-        self.cut(alone, work.epoch, work.index[i : i + 1], out[i : i + 1], np.zeros(1, np.bool_))
+        table = one_image_table(pixels, sample)
+        self.make_views(table, request.epoch, request.index[i : i + 1], out[i : i + 1], np.zeros(1, np.bool_))
 
 
 class Labels(Operation):
-    """Decoder of an IntField: Work -> labels (N,) and sample indices (N,), int64, on `device`, and the work itself."""
+    """Decoder of an IntField: BatchRequest -> labels (N,), sample indices (N,), int64, on `device`; and the request."""
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -124,34 +126,35 @@ class Labels(Operation):
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         return previous_state, None
 
-    def generate_code(self) -> Callable[..., tuple[Tensor, Tensor, Work]]:
+    def generate_code(self) -> Callable[..., tuple[Tensor, Tensor, BatchRequest]]:
         return self.decode
 
-    def decode(self, work: Work, _memory: None, labels: np.ndarray, _storage: object) -> tuple[Tensor, Tensor, Work]:
-        index = torch.from_numpy(work.index)
-        return torch.from_numpy(labels[work.index]).to(self.device), index.to(self.device), work
+    def decode(
+        self, request: BatchRequest, _memory: None, labels: np.ndarray, _storage: object
+    ) -> tuple[Tensor, Tensor, BatchRequest]:
+        index = torch.from_numpy(request.index)
+        return torch.from_numpy(labels[request.index]).to(self.device), index.to(self.device), request
 
 
-def locate(beton: Path, rows: np.ndarray, file: Bytes, begins: np.ndarray, sizes: np.ndarray) -> Stored:
-    """Where each image lies. Raises Refusal for a file whose tables contradict each other, which FFCV would not."""
+def build_table(beton: Path, rows: np.ndarray, file: Bytes, starts: np.ndarray, sizes: np.ndarray) -> ImageTable:
+    """The images' places in the file. Raises Refusal where its tables disagree, which FFCV does not check."""
     start = rows["data_ptr"].astype(np.int64)
-    at = np.searchsorted(begins, rows["data_ptr"])
+    allocation = np.searchsorted(starts, rows["data_ptr"])
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
     mode = np.ascontiguousarray(rows["mode"])
-    sound = len(begins) > 0 and bool((at < len(begins)).all())
-    if sound:
-        size = sizes[at].astype(np.int64)
-        whole = (begins[at] == rows["data_ptr"]) & (start >= 0) & (size >= 0) & (start + size <= len(file))
-        shaped = (height > 0) & (width > 0) & np.where(mode == RAW, size == 3 * height * width, mode == JPEG)
-        if (whole & shaped).all():
+    if len(starts) > 0 and bool((allocation < len(starts)).all()):
+        size = sizes[allocation].astype(np.int64)
+        inside = (starts[allocation] == rows["data_ptr"]) & (start >= 0) & (size >= 0) & (start + size <= len(file))
+        plausible = (height > 0) & (width > 0) & np.where(mode == RAW, size == 3 * height * width, mode == JPEG)
+        if (inside & plausible).all():
             storage = np.asarray(file)
             storage.setflags(write=False)
-            return Stored(storage, start, size, height, width, mode)
+            return ImageTable(storage, start, size, height, width, mode)
     raise Refusal(f"{beton} is damaged: its tables do not fit its {len(file):,} bytes; convert it again")
 
 
-def single(pixels: Bytes, sample: int) -> Stored:
-    """An image in memory, (H, W, 3), as sample number `sample`, the others being nowhere."""
+def one_image_table(pixels: Bytes, sample: int) -> ImageTable:
+    """A table for an image in memory, (H, W, 3), as sample number `sample`; it has no other images."""
     storage = np.ascontiguousarray(pixels).reshape(-1)
     storage.setflags(write=False)
 
@@ -159,4 +162,4 @@ def single(pixels: Bytes, sample: int) -> Stored:
         return np.full(sample + 1, value, dtype)
 
     height, width = pixels.shape[:2]
-    return Stored(storage, column(0), column(storage.size), column(height), column(width), column(RAW, np.uint8))
+    return ImageTable(storage, column(0), column(storage.size), column(height), column(width), column(RAW, np.uint8))

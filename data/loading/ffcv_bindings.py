@@ -1,4 +1,4 @@
-"""FFCV, imported without its side effects, and its two C functions for compiled code. Import FFCV from here only."""
+"""Imports FFCV without its side effects, and two of its C functions for compiled code. Import FFCV from here only."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ from numba.core import config
 
 
 @contextmanager
-def torch_threads_kept() -> Iterator[None]:
-    """FFCV sets torch's number of threads when it is imported and when a loader is made; this sets it back."""
+def keep_torch_threads() -> Iterator[None]:
+    """Restores torch's number of threads, which FFCV changes when it is imported and when a loader is made."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -23,9 +23,9 @@ def torch_threads_kept() -> Iterator[None]:
 
 
 @contextmanager
-def nothing_compiled() -> Iterator[None]:
-    """FFCV compiles a typed dictionary at import, seconds in every process, for decoders that we do not use."""
-    name = "DISABLE_JIT"  # numba sets its options where type checkers do not see them
+def disable_jit() -> Iterator[None]:
+    """Switches numba off: at import FFCV compiles a typed dictionary, for seconds, which only its own decoders use."""
+    name = "DISABLE_JIT"  # numba creates its options as it runs, so type checkers do not see them
     disabled = getattr(config, name)
     setattr(config, name, True)
     try:
@@ -34,7 +34,7 @@ def nothing_compiled() -> Iterator[None]:
         setattr(config, name, disabled)
 
 
-with torch_threads_kept(), nothing_compiled():
+with keep_torch_threads(), disable_jit():
     import ffcv.libffcv
     from ffcv.loader import Loader as FfcvLoader
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -53,7 +53,7 @@ __all__ = [
     "State",
     "imdecode",
     "resize",
-    "torch_threads_kept",
+    "keep_torch_threads",
 ]
 
 
@@ -61,12 +61,12 @@ READ_ONLY = types.Array(types.uint8, 1, "C", readonly=True)
 
 
 def _state_type(_: OSCacheManager) -> types.Type:
-    """Of a mapped file, where its allocations begin, how long they are."""
+    """The mapped file, the starts of its allocations, their sizes."""
     return types.Tuple([READ_ONLY, types.uint64[::1], types.uint64[::1]])
 
 
 def _compile_reader(manager: OSCacheManager) -> Callable[..., Any]:
-    """As FFCV's, for the bytes of one allocation."""
+    """Compiles the function that reads the bytes of one allocation, as FFCV's own does."""
 
     def read(address: Any, state: Any) -> Any:
         return state[0][address : address + state[2][np.searchsorted(state[1], address)]]
@@ -74,16 +74,18 @@ def _compile_reader(manager: OSCacheManager) -> Callable[..., Any]:
     return Compiler.compile(read, READ_ONLY(types.uint64, manager.state_type))
 
 
-# FFCV's own, asked by each loader that is made, sets mutable to False on the one object that is `uint8[::1]` for all of
-# numba. That changes its hash, and no table of compiled code finds a signature with it any more: a KeyError, at times.
+# Each new loader reads FFCV's own state_type, which sets mutable to False on the one object that is `uint8[::1]` for
+# all of numba. That changes the object's hash, so that compiled code with it in its signature is not found any more: a
+# KeyError, at times.
 setattr(OSCacheManager, "state_type", property(_state_type))  # noqa: B010
 setattr(OSCacheManager, "compile_reader", _compile_reader)  # noqa: B010
 
 
-def external(name: str, result: types.Type, *arguments: types.Type) -> Callable[..., Any]:
-    """A C function of FFCV's library, to be called by compiled code.
+def bind_c_function(name: str, result: types.Type, *arguments: types.Type) -> Callable[..., Any]:
+    """Makes a C function of FFCV's library callable by compiled code.
 
-    It is bound by name when code is loaded: an address in the code would be stale in the next process's copy of it.
+    It is bound by name when the code is loaded: an address in the code would be wrong when the next process loads it
+    from the cache.
     """
     symbol = f"ffcv_{name}"
     llvmlite.binding.add_symbol(symbol, ctypes.cast(ffcv.libffcv.lib[name], ctypes.c_void_p).value)
@@ -91,7 +93,7 @@ def external(name: str, result: types.Type, *arguments: types.Type) -> Callable[
 
 
 # JPEG to RGB: 0, or -1 after an error or a warning
-imdecode = external(
+imdecode = bind_c_function(
     "imdecode",
     types.int32,
     *(types.uintp, types.uint64, types.uint32, types.uint32),  # file: address, bytes; height, width
@@ -100,7 +102,7 @@ imdecode = external(
 )
 
 # OpenCV's resize, INTER_AREA, of a part of an RGB image
-resize = external(
+resize = bind_c_function(
     "resize",
     types.void,
     *(types.int64, types.int64, types.int64, types.int64),  # unused; image: address, height, width

@@ -1,4 +1,4 @@
-"""Which training images have labels: pure functions of the labels, the share and the seed, or of a list of names."""
+"""Selects the training images that have labels: pure functions of labels, share and seed, or of a list of names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,49 +6,51 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.beton import labels_of, names_of, verify
+from kilobatch.data.beton import read_labels, read_names, verify_beton
 from kilobatch.data.errors import Refusal
 from kilobatch.data.loading.options import LabelOptions
-from kilobatch.data.loading.sampling import order
+from kilobatch.data.loading.sampling import epoch_order
 from kilobatch.data.sources.folder import Folder
-from kilobatch.data.sources.specs import Split, count, count_classes, folder_of
+from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of
 
 UNLABELLED = -1  # the label of an image that has none
 
 
-def labelled(beton: Path, options: LabelOptions) -> NDArray[np.int64] | None:
+def labelled_samples(beton: Path, options: LabelOptions) -> NDArray[np.int64] | None:
     """The samples of a .beton that have labels, ascending; None: all. Raises Refusal."""
     if options.list is not None:
-        return listed(names_of(beton), Path(options.list).expanduser(), str(beton))
-    return None if options.all else share(labels_of(beton), len(verify(beton).classes), options.share, options.seed)
+        return samples_in_list(read_names(beton), Path(options.list).expanduser(), str(beton))
+    if options.all:
+        return None
+    return balanced_share(read_labels(beton), len(verify_beton(beton).classes), options.share, options.seed)
 
 
-def share(labels: NDArray[np.int64], classes: int, part: float, seed: int) -> NDArray[np.int64]:
-    """Indices, ascending, of how_many(images, classes, part) of the labels (images,): as many of each class as can be.
+def balanced_share(labels: NDArray[np.int64], classes: int, part: float, seed: int) -> NDArray[np.int64]:
+    """Selects a class-balanced share of the labels (images,): share_size(images, classes, part) indices, ascending.
 
-    Each class's images are put in an order by (seed, class); all classes' first images come before any second, and so
-    on, classes within a round in an order by the seed. The first of them all are taken. So two classes differ by at
-    most one image, unless one has no more; and a smaller part is within a larger one.
+    Each class's images are put in an order by (seed, class). Then rounds take one image of each class, the classes in
+    an order by the seed, until there are enough. So two classes differ by at most one image, unless one has no more
+    images; and a smaller part lies within a larger one of the same seed.
     """
-    turn = np.empty(len(labels), np.int64)  # the round in which an image would be taken
+    rounds = np.empty(len(labels), np.int64)  # the round in which each image would be taken
     for label in range(classes):
         members = np.flatnonzero(labels == label)
-        turn[members[order(seed, label, len(members))]] = np.arange(len(members))
+        rounds[members[epoch_order(seed, label, len(members))]] = np.arange(len(members))
     place = np.empty(classes, np.int64)  # of each class within a round
-    place[order(seed, classes, classes)] = np.arange(classes)
-    first = np.lexsort((place[labels], turn))
-    return np.sort(first[: how_many(len(labels), classes, part)])
+    place[epoch_order(seed, classes, classes)] = np.arange(classes)
+    ranking = np.lexsort((place[labels], rounds))
+    return np.sort(ranking[: share_size(len(labels), classes, part)])
 
 
-def how_many(images: int, classes: int, part: float) -> int:
-    """round(part × images), but one of each class at least."""
+def share_size(images: int, classes: int, part: float) -> int:
+    """Number of labelled images: round(part × images), but at least one of each class."""
     return min(images, max(classes, round(part * images)))
 
 
-def listed(names: Sequence[str], file: Path, where: str) -> NDArray[np.int64]:
-    """Indices, ascending, of the images that the file names, one in a line: a path as in `names`, or its last part.
+def samples_in_list(names: Sequence[str], file: Path, where: str) -> NDArray[np.int64]:
+    """Indices, ascending, of the images that a text file names, one a line: by a path as in `names`, or its last part.
 
-    Raises Refusal for lines that name no image, or that several have as their last part.
+    Raises Refusal for a line that names no image, or that is the last part of several paths.
     """
     lines = _lines(file)
     by_path = {name: i for i, name in enumerate(names)}
@@ -78,20 +80,20 @@ def listed(names: Sequence[str], file: Path, where: str) -> NDArray[np.int64]:
 
 
 def count_labelled(spec: str, options: LabelOptions, split: Split = "train") -> int:
-    """How many images of a source or a .beton have labels; decodes none. Raises Refusal as `labelled` would."""
+    """Counts the images of a source or a .beton that have labels; decodes none. Raises Refusal as labelled_samples."""
     if options.list is None:
-        images = count(spec, split)
-        return images if options.all else how_many(images, count_classes(spec, split), options.share)
+        images = count_images(spec, split)
+        return images if options.all else share_size(images, count_classes(spec, split), options.share)
     if spec.endswith(".beton"):
         path = Path(spec).expanduser()
-        return len(listed(names_of(path), Path(options.list).expanduser(), spec))
+        return len(samples_in_list(read_names(path), Path(options.list).expanduser(), spec))
     folder = folder_of(spec)
     if folder is None:
         raise Refusal(
             f"data.labels.list {options.list}: the images of '{spec}' have no names; use data.labels.share, or images "
             "in folders: folder:PATH"
         )
-    return len(listed(Folder(folder, split).names, Path(options.list).expanduser(), spec))
+    return len(samples_in_list(Folder(folder, split).names, Path(options.list).expanduser(), spec))
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,6 +1,7 @@
-"""Batches of views for training, and of whole images for evaluation."""
+"""Loaders: batches of augmented views for training, and of unaugmented images for evaluation."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,28 +16,38 @@ from kilobatch.data.batch import Batch
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.errors import Refusal
 from kilobatch.data.loading.labels import UNLABELLED
-from kilobatch.data.loading.sampling import block, cut, order
+from kilobatch.data.loading.sampling import epoch_order, rank_batches, rank_block
 from kilobatch.data.views.options import Views
 
 if TYPE_CHECKING:
-    from kilobatch.data.loading.decoders import Work
-    from kilobatch.data.loading.prefetch import Beton, Stream
+    from kilobatch.data.loading.decoders import BatchRequest
+    from kilobatch.data.loading.prefetch import OpenBeton, Prefetcher
 
-SMALL = 96  # pixels: below, a clean view shows the whole image; from there on its central part
-CENTRAL = 224 / 256  # of the shorter side: torchvision's Resize(256), CenterCrop(224), without the detour
+CENTRAL_FROM = 96  # pixels: from this size on an unaugmented view shows the image's central part, below it all of it
+CENTRAL = 224 / 256  # of the shorter side: torchvision's Resize(256) and CenterCrop(224) in one step
+
+
+@dataclass(frozen=True)
+class LoaderWorker:
+    """The worker that a loader makes batches for: its rank in [0, world), decoding threads, and device."""
+
+    rank: int
+    world: int
+    threads: int
+    device: torch.device
 
 
 class Loader:
-    """This rank's part of each global batch, augmented, on `device`, made ahead of its use.
+    """This rank's part of each global batch: augmented views on the worker's device, made ahead of their use.
 
-    Which samples are in a batch depends on (seed, epoch, step) alone, and what a view looks like on (seed, epoch,
-    sample, view) alone: neither on ranks, threads, nor on where a run was interrupted. The last, incomplete batch of an
-    epoch is dropped. Batches may be held.
+    The samples of a batch depend on (seed, epoch, step) alone, and a view on (seed, epoch, sample, view) alone: neither
+    on ranks or threads, nor on where a run was interrupted. The last, incomplete batch of an epoch is dropped. A batch
+    that is kept is not overwritten.
 
-    batch: the global one. jigsaw: the second view of each image is cut into patches and shuffled, as
-    data/augment/jigsaw.py has it. labelled: the samples that have labels, ascending (None: all); the others are left
-    out with drop_unlabelled, else their label is -1. Either way Batch.index is the file's own, and so are the views
-    that go by it. dtype: of the views.
+    batch: the global one. jigsaw: the second view of each image becomes a jigsaw, see data/augment/jigsaw.py.
+    labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled, else
+    their label is -1. In both cases Batch.index counts all samples of the file, and views are drawn by that index.
+    dtype: of the views.
     Raises Refusal if the batch does not divide over the ranks, or if there are fewer samples.
     """
 
@@ -44,90 +55,90 @@ class Loader:
         self,
         beton: Path,
         views: Views,
+        worker: LoaderWorker,
         *,
         batch: int,
-        rank: int,
-        world: int,
         seed: int,
-        threads: int,
-        device: torch.device,
         jigsaw: bool = False,
         labelled: NDArray[np.int64] | None = None,
         drop_unlabelled: bool = False,
         dtype: torch.dtype = torch.float32,
     ):
+        world = worker.world
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
             raise Refusal(f"global batch {batch} does not divide over {world} ranks; use {near}")
-        self.views, self.device, self.seed, self.jigsaw = views, device, seed, jigsaw
-        self.batch, self.rank, self.world, self.dtype = batch, rank, world, dtype
-        self.beton = opened(beton, views, seed, 0, threads, device)
-        self.of = labelled if drop_unlabelled else None  # what is trained on; None: all
-        self.samples = self.beton.samples if self.of is None else len(self.of)
+        self.views, self.worker, self.batch, self.seed = views, worker, batch, seed
+        self.jigsaw, self.dtype = jigsaw, dtype
+        self.beton = open_beton(beton, views, seed, 0, worker)
+        self.subset = labelled if drop_unlabelled else None  # the samples that batches are made of; None: all
+        self.samples = self.beton.samples if self.subset is None else len(self.subset)
         if self.samples < batch:
-            which = "samples" if self.of is None else "samples with labels"
+            which = "samples" if self.subset is None else "samples with labels"
             raise Refusal(
                 f"{beton} has {self.samples:,} {which}, fewer than one global batch of {batch:,}; "
                 f"set data.batch to at most {self.samples // world * world}, or use more images"
             )
-        self.hidden: Tensor | None = None  # (samples of the file,) bool, whose label is not to be seen
+        self.hidden: Tensor | None = None  # (samples of the file,) bool: True where the label is replaced by -1
         if labelled is not None and not drop_unlabelled:
             self.hidden = torch.ones(self.beton.samples, dtype=torch.bool)
             self.hidden[torch.from_numpy(labelled)] = False
-            self.hidden = self.hidden.to(device)
+            self.hidden = self.hidden.to(worker.device)
         self.steps_per_epoch = self.samples // batch
-        self.stream: Stream | None = None
-        self.next: tuple[int, int] | None = None  # epoch and step of the batch that the stream gives next
+        self.prefetcher: Prefetcher | None = None
+        self.next: tuple[int, int] | None = None  # epoch and step of the batch that the prefetcher gives next
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on.
 
-        The one after the epoch's last is being made already when that is taken: going on with the next epoch costs no
-        wait, going anywhere else starts anew. One epoch at a time: a call ends the iterator of an earlier one.
+        When the last batch is taken, the next epoch's first is being made already: going on with that epoch costs no
+        wait, any other epoch or step starts anew. There is one epoch at a time: a call ends an earlier iterator.
         """
-        stream = self.stream
-        if stream is None or self.next != (epoch, first_step):
+        prefetcher = self.prefetcher
+        if prefetcher is None or self.next != (epoch, first_step):
             self.close()
-            stream = self.open(epoch, first_step)
-        return self.steps(stream, epoch, first_step)
+            prefetcher = self.start_prefetcher(epoch, first_step)
+        return self.batches(prefetcher, epoch, first_step)
 
-    def open(self, epoch: int, first_step: int) -> "Stream":
-        from kilobatch.data.loading.prefetch import Stream
+    def start_prefetcher(self, epoch: int, first_step: int) -> "Prefetcher":
+        from kilobatch.data.loading.prefetch import Prefetcher
 
-        self.stream = Stream(self.beton, self.works(epoch, first_step))
+        self.prefetcher = Prefetcher(self.beton, self.requests(epoch, first_step))
         self.next = (epoch, first_step)
-        return self.stream
+        return self.prefetcher
 
-    def works(self, epoch: int, first_step: int) -> Iterator["Work"]:
-        """All that is to be made from there on, without an end."""
-        from kilobatch.data.loading.decoders import Work
+    def requests(self, epoch: int, first_step: int) -> Iterator["BatchRequest"]:
+        """The batches to make from there on: of this epoch and all that follow, without an end."""
+        from kilobatch.data.loading.decoders import BatchRequest
 
         for e in count(epoch):
-            rows = cut(order(self.seed, e, self.samples), self.batch, self.rank, self.world)
+            rows = rank_batches(
+                epoch_order(self.seed, e, self.samples), self.batch, self.worker.rank, self.worker.world
+            )
             for step in range(first_step, len(rows)):
-                yield Work(e, step, rows[step] if self.of is None else self.of[rows[step]])
+                yield BatchRequest(e, step, rows[step] if self.subset is None else self.subset[rows[step]])
             first_step = 0
 
-    def steps(self, stream: "Stream", epoch: int, first_step: int) -> Iterator[Batch]:
+    def batches(self, prefetcher: "Prefetcher", epoch: int, first_step: int) -> Iterator[Batch]:
         for step in range(first_step, self.steps_per_epoch):
-            if stream is not self.stream or self.next != (epoch, step):
+            if prefetcher is not self.prefetcher or self.next != (epoch, step):
                 raise RuntimeError(f"epoch {epoch} of this loader has been left for another")
-            views, label, index, work = next(stream)
-            assert (work.epoch, work.step) == (epoch, step)
+            views, label, index, request = next(prefetcher)
+            assert (request.epoch, request.step) == (epoch, step)
             last = step + 1 == self.steps_per_epoch
             self.next = (epoch + 1, 0) if last else (epoch, step + 1)
-            views = finished(views, work.index, self.views, self.seed, epoch, self.dtype)
+            views = finish_views(views, request.index, self.views, self.seed, epoch, self.dtype)
             if self.jigsaw:
-                names = keys(self.seed, epoch, torch.from_numpy(work.index), 2)[:, 1]
-                views = torch.stack([views[:, 0], jigsaw(views[:, 1], names)], 1)
+                second_keys = keys(self.seed, epoch, torch.from_numpy(request.index), 2)[:, 1]
+                views = torch.stack([views[:, 0], jigsaw(views[:, 1], second_keys)], 1)
             if self.hidden is not None:
                 label = label.masked_fill(self.hidden[index], UNLABELLED)
             yield Batch(views, index, label)
 
     def close(self) -> None:
-        if self.stream is not None:
-            self.stream.close()
-        self.stream = self.next = None
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+        self.prefetcher = self.next = None
 
     def __enter__(self) -> Self:
         return self
@@ -137,10 +148,11 @@ class Loader:
 
 
 class PlainLoader:
-    """This rank's contiguous block of the data set, in order, nothing dropped: one clean view of each image.
+    """This rank's contiguous block of the data set, in order and complete: one unaugmented view of each image.
 
-    From 96 pixels on, that is the central square of 224/256 of the shorter side; below, the whole image. Views are
-    (N, 1, 3, size, size), normalised; batch: of this rank, the last one smaller. An epoch may be left early.
+    From a size of 96 pixels on, a view is the central square of 224/256 of the shorter side; below, the whole image.
+    Views are (N, 1, 3, size, size), normalised. batch: of this rank; the last one may be smaller. An iteration may be
+    left early.
     """
 
     def __init__(
@@ -149,44 +161,42 @@ class PlainLoader:
         size: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        worker: LoaderWorker,
         *,
         batch: int,
-        rank: int,
-        world: int,
-        threads: int,
-        device: torch.device,
     ):
         self.views = Views(
             count=1, size=size, crop=None, flip=0, jitter=None, grey=0, blur=None, solarize=None, mean=mean, std=std
         )
-        self.beton = opened(beton, self.views, 0, CENTRAL if size >= SMALL else 0, threads, device)
+        self.beton = open_beton(beton, self.views, 0, CENTRAL if size >= CENTRAL_FROM else 0, worker)
         self.samples = self.beton.samples
-        self.index = block(self.samples, rank, world)
+        self.index = rank_block(self.samples, worker.rank, worker.world)
         self.batch = batch
 
     def __iter__(self) -> Iterator[Batch]:
-        from kilobatch.data.loading.decoders import Work
-        from kilobatch.data.loading.prefetch import Stream
+        from kilobatch.data.loading.decoders import BatchRequest
+        from kilobatch.data.loading.prefetch import Prefetcher
 
         starts = range(0, len(self.index), self.batch)
-        works = (Work(0, step, self.index[start : start + self.batch]) for step, start in enumerate(starts))
-        stream = Stream(self.beton, works)
+        requests = (BatchRequest(0, step, self.index[start : start + self.batch]) for step, start in enumerate(starts))
+        prefetcher = Prefetcher(self.beton, requests)
         try:
-            for views, label, index, work in stream:
-                yield Batch(finished(views, work.index, self.views, 0, 0), index, label)
+            for views, label, index, request in prefetcher:
+                yield Batch(finish_views(views, request.index, self.views, 0, 0), index, label)
         finally:
-            stream.close()
+            prefetcher.close()
 
 
-def opened(path: Path, views: Views, seed: int, central: float, threads: int, device: torch.device) -> "Beton":
-    """Imports FFCV, which takes seconds, only here, as this file is read for its options too."""
-    from kilobatch.data.loading.decoders import CutViews
-    from kilobatch.data.loading.prefetch import Beton
+def open_beton(path: Path, views: Views, seed: int, central: float, worker: LoaderWorker) -> "OpenBeton":
+    """Opens a .beton; central: see ViewDecoder. FFCV is imported when this is called, since that takes seconds."""
+    from kilobatch.data.loading.decoders import ViewDecoder
+    from kilobatch.data.loading.prefetch import OpenBeton
 
-    return Beton(path, CutViews(path, views, seed, central, threads, device), device)
+    decoder = ViewDecoder(path, views, seed, central, worker.threads, worker.device)
+    return OpenBeton(path, decoder, worker.device)
 
 
-def finished(
+def finish_views(
     views: Tensor,
     index: NDArray[np.int64],
     options: Views,
@@ -194,7 +204,7 @@ def finished(
     epoch: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """On a CPU views arrive finished; on an accelerator what is left to do is done there, with keys on the host."""
+    """Augments views that the decoder gives as bytes, on their device; a CPU's float32 views are augmented already."""
     if views.dtype == torch.float32:
         return views.to(dtype)
     from kilobatch.data.augment.device import augment

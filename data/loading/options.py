@@ -1,4 +1,4 @@
-"""What a recipe may say about its data."""
+"""Options of a recipe's data: sources, batch, views and labels."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Batches made ahead of their use, by FFCV's loader in a thread of its own."""
+"""Makes batches ahead of their use, with FFCV's loader in a thread of its own."""
 
 import atexit
 from collections.abc import Iterator
@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kilobatch.data.loading.decoders import CutViews, Labels, Work
-from kilobatch.data.loading.ffcv_bindings import Compiler, EpochIterator, FfcvLoader, PipelineSpec, torch_threads_kept
+from kilobatch.data.loading.decoders import BatchRequest, Labels, ViewDecoder
+from kilobatch.data.loading.ffcv_bindings import Compiler, EpochIterator, FfcvLoader, PipelineSpec, keep_torch_threads
 
-AHEAD = 3  # finished batches that wait
+AHEAD = 3  # finished batches in the queue
 
 
-class Beton:
+class OpenBeton:
     """An open .beton and FFCV's pipeline over it."""
 
-    def __init__(self, path: Path, images: CutViews, device: torch.device):
+    def __init__(self, path: Path, images: ViewDecoder, device: torch.device):
         self.images, self.device = images, device
         pipelines: dict[str, Any] = {
             "image": PipelineSpec("image", decoder=images),
             "label": PipelineSpec("label", decoder=Labels(device)),
         }
-        Compiler.set_enabled(False)  # our decoders call loops that are compiled already
+        Compiler.set_enabled(False)  # the decoders call loops that are compiled already
         try:
-            with torch_threads_kept():
+            with keep_torch_threads():
                 self.loader = FfcvLoader(
                     str(path),
-                    batch_size=1,  # of its own order, which is not used: a stream says which samples make a batch
+                    batch_size=1,  # of FFCV's own order, which is not used: requests name a batch's samples
                     num_workers=1,  # the decoder has threads of its own
                     seed=0,
                     batches_ahead=AHEAD,
@@ -44,32 +44,32 @@ class Beton:
         return int(self.loader.reader.num_samples)
 
 
-class Stream(EpochIterator):
-    """A thread that makes the batches of `works` in order, at most AHEAD + 1 before they are asked for.
+class Prefetcher(EpochIterator):
+    """A thread that makes the batches of `requests` in order, at most AHEAD + 1 before they are taken.
 
-    FFCV's own thread dies silently of an exception, and whoever waits for a batch waits for ever; this one hands the
-    exception over. Must be closed, or it stays until the interpreter's exit.
+    FFCV's own thread ends silently at an exception, and a process that waits for a batch waits for ever; this one hands
+    the exception to the reader. It must be closed, or it runs until the interpreter exits.
     """
 
-    def __init__(self, beton: Beton, works: Iterator[Work]):
-        self.works = works
+    def __init__(self, beton: OpenBeton, requests: Iterator[BatchRequest]):
+        self.requests = requests
         self.device = beton.device
         with torch.cuda.device(beton.device) if beton.device.type == "cuda" else nullcontext():
             super().__init__(beton.loader, [])
-        atexit.register(self.close)  # a thread at work while the interpreter goes down crashes the process
+        atexit.register(self.close)  # a thread that still works while the interpreter shuts down crashes the process
 
     def run(self) -> None:
         slots = len(self.cuda_streams)
         try:
-            for number, work in enumerate(self.works):
-                if not self.put((number % slots, self.run_pipeline(number, work, number % slots, None))):
+            for number, request in enumerate(self.requests):
+                if not self.put((number % slots, self.run_pipeline(number, request, number % slots, None))):
                     return
             self.put(None)
         except BaseException as error:
             self.put(error)
 
     def put(self, item: object) -> bool:
-        """False if the stream was closed before there was room."""
+        """Adds to the queue; False if the thread was told to end before there was room."""
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=0.1)
@@ -78,24 +78,24 @@ class Stream(EpochIterator):
             return True
         return False
 
-    def __next__(self) -> tuple[Tensor, Tensor, Tensor, Work]:
-        """views, labels, indices, and what was asked for."""
-        item = self.take()
+    def __next__(self) -> tuple[Tensor, Tensor, Tensor, BatchRequest]:
+        """views, labels, sample indices, and the request."""
+        item = self.next_item()
         if item is None:
             self.close()
             raise StopIteration
         if isinstance(item, BaseException):
             self.close()
             raise item
-        slot, (views, (labels, index, work)) = item
+        slot, (views, (labels, index, request)) = item
         if self.device.type == "cuda":
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.cuda_streams[slot])
             for tensor in (views, labels, index):
                 tensor.record_stream(current)
-        return views, labels, index, work
+        return views, labels, index, request
 
-    def take(self) -> Any:
+    def next_item(self) -> Any:
         while True:
             try:
                 return self.output_queue.get(timeout=1.0)
@@ -104,7 +104,7 @@ class Stream(EpochIterator):
                     raise RuntimeError("the loader's thread has ended, and no batch is left") from None
 
     def close(self) -> None:
-        """Ends the thread after the batch that it is at, and waits for that."""
+        """Ends the thread after the batch that it is making, and waits for that."""
         self.terminate_event.set()
         if self.is_alive():
             self.join()

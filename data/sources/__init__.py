@@ -1,1 +1,1 @@
-"""Where images come from, and their conversion to .beton."""
+"""Sources of images, and their conversion to .beton."""

@@ -1,4 +1,4 @@
-"""Images that lie in memory as one array."""
+"""A source of images that lie in memory as one array."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kilobatch.data.sources.image_files import BrokenImage, Stored, encode
+from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode
 
 
 class Arrays:
@@ -26,7 +26,7 @@ class Arrays:
         rgb = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
         return np.ascontiguousarray(rgb), int(self.labels[i])
 
-    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
         image, label = self[i]
         try:
             return encode(Image.fromarray(image), max_side, quality), label

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the python files that their authors distribute."""
+"""Sources cifar10:ROOT and cifar100:ROOT, read from the python files that the authors distribute."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from kilobatch.data.sources.arrays import Arrays
 
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
-_CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
+_TORCHVISION_NAMES = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 
 
 def open_cifar(name: str, root: Path, split: str) -> Arrays:
-    """CIFAR-10 or CIFAR-100 as torchvision lays it out below `root`; torchvision checks its checksums."""
+    """Opens CIFAR-10 or CIFAR-100 as torchvision stores it below `root`; torchvision verifies its checksums."""
     cifar_folder(name, root)
     from torchvision import datasets
 
@@ -21,20 +21,20 @@ def open_cifar(name: str, root: Path, split: str) -> Arrays:
     try:
         data = kind(str(root), train=split == "train", download=False)
     except RuntimeError:  # a checksum differs
-        raise Refusal(f"{name}:{root} is incomplete or damaged; remove it and {_how(name, root)}") from None
+        raise Refusal(f"{name}:{root} is incomplete or damaged; remove it and {_download_hint(name, root)}") from None
     return Arrays(np.asarray(data.data, np.uint8), np.array(data.targets, np.int64), list(data.classes))
 
 
 def cifar_folder(name: str, root: Path) -> Path:
-    """Where torchvision keeps the data below `root`. Raises Refusal, saying how to get it, where it is not there."""
-    folder = root / _CIFAR[name][1]
+    """The folder below `root` with torchvision's files. Raises Refusal with the download command if it is missing."""
+    folder = root / _TORCHVISION_NAMES[name][1]
     if root.name == folder.name and root.is_dir():
         raise Refusal(f"{name}:{root} is the data set's own folder; give the one above it: {name}:{root.parent}")
     if not folder.is_dir():
-        raise Refusal(f"{name}:{root} has no {folder.name}/; {_how(name, root)}")
+        raise Refusal(f"{name}:{root} has no {folder.name}/; {_download_hint(name, root)}")
     return folder
 
 
-def _how(name: str, root: Path) -> str:
-    kind = _CIFAR[name][0]
+def _download_hint(name: str, root: Path) -> str:
+    kind = _TORCHVISION_NAMES[name][0]
     return f"fetch it with: python -c \"from torchvision.datasets import {kind}; {kind}('{root}', download=True)\""

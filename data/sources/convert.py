@@ -1,7 +1,7 @@
-"""Sources to .beton files: `convert` writes one, `verify` checks one, `prepare` finds or makes the one for a spec.
+"""Converts sources to .beton files: `convert` writes one, `prepare` finds or makes the one for a recipe's source.
 
-The writer is ours, in FFCV's layout: FFCV's own hangs when an image raises in one of its processes, and would want a
-second pass over all images to find the broken ones. One pass, in order: the same images make the same bytes.
+FFCV's own writer is not used: it hangs when an image raises an error in one of its processes, and would need a second
+pass over all images to find the broken ones. Here there is one pass, in order: the same images make the same bytes.
 """
 
 import fcntl
@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
-from kilobatch.data.beton import NOTE_FORMAT, Info, Writer, checksum, names_file, note_of, verify
+from kilobatch.data.beton import NOTE_FORMAT, BetonInfo, Writer, checksum, names_path, note_path, verify_beton
 from kilobatch.data.errors import Refusal
-from kilobatch.data.files import sync_folder
-from kilobatch.data.sources.image_files import LONGEST, BrokenImage, Stored
+from kilobatch.data.files import cache_root, sync_folder, write_synced
+from kilobatch.data.sources.image_files import LONGEST, BrokenImage, EncodedImage
 from kilobatch.data.sources.specs import Source, Split, open_source
 
-PREPARED_SIDE = 512  # what `prepare` keeps of large photos: a 224-pixel crop at a scale of 0.2 still has 224 pixels
-Sample = tuple[Stored, int] | BrokenImage
-_TASK = 16  # images to one task of a thread
+PREPARED_SIDE = 512  # pixels to which `prepare` scales large photos: a crop with 0.2 of the area still has 224 a side
+Sample = tuple[EncodedImage, int] | BrokenImage
+TASK_IMAGES = 16  # images in one task of a thread
 
 
 def convert(
@@ -35,37 +35,39 @@ def convert(
     threads: int | None = None,
     skip_broken: bool = False,
     progress: bool = True,
-) -> Info:
-    """Writes `source` as FFCV's .beton with fields image and label, and beside it `out`.json and, where the images have
-    names, `out`.names; replaces what was there.
+) -> BetonInfo:
+    """Writes `source` as FFCV's .beton with fields image and label, and `out`.json beside it and, where the images have
+    names, `out`.names; replaces older files.
 
     JPEG files of up to `max_side` pixels are kept byte for byte, other photos become JPEGs of `quality`, images of up
-    to 64 pixels are stored as pixels. Broken images are left out with `skip_broken`; else, all of them found, refused.
-    A killed conversion leaves `out`.partial, which the next one to the same place overwrites. Raises Refusal.
+    to 64 pixels are stored as pixels. Broken images are left out with `skip_broken`; else all are found, and the
+    conversion is refused. A killed conversion leaves `out`.partial, which the next one to the same place overwrites.
+    Raises Refusal.
     """
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    beside = out, names_file(out), note_of(out)
-    partial, partial_names, partial_note = (path.with_name(path.name + ".partial") for path in beside)
+    files = out, names_path(out), note_path(out)
+    partial, partial_names, partial_note = (path.with_name(path.name + ".partial") for path in files)
     try:
-        _check(out, max_side, quality, threads)
-        with _claimed(partial) as file:
+        _check_arguments(out, max_side, quality, threads)
+        with _open_alone(partial) as file:
             try:
                 info, names = _write(source, file, out, max_side, quality, threads, skip_broken, progress)
                 if info.names_sha256 is not None:
-                    _write_synced(partial_names, names)
-                _write_synced(partial_note, (info.model_dump_json(indent=1) + "\n").encode())
+                    write_synced(partial_names, [names])
+                write_synced(partial_note, [(info.model_dump_json(indent=1) + "\n").encode()])
             except BaseException:
                 for path in (partial, partial_names, partial_note):
                     path.unlink(missing_ok=True)
                 raise
-            # The note goes first and comes last: whenever this is killed, no note lies beside another file's bytes.
-            note_of(out).unlink(missing_ok=True)
+            # The note is removed first and written last, so that a kill at any moment leaves no note beside a file that
+            # it does not describe.
+            note_path(out).unlink(missing_ok=True)
             sync_folder(out.parent)
             partial.replace(out)
-            names_file(out).unlink(missing_ok=True)
+            names_path(out).unlink(missing_ok=True)
             if info.names_sha256 is not None:
-                partial_names.replace(names_file(out))
-            partial_note.replace(note_of(out))
+                partial_names.replace(names_path(out))
+            partial_note.replace(note_path(out))
             sync_folder(out.parent)
     except OSError as error:
         raise Refusal(
@@ -84,25 +86,27 @@ def _write(
     threads: int,
     skip_broken: bool,
     progress: bool,
-) -> tuple[Info, bytes]:
-    """Fills the empty file and syncs it. Returns the note's content and that of the list of names."""
+) -> tuple[BetonInfo, bytes]:
+    """Fills the empty file and syncs it. Returns the note, and the content of the list of names."""
     writer = Writer(file, len(source))
-    names, kept = source.names, bytearray()
+    names, written_names = source.names, bytearray()
     broken: list[str] = []
-    with _shown(len(source), out, progress) as advance:
-        for i, sample in enumerate(_all_stored(source, max_side, quality, threads)):
+    with _progress_bar(len(source), out, progress) as advance:
+        for i, sample in enumerate(_encode_all(source, max_side, quality, threads)):
             if isinstance(sample, BrokenImage):
                 broken.append(str(sample))
-            elif skip_broken or not broken:  # after a broken one it will be refused, and only counts the others
-                stored, label = sample
-                writer.append(stored.mode, stored.width, stored.height, stored.data, label)
+            elif (
+                skip_broken or not broken
+            ):  # else the conversion will be refused: the loop goes on only to find all broken images
+                image, label = sample
+                writer.append(image.mode, image.width, image.height, image.data, label)
                 if names:
-                    kept += names[i].encode() + b"\n"
+                    written_names += names[i].encode() + b"\n"
             advance()
-    _judge(broken, len(source), skip_broken)
+    _refuse_broken(broken, len(source), skip_broken)
     table = writer.finish()
     os.fsync(file.fileno())
-    info = Info(
+    info = BetonInfo(
         samples=writer.samples,
         classes=source.classes,
         bytes=file.seek(0, os.SEEK_END),
@@ -111,34 +115,27 @@ def _write(
         max_side=max_side,
         quality=quality,
         skipped=broken,
-        names_sha256=hashlib.sha256(kept).hexdigest() if names else None,
+        names_sha256=hashlib.sha256(written_names).hexdigest() if names else None,
     )
-    return info, bytes(kept)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    return info, bytes(written_names)
 
 
 def prepare(spec: str, split: Split) -> Path:
-    """The .beton for data.train or data.test: the file itself, checked quickly, or the source, converted once.
+    """The .beton for data.train or data.test: that file itself, after the quick check, or the source, converted once.
 
     Conversions are kept in $KILOBATCH_CACHE (~/.cache/kilobatch), under a name made from everything that they depend
-    on, and downscaled to 512 pixels. Any number of processes may ask at once: one converts, the others wait for it.
+    on, and downscaled to 512 pixels. Any number of processes may call this at once: one converts, the others wait.
     Raises Refusal.
     """
     if spec.endswith(".beton"):
         path = Path(spec).expanduser()
-        verify(path)
+        verify_beton(path)
         return path
     source = open_source(spec, split)
     key = repr((NOTE_FORMAT, spec, split, PREPARED_SIDE, source.fingerprint()))
     if source.names:
         key += " with names"
-    cache = Path(os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch").expanduser()
+    cache = cache_root()
     out = cache / f"{spec.partition(':')[0]}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.beton"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -155,15 +152,15 @@ def prepare(spec: str, split: Split) -> Path:
 
 
 def _is_whole(cached: Path) -> bool:
-    """A damaged file of the cache can be made anew, unlike one that a user names."""
+    """Whether a file of the cache passes the quick check; a damaged one is made anew, unlike one that a user names."""
     try:
-        verify(cached)
+        verify_beton(cached)
     except Refusal:
         return False
     return True
 
 
-def _check(out: Path, max_side: int | None, quality: int, threads: int) -> None:
+def _check_arguments(out: Path, max_side: int | None, quality: int, threads: int) -> None:
     if out.suffix != ".beton":
         raise Refusal(f"{out} does not end in .beton; write to {out.with_suffix('.beton')}")
     if out.is_dir():
@@ -180,36 +177,36 @@ def _check(out: Path, max_side: int | None, quality: int, threads: int) -> None:
 
 
 @contextmanager
-def _claimed(partial: Path) -> Iterator[BufferedRandom]:
-    """Opens the temporary file, empty, for this process alone; a dead process's claim ends with it."""
+def _open_alone(partial: Path) -> Iterator[BufferedRandom]:
+    """Opens the temporary file, emptied and locked for this process; a process that dies gives up its lock."""
     with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(file.fileno()), partial.stat())
+            locked = os.path.samestat(os.fstat(file.fileno()), partial.stat())
         except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:  # held, or renamed by its holder in the moment between opening and claiming
+            locked = False
+        if not locked:  # another process has the lock, or renamed the file between our opening and locking it
             raise Refusal(f"{partial} is being written by another conversion; wait for it, or write to another name")
         file.truncate()
         yield file
 
 
-def _all_stored(source: Source, max_side: int | None, quality: int, threads: int) -> Iterator[Sample]:
-    """All samples in order, a few tasks ahead of the one who asks, so that memory stays small."""
+def _encode_all(source: Source, max_side: int | None, quality: int, threads: int) -> Iterator[Sample]:
+    """Encodes all samples, in order; threads work only a few tasks ahead, so that memory stays small."""
 
     def task(start: int) -> list[Sample]:
-        done: list[Sample] = []
-        for i in range(start, min(start + _TASK, len(source))):
+        samples: list[Sample] = []
+        for i in range(start, min(start + TASK_IMAGES, len(source))):
             try:
-                done.append(source.stored(i, max_side, quality))
+                samples.append(source.encode(i, max_side, quality))
             except BrokenImage as broken:
-                done.append(broken)
-        return done
+                samples.append(broken)
+        return samples
 
     pool = ThreadPoolExecutor(threads)
     ahead: deque[Future[list[Sample]]] = deque()
     try:
-        for start in range(0, len(source), _TASK):
+        for start in range(0, len(source), TASK_IMAGES):
             ahead.append(pool.submit(task, start))
             if len(ahead) > 2 * threads:
                 yield from ahead.popleft().result()
@@ -219,7 +216,7 @@ def _all_stored(source: Source, max_side: int | None, quality: int, threads: int
         pool.shutdown(cancel_futures=True)
 
 
-def _judge(broken: list[str], images: int, skip_broken: bool) -> None:
+def _refuse_broken(broken: list[str], images: int, skip_broken: bool) -> None:
     if len(broken) == images:
         raise Refusal(f"none of the {images:,} images can be read, the first being {broken[0]}; check the source")
     if broken and not skip_broken:
@@ -232,8 +229,8 @@ def _judge(broken: list[str], images: int, skip_broken: bool) -> None:
 
 
 @contextmanager
-def _shown(total: int, out: Path, progress: bool) -> Iterator[Callable[[], object]]:
-    """Yields what to call after each image: a bar on a terminal, elsewhere one line at the start."""
+def _progress_bar(total: int, out: Path, progress: bool) -> Iterator[Callable[[], object]]:
+    """Yields a function to call after each image: a progress bar on a terminal, elsewhere one line at the start."""
     if not progress or not sys.stderr.isatty():
         if progress:
             print(f"converting {total:,} images to {out}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The small data sets: scikit-learn's handwritten digits, and CIFAR through torchvision."""
+"""Source digits: scikit-learn's handwritten digits."""
 
 from functools import cached_property
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kilobatch.data.sources.arrays import Arrays
-from kilobatch.data.sources.image_files import Stored
+from kilobatch.data.sources.image_files import EncodedImage
 
 DIGITS_SIZES = {"train": 1437, "test": 360}
 DIGITS_SIDE = 32
@@ -18,8 +18,8 @@ DIGITS_SIDE = 32
 class Digits:
     """1,797 real digits of 8x8 pixels in 17 greys, enlarged (bicubic) to 32x32; a fixed, stratified split.
 
-    Made when the first image is asked for: scikit-learn takes a second to import, in each process that only looks
-    whether they are converted already.
+    The images are made when the first is read: scikit-learn takes a second to import, which a process that finds them
+    converted already need not spend.
     """
 
     names = None
@@ -34,8 +34,8 @@ class Digits:
     def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
         return self._arrays[i]
 
-    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
-        return self._arrays.stored(i, max_side, quality)
+    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+        return self._arrays.encode(i, max_side, quality)
 
     def fingerprint(self) -> str:
         return f"{self.split} digits of scikit-learn {version('scikit-learn')}, enlarged by Pillow {PIL.__version__}"

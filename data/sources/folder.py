@@ -1,4 +1,4 @@
-"""folder:PATH, a folder with one folder of images per class."""
+"""Source folder:PATH: a folder with one folder of images per class."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.errors import Refusal
-from kilobatch.data.sources.image_files import Stored, read, store
+from kilobatch.data.sources.image_files import EncodedImage, encode_file, read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
 _SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
@@ -17,8 +17,8 @@ _SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 class Folder:
     """Classes are the sorted names of PATH's folders; their images may lie in folders further down.
 
-    Where PATH holds train/ and one of test/, val/, valid/ or validation/ and no other folder, that of the split is
-    taken. Names that begin with a dot, and files that are no images by their suffix, are passed over.
+    Where PATH holds train/ and one of test/, val/, valid/ or validation/ and no other folder, the split's folder is
+    read. Names that begin with a dot, and files without the suffix of an image, are ignored.
     Raises Refusal where there is no image, no class folder, or a class folder without an image.
     """
 
@@ -27,7 +27,7 @@ class Folder:
             raise Refusal(f"folder:{path}: there is no such folder; give one that holds a folder of images per class")
         if not path.is_dir():
             raise Refusal(f"folder:{path} is a file, not a folder; give the folder that holds a folder per class")
-        self.path = _of_split(path, split)
+        self.path = _split_folder(path, split)
         names, loose = _entries(self.path)
         if not names:
             if loose:
@@ -36,7 +36,7 @@ class Folder:
                     f"class (without classes: into one folder, for example {self.path / 'all'})"
                 )
             raise Refusal(f"folder:{self.path} has no images; give a folder that holds a folder of images per class")
-        self.classes = [_readable(name) for name in names]
+        self.classes = [_printable(name) for name in names]
         self._files: list[str] = []  # relative to self.path
         labels: list[int] = []
         empty: list[str] = []
@@ -57,41 +57,41 @@ class Folder:
     @property
     def names(self) -> list[str]:
         """Paths within the folder, each on one line."""
-        return [_readable(file).replace("\n", "\\n").replace("\r", "\\r") for file in self._files]
+        return [_printable(file).replace("\n", "\\n").replace("\r", "\\r") for file in self._files]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
         name, data = self._bytes(i)
-        return read(data, name), int(self._labels[i])
+        return read_image(data, name), int(self._labels[i])
 
-    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
         name, data = self._bytes(i)
-        return store(data, name, max_side, quality), int(self._labels[i])
+        return encode_file(data, name, max_side, quality), int(self._labels[i])
 
     def fingerprint(self) -> str:
-        """Of all names, sizes and times of change."""
+        """A digest of all names, sizes and times of change."""
         digest = hashlib.sha256(str(self.path.resolve()).encode(errors="surrogateescape"))
         for file in self._files:
-            stat = os.stat(self.path / file)  # noqa: PTH116 - a million times
+            stat = os.stat(self.path / file)  # noqa: PTH116 - faster than Path.stat, for a million files
             digest.update(f"\n{file}\t{stat.st_size}\t{stat.st_mtime_ns}".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _bytes(self, i: int) -> tuple[str, bytes]:
         path = self.path / self._files[i]
         try:
-            return _readable(str(path)), path.read_bytes()
-        except OSError as error:  # not the image's fault: never skipped as broken
+            return _printable(str(path)), path.read_bytes()
+        except OSError as error:  # the disk's error, not the image's: never skipped as a broken image
             raise Refusal(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
 
 
-def _readable(name: str) -> str:
-    """Names that are no UTF-8 can be opened, but neither printed nor written down."""
+def _printable(name: str) -> str:
+    """Escapes bytes that are not UTF-8: a file with such a name can be opened, but its name not printed or stored."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _of_split(path: Path, split: str) -> Path:
+def _split_folder(path: Path, split: str) -> Path:
     names = _entries(path)[0]
     of_test = [name for name in names if name in _SPLITS["test"]]
     if len(names) == 2 and "train" in names and len(of_test) == 1:
@@ -100,7 +100,7 @@ def _of_split(path: Path, split: str) -> Path:
 
 
 def _entries(path: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the images directly in `path`."""
+    """Sorted names of the folders, and of the images, that lie directly in `path`."""
     folders: list[str] = []
     images: list[str] = []
     try:

@@ -1,4 +1,4 @@
-"""One image file to upright RGB, and to what a .beton stores of it."""
+"""Decodes an image file to upright RGB, and encodes it as a .beton stores it."""
 
 import io
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from kilobatch.data.errors import Refusal
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them
 LONGEST = 65_500  # libjpeg's limit; the .beton's own is 65,535
 
-# What a viewer does for each EXIF orientation.
-_UPRIGHT = {
+# The operation that turns an image of each EXIF orientation upright, as a viewer does.
+_TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,11 +26,11 @@ _UPRIGHT = {
 
 
 class BrokenImage(Refusal):
-    """An image that cannot be decoded. Says which, and why."""
+    """An image that cannot be decoded; the text names it, with the reason."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class EncodedImage:
     """An image as a .beton holds it. mode 0: data is a JPEG file; mode 1: RGB pixels, (height, width, 3) uint8."""
 
     mode: int
@@ -39,8 +39,8 @@ class Stored:
     data: bytes
 
 
-def read(data: bytes, name: str) -> NDArray[np.uint8]:
-    """An image file's first picture as upright RGB, (H, W, 3) uint8. Raises BrokenImage with `name` in its text."""
+def read_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decodes an image file's first picture: upright RGB, (H, W, 3) uint8. Raises BrokenImage with `name` in it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -48,21 +48,21 @@ def read(data: bytes, name: str) -> NDArray[np.uint8]:
     except MemoryError:
         raise
     except Exception as error:  # on foreign bytes Pillow's decoders raise nearly anything
-        raise _broken(data, name, error) from error
+        raise _broken_image(data, name, error) from error
 
 
-def store(data: bytes, name: str, max_side: int | None, quality: int) -> Stored:
-    """What a .beton holds of an image file: its first picture, upright, RGB, no side longer than `max_side` pixels.
+def encode_file(data: bytes, name: str, max_side: int | None, quality: int) -> EncodedImage:
+    """Encodes an image file for a .beton: its first picture, upright, RGB, no side longer than `max_side` pixels.
 
-    A JPEG file that needs no change is kept byte for byte, others are encoded with `quality`, small ones kept as
+    A JPEG file that needs no change is kept byte for byte, others are encoded with `quality`, small ones stored as
     pixels. Every byte is decoded, so that a broken file is found here. Raises BrokenImage with `name` in its text.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if max_side is None or max(image.size) <= max_side:
                 image.load()
-                if max(image.size) > RAW_SIDE and _keep(image, data):
-                    return Stored(0, *image.size, data)
+                if max(image.size) > RAW_SIDE and _can_keep(image, data):
+                    return EncodedImage(0, *image.size, data)
             else:
                 image.draft(None, (2 * max_side, 2 * max_side))  # JPEG: decode straight to a half, quarter or eighth
                 image.load()
@@ -70,28 +70,28 @@ def store(data: bytes, name: str, max_side: int | None, quality: int) -> Stored:
     except MemoryError:
         raise
     except Exception as error:  # on foreign bytes Pillow's decoders raise nearly anything
-        raise _broken(data, name, error) from error
+        raise _broken_image(data, name, error) from error
 
 
-def encode(image: Image.Image, max_side: int | None, quality: int) -> Stored:
-    """An RGB image, downscaled (Lanczos) to `max_side`, as pixels up to 64 on the longer side, else as JPEG."""
+def encode(image: Image.Image, max_side: int | None, quality: int) -> EncodedImage:
+    """Encodes an RGB image, downscaled (Lanczos) to `max_side`: as pixels up to 64 on the longer side, else as JPEG."""
     longest = max(image.size)
     if max_side is not None and longest > max_side:
         width, height = (max(1, round(side * max_side / longest)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     if max(image.size) <= RAW_SIDE:
-        return Stored(1, *image.size, image.tobytes())
+        return EncodedImage(1, *image.size, image.tobytes())
     if max(image.size) > LONGEST:
         raise ValueError(f"{max(image.size):,} pixels on a side, the most is {LONGEST:,}: give a --max-side")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     if len(file.getvalue()) > Writer.PAGE:
         raise ValueError(f"{len(file.getvalue()):,} bytes as JPEG, the most is {Writer.PAGE:,}: give a --max-side")
-    return Stored(0, *image.size, file.getvalue())
+    return EncodedImage(0, *image.size, file.getvalue())
 
 
-def _keep(image: Image.Image, data: bytes) -> bool:
-    """Whether FFCV's decoder (libturbojpeg) makes of this file what Pillow does, as fast as of any other."""
+def _can_keep(image: Image.Image, data: bytes) -> bool:
+    """Whether FFCV's decoder (libturbojpeg) decodes this file as Pillow does, and as fast as any other."""
     if image.format != "JPEG" or len(data) > Writer.PAGE or image.info.get("progressive") or _orientation(image) != 1:
         return False
     if image.mode == "L":
@@ -102,13 +102,13 @@ def _keep(image: Image.Image, data: bytes) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, KeyError, EOFError):  # an unreadable EXIF block turns nothing, as in any viewer
+    except (SyntaxError, ValueError, KeyError, EOFError):  # an unreadable EXIF block is ignored, as viewers do
         return 1
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Grey, palette, CMYK and 16 bits to RGB; what is transparent becomes white."""
-    turn = _UPRIGHT.get(_orientation(image))
+    """Converts grey, palette, CMYK and 16 bits to RGB, and turns upright; transparent parts become white."""
+    transpose = _TO_UPRIGHT.get(_orientation(image))
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 bits")
     if image.mode.startswith("I"):
@@ -121,10 +121,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         white.alpha_composite(image.convert("RGBA"))
         image = white
     image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+    return image if transpose is None else image.transpose(transpose)
 
 
-def _broken(data: bytes, name: str, error: Exception) -> BrokenImage:
+def _broken_image(data: bytes, name: str, error: Exception) -> BrokenImage:
     if not data:
         return BrokenImage(f"{name}: the file is empty")
     if isinstance(error, Image.UnidentifiedImageError):

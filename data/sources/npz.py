@@ -1,4 +1,4 @@
-"""npz:FILE, images and labels as NumPy wrote them."""
+"""Source npz:FILE: images and labels in a file that NumPy wrote."""
 
 import zipfile
 from pathlib import Path
@@ -13,12 +13,12 @@ KEYS = "either images and labels, or x_train, y_train, x_test and y_test"
 
 
 def open_npz(path: Path, split: str) -> Arrays:
-    """Opens a split; a file with `images` and `labels` is all one split. `class_names`, where there, names the classes.
+    """Opens a split; a file with `images` and `labels` is all one split. `class_names`, if present, names the classes.
 
     Images are (N, H, W, 3) RGB or (N, H, W) or (N, H, W, 1) grey, uint8; labels (N,) or (N, 1) integers from 0.
     Raises Refusal for any other file.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         x, y = _keys(file, path, split)
         images, labels = _array(file, path, x), _array(file, path, y)
         if images.dtype != np.uint8:
@@ -35,15 +35,15 @@ def open_npz(path: Path, split: str) -> Arrays:
 
 
 def count_npz(path: Path, split: str) -> int:
-    """How many images open_npz will find, read from the labels alone."""
-    with _opened(path) as file:
+    """Counts the images that open_npz will find, from the labels alone."""
+    with _open(path) as file:
         key = _keys(file, path, split)[1]
         return len(_labels(_array(file, path, key), path, key))
 
 
 def classes_of_npz(path: Path) -> list[str]:
-    """The classes' names that open_npz will find, read from the labels alone."""
-    with _opened(path) as file:
+    """Names of the classes that open_npz will find, from the labels alone."""
+    with _open(path) as file:
         return _classes(file, path)
 
 
@@ -60,7 +60,7 @@ def _classes(file: np.lib.npyio.NpzFile, path: Path) -> list[str]:
     return classes
 
 
-def _opened(path: Path) -> np.lib.npyio.NpzFile:
+def _open(path: Path) -> np.lib.npyio.NpzFile:
     if not path.exists():
         raise Refusal(f"npz:{path}: there is no such file; numpy.savez writes one, with {KEYS}")
     try:
@@ -84,14 +84,14 @@ def _keys(file: np.lib.npyio.NpzFile, path: Path, split: str) -> tuple[str, str]
 
 
 def _label_keys(file: np.lib.npyio.NpzFile) -> list[str]:
-    """All of them, so that both splits of a file have the same classes."""
+    """The keys of all labels: a file's two splits have the same classes."""
     return [key for key in ("y_train", "y_test") if key in file.files] or ["labels"]
 
 
 def _array(file: np.lib.npyio.NpzFile, path: Path, key: str) -> NDArray:
     try:
         return file[key]
-    except ValueError:  # of objects: reading them would run code that the file brings
+    except ValueError:  # an array of objects: reading it would run code from the file
         raise Refusal(f"npz:{path}: {key} holds Python objects; save it as a plain array of numbers") from None
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise Refusal(f"npz:{path}: {key} is damaged ({error}); write the file again") from None

@@ -1,4 +1,4 @@
-"""Where images come from: folder:PATH, cifar10:ROOT, cifar100:ROOT, npz:FILE, digits.
+"""Opens and counts sources by their spec: folder:PATH, cifar10:ROOT, cifar100:ROOT, npz:FILE, digits.
 
 Imports of scikit-learn and torchvision stand in the functions that need them: checking a recipe loads neither.
 """
@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.beton import verify
+from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import Refusal, did_you_mean
 from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folder, open_cifar
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.folder import Folder
-from kilobatch.data.sources.image_files import Stored
+from kilobatch.data.sources.image_files import EncodedImage
 from kilobatch.data.sources.npz import classes_of_npz, count_npz, open_npz
 
 Split = Literal["train", "test"]
@@ -32,12 +32,12 @@ class Source(Protocol):
 
     @property
     def classes(self) -> list[str]:
-        """Names; a label is a position in this list."""
+        """Names of the classes; a label is a position in this list."""
         ...
 
     @property
     def names(self) -> list[str] | None:
-        """Of the images; None where they have none."""
+        """Names of the images; None where they have no names."""
         ...
 
     def __len__(self) -> int: ...
@@ -46,17 +46,17 @@ class Source(Protocol):
         """Image i as upright RGB, (H, W, 3), and its label. Raises BrokenImage."""
         ...
 
-    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
         """Image i as a .beton holds it, and its label. Called by many threads. Raises BrokenImage."""
         ...
 
     def fingerprint(self) -> str:
-        """Another text whenever the images may be others: what is converted is kept under it."""
+        """A text that changes whenever the images may have changed; converted files are cached by it."""
         ...
 
 
 def open_source(spec: str, split: Split) -> Source:
-    """Opens `spec`, without decoding its images. Raises Refusal for what is not there or not in the right form."""
+    """Opens `spec`, without decoding its images. Raises Refusal where it does not exist or has the wrong form."""
     scheme, where = _parse(spec)
     if scheme == "digits":
         return Digits(split)
@@ -67,10 +67,10 @@ def open_source(spec: str, split: Split) -> Source:
     return open_cifar(scheme, where, split)
 
 
-def count(spec: str, split: Split) -> int:
-    """How many images a source or a .beton file has; decodes none. Raises Refusal as opening it would."""
+def count_images(spec: str, split: Split) -> int:
+    """Counts the images of a source or a .beton file; decodes none. Raises Refusal as opening it would."""
     if spec.endswith(".beton"):
-        return verify(Path(spec).expanduser()).samples
+        return verify_beton(Path(spec).expanduser()).samples
     scheme, where = _parse(spec)
     if scheme == "digits":
         return DIGITS_SIZES[split]
@@ -83,9 +83,9 @@ def count(spec: str, split: Split) -> int:
 
 
 def count_classes(spec: str, split: Split) -> int:
-    """How many classes a source or a .beton file has; as count."""
+    """Counts the classes of a source or a .beton file; as count_images."""
     if spec.endswith(".beton"):
-        return len(verify(Path(spec).expanduser()).classes)
+        return len(verify_beton(Path(spec).expanduser()).classes)
     scheme, where = _parse(spec)
     if scheme == "digits":
         return 10
@@ -97,19 +97,19 @@ def count_classes(spec: str, split: Split) -> int:
     return CIFAR_CLASSES[scheme]
 
 
-def unshared(one: list[str], other: list[str]) -> str:
-    """How two lists of classes that differ do, in words."""
-    return ", ".join(sorted(set(one) ^ set(other))[:3]) or "none, but they stand in another order"
+def describe_class_difference(first: list[str], second: list[str]) -> str:
+    """The difference of two unequal lists of classes, for a message: up to three names that only one of them has."""
+    return ", ".join(sorted(set(first) ^ set(second))[:3]) or "none, but they stand in another order"
 
 
 def folder_of(spec: str) -> Path | None:
-    """The folder that holds the images; None where they lie in something else."""
+    """The folder that holds the images; None for sources that are not folders."""
     scheme, where = _parse(spec)
     return where if scheme == "folder" else None
 
 
-def absolute(spec: str) -> str:
-    """The same images, named so that the folder which a program stands in does not matter. Raises Refusal as count."""
+def absolute_spec(spec: str) -> str:
+    """The same spec with an absolute path, independent of the working folder. Raises Refusal as count_images."""
     if spec.endswith(".beton"):
         return str(Path(spec).expanduser().absolute())
     scheme, where = _parse(spec)

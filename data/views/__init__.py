@@ -1,1 +1,1 @@
-"""What is drawn for a view, and from which ranges."""
+"""Random draws of a view, and the options that set their ranges."""

@@ -1,4 +1,4 @@
-"""What chance decides in a view, by number; and the plan, a row of float32 that tells compiled loops its ranges.
+"""Numbers of a view's random draws, and columns of its plan: the row of float32 that gives compiled loops the ranges.
 
 Draw numbers of a view's key:
 
@@ -7,12 +7,14 @@ Draw numbers of a view's key:
     64 + j  drawn value j of the table below
     1024-   jigsaw: 9 that order the patches, 9 of their tops, 9 of their left edges
 
-A drawn value is low + (high - low) * u. An operation of probability p has a value of its own with the range from p to
-p - 1, so that it is done where its value is above zero. New values go to the end of the table: each keeps its draw
-number, and a recipe its images.
+A drawn value is low + (high - low) * u, u uniform in [0, 1). An operation of probability p has a value of its own with
+the range from p to p - 1: it is done where the value is above zero. New values are added at the end of the table, so
+that each keeps its draw number, and a recipe its images.
 """
 
 import numpy as np
+
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue in a pixel's grey
 
 FLIP_DRAW = 40
 FIRST_DRAW = 64
@@ -35,21 +37,21 @@ SHIFT_X = 12  # fractions of the side
 SHIFT_Y = 13
 SCALE = 14  # above one enlarges
 SHEAR = 15  # tangent, along x
-DRAWN = 16
+VALUES = 16  # how many
 
-# Columns of the plan: the low end of each drawn value, the high end of each, and what is not drawn so
+# Columns of the plan: the low end of each drawn value, the high end of each, and all other parameters
 LOW = 0
-HIGH = LOW + DRAWN
-CROP = HIGH + DRAWN  # 1 to crop, 0 to take the whole image
+HIGH = LOW + VALUES
+CROP = HIGH + VALUES  # 1 to crop, 0 to take the whole image
 AREA_LOW = CROP + 1  # fractions of the image's area
 AREA_HIGH = CROP + 2
 RATIO_LOW = CROP + 3  # width / height
 RATIO_HIGH = CROP + 4
 FLIP = CROP + 5  # probability
 RADIUS = CROP + 6  # of the blur's kernel, pixels
-THRESHOLD = CROP + 7  # 0..255: solarize inverts from here on
-FILL = CROP + 8  # 0..255: what an affine move brings in from outside
-MEAN = CROP + 9  # three each, 0..255
+THRESHOLD = CROP + 7  # 0..255: solarize inverts this value and all above
+FILL = CROP + 8  # 0..255: an affine move's pixels from outside the image
+MEAN = CROP + 9  # three numbers, as STD; 0..255
 STD = CROP + 12
 COLUMNS = CROP + 15
 

@@ -1,4 +1,4 @@
-"""What may be done to an image to make a view of it: recipe section `data.views`. The defaults are SimCLR's."""
+"""Options of views, recipe section `data.views`: crop, colours, blur and the rest. The defaults are SimCLR's."""
 
 import math
 from typing import Annotated, Self
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from kilobatch.data.views import columns
 
 
-def ordered(pair: tuple[float, float]) -> tuple[float, float]:
+def ascending(pair: tuple[float, float]) -> tuple[float, float]:
     low, high = pair
     if low > high:
         raise ValueError(f"({low}, {high}) runs backwards; give the smaller number first: ({high}, {low})")
@@ -19,11 +19,11 @@ def ordered(pair: tuple[float, float]) -> tuple[float, float]:
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Byte = Annotated[float, Field(ge=0, le=255)]
-Part = Annotated[float, Field(gt=0, le=1)]  # of an area
-Times = Annotated[float, Field(ge=0.01, le=100)]  # a ratio of two lengths
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]  # of an area
+Ratio = Annotated[float, Field(ge=0.01, le=100)]  # a ratio of two lengths
 Sigma = Annotated[float, Field(ge=0.01, le=100)]
 Strength = Annotated[float, Field(ge=0, le=10)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Options(BaseModel):
@@ -33,8 +33,11 @@ class Options(BaseModel):
 class Crop(Options):
     """A random part of the image, resized: torchvision's RandomResizedCrop."""
 
-    scale: Annotated[tuple[Part, Part], AfterValidator(ordered)] = (0.08, 1.0)  # of the image's area
-    ratio: Annotated[tuple[Times, Times], AfterValidator(ordered)] = (3 / 4, 4 / 3)  # width / height
+    scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(ascending)] = (
+        0.08,
+        1.0,
+    )  # of the image's area
+    ratio: Annotated[tuple[Ratio, Ratio], AfterValidator(ascending)] = (3 / 4, 4 / 3)  # width / height
 
 
 class Jitter(Options):
@@ -51,7 +54,7 @@ class Blur(Options):
     """Gaussian, with reflected borders."""
 
     probability: Probability = 0.5
-    sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(ordered)] = (0.1, 2.0)  # pixels
+    sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(ascending)] = (0.1, 2.0)  # pixels
     kernel: Annotated[int, Field(ge=1, le=999)] | None = None  # pixels, odd; without: a tenth of the size
 
     @model_validator(mode="after")
@@ -73,9 +76,9 @@ class Affine(Options):
 
     probability: Probability = 1.0
     degrees: Annotated[float, Field(ge=0, le=180)] = 0  # turned by up to this, either way
-    shift: Share = 0  # of the side, either way, across and down
-    scale: Annotated[tuple[Times, Times], AfterValidator(ordered)] = (1, 1)
-    shear: Share = 0  # tangent, either way, along x
+    shift: Fraction = 0  # of the side, either way, across and down
+    scale: Annotated[tuple[Ratio, Ratio], AfterValidator(ascending)] = (1, 1)
+    shear: Fraction = 0  # tangent, either way, along x
     fill: Byte = 0  # what comes in from outside
 
 
@@ -100,8 +103,8 @@ class Views(Options):
     blur: Blur | None = Blur()
     solarize: Solarize | None = None
     second: Second | None = None  # of two views; without: as the first
-    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]
-    std: tuple[Part, Part, Part] = (0.229, 0.224, 0.225)
+    mean: tuple[Fraction, Fraction, Fraction] = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]
+    std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = (0.229, 0.224, 0.225)
 
     @property
     def blur_kernel(self) -> int:
@@ -110,7 +113,7 @@ class Views(Options):
 
     @model_validator(mode="after")
     def kernels_fit(self) -> Self:
-        for name, views in (("blur", self), ("second.blur", self.of_second())):
+        for name, views in (("blur", self), ("second.blur", self.second_view())):
             if views.blur and views.blur_kernel > 2 * self.size - 1:
                 raise ValueError(
                     f"{name}.kernel {views.blur_kernel} reaches past the reflection of a view of size {self.size}; "
@@ -124,7 +127,7 @@ class Views(Options):
             raise ValueError(f"second says what the second of two views has, and count is {self.count}; use 2")
         return self
 
-    def of_second(self) -> "Views":
+    def second_view(self) -> "Views":
         """The options of the second view."""
         if not self.second:
             return self
@@ -132,14 +135,14 @@ class Views(Options):
         return self.model_copy(update=own)
 
     def plan(self) -> NDArray[np.float32]:
-        """(columns.COLUMNS,) what the compiled loops read; see data/views/columns.py."""
+        """(columns.COLUMNS,) the row of numbers that the compiled loops read; see data/views/columns.py."""
         plan = np.zeros(columns.COLUMNS, np.float32)
 
-        def draw(value: int, low: float, high: float) -> None:
+        def set_range(value: int, low: float, high: float) -> None:
             plan[columns.LOW + value], plan[columns.HIGH + value] = low, high
 
-        def done(value: int, probability: float) -> None:
-            draw(value, probability, probability - 1)
+        def set_probability(value: int, probability: float) -> None:
+            set_range(value, probability, probability - 1)
 
         if self.crop:
             plan[columns.CROP] = 1
@@ -147,30 +150,30 @@ class Views(Options):
             plan[columns.RATIO_LOW], plan[columns.RATIO_HIGH] = self.crop.ratio
         plan[columns.FLIP] = self.flip
         if self.affine:
-            done(columns.AFFINE, self.affine.probability)
-            draw(columns.ANGLE, -self.affine.degrees, self.affine.degrees)
-            draw(columns.SHIFT_X, -self.affine.shift, self.affine.shift)
-            draw(columns.SHIFT_Y, -self.affine.shift, self.affine.shift)
-            draw(columns.SCALE, *self.affine.scale)
-            draw(columns.SHEAR, -self.affine.shear, self.affine.shear)
+            set_probability(columns.AFFINE, self.affine.probability)
+            set_range(columns.ANGLE, -self.affine.degrees, self.affine.degrees)
+            set_range(columns.SHIFT_X, -self.affine.shift, self.affine.shift)
+            set_range(columns.SHIFT_Y, -self.affine.shift, self.affine.shift)
+            set_range(columns.SCALE, *self.affine.scale)
+            set_range(columns.SHEAR, -self.affine.shear, self.affine.shear)
             plan[columns.FILL] = self.affine.fill
         if self.jitter:
-            done(columns.JITTER, self.jitter.probability)
-            draw(columns.ORDER, 0, math.factorial(4))
+            set_probability(columns.JITTER, self.jitter.probability)
+            set_range(columns.ORDER, 0, math.factorial(4))
             for value, strength in (
                 (columns.BRIGHTNESS, self.jitter.brightness),
                 (columns.CONTRAST, self.jitter.contrast),
                 (columns.SATURATION, self.jitter.saturation),
             ):
-                draw(value, max(0.0, 1 - strength), 1 + strength)
-            draw(columns.HUE, -self.jitter.hue, self.jitter.hue)
-        done(columns.GREY, self.grey)
+                set_range(value, max(0.0, 1 - strength), 1 + strength)
+            set_range(columns.HUE, -self.jitter.hue, self.jitter.hue)
+        set_probability(columns.GREY, self.grey)
         if self.blur:
-            done(columns.BLUR, self.blur.probability)
-            draw(columns.SIGMA, *self.blur.sigma)
+            set_probability(columns.BLUR, self.blur.probability)
+            set_range(columns.SIGMA, *self.blur.sigma)
             plan[columns.RADIUS] = self.blur_kernel // 2
         if self.solarize:
-            done(columns.SOLARIZE, self.solarize.probability)
+            set_probability(columns.SOLARIZE, self.solarize.probability)
             plan[columns.THRESHOLD] = self.solarize.threshold
         plan[columns.MEAN : columns.MEAN + 3] = 255 * np.array(self.mean)
         plan[columns.STD : columns.STD + 3] = 255 * np.array(self.std)
@@ -180,5 +183,5 @@ class Views(Options):
         """(count, columns.COLUMNS): each view's plan."""
         plans = np.tile(self.plan(), (self.count, 1))
         if self.second:
-            plans[1] = self.of_second().plan()
+            plans[1] = self.second_view().plan()
         return plans

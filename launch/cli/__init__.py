@@ -1,1 +1,1 @@
-"""What each command does and prints; above everything else in launch/."""
+"""The work and the output of each command; above everything else in launch/."""

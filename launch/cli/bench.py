@@ -1,10 +1,10 @@
-"""`kilobatch bench`: what this machine does, and what limits it, measured in the same run."""
+"""`kilobatch bench`: measures what this machine does, and in the same run the rate that limits it."""
 
 import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -12,65 +12,92 @@ from rich.table import Table
 from kilobatch.data.errors import Refusal
 from kilobatch.data.files import write_whole
 
-PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
-
-
-def bench(asked: Literal["auto", "cpu", "cuda"], ranks: int | None, file: Path | None) -> None:
-    """Prints the table; writes file, if given, for `kilobatch plan --measured`. Raises Refusal for a device that is not
-    here, and for ranks without one."""
+if TYPE_CHECKING:
     import torch
-    import torch.distributed as dist
+
+    from kilobatch.trainer.bench.rates import BenchRow
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
+Rates = dict[str, float | str]
+
+
+def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file: Path | None) -> None:
+    """Prints a table of what was measured and writes it to `file`, if one is given, for `kilobatch plan --measured`.
+
+    ranks: of the collectives; None: the most that are useful. Raises Refusal for a device that this machine lacks, and
+    for a number of ranks that it cannot have.
+    """
+    import torch
+
+    from kilobatch.launch.worker.devices import pick_device
+
+    device = pick_device(device_option, 0)
+    ranks = _number_of_ranks(device, ranks)
+    title = f"on {device.type}, {torch.get_num_threads()} threads"
+    console = Console()
+    rows, rates = _measure(device, ranks, console)
+    console.print(_table(title, rows))
+    if file is not None:
+        text = json.dumps({"rates": rates, "rows": [asdict(row) for row in rows]}, indent=2)
+        write_whole(file, [text.encode()])
+        console.print(f"written: {file}; kilobatch plan RECIPE --measured {file}")
+
+
+def _number_of_ranks(device: "torch.device", ranks: int | None) -> int:
+    import torch
 
     from kilobatch.data.cpus import spare_threads
-    from kilobatch.launch.worker.devices import pick_device
-    from kilobatch.trainer.bench import collectives, loader, loss, step
-    from kilobatch.trainer.bench.rates import Row
 
-    device = pick_device(asked, 0)
     most = torch.cuda.device_count() if device.type == "cuda" else max(2, spare_threads(1))
     ranks = min(most, 8 if device.type == "cuda" else 2) if ranks is None else ranks
     if not 1 <= ranks <= most:
         raise Refusal(f"--ranks is {ranks}; here it can be 1 to {most}")
-    console = Console()
-    table = Table(title=f"on {device.type}, {torch.get_num_threads()} threads", title_justify="left")
-    for column in ("what", "rate", "limit", "share", "limited by"):
-        table.add_column(column, justify="right" if column in ("rate", "limit", "share") else "left")
-    found: list[Row] = []
+    return ranks
 
-    def add(rows: list[Row]) -> None:
-        found.extend(rows)
-        for row in rows:
-            table.add_row(
-                row.what,
-                _rate(row.rate, row.unit),
-                _rate(row.limit, row.unit),
-                f"{row.rate / row.limit:.0%}",
-                row.limited_by,
-            )
+
+def _measure(device: "torch.device", ranks: int, console: Console) -> "tuple[list[BenchRow], Rates]":
+    """The table's rows, and the rates that `kilobatch plan` computes with."""
+    from kilobatch.trainer.bench import collectives, loader, loss
 
     with console.status("loader"):
-        add(loader.rows(device))
+        rows = loader.rows(device)
     with console.status("loss"):
-        add(loss.rows(device))
-    with console.status("step"), tempfile.TemporaryDirectory() as folder:
+        rows = [*rows, *loss.rows(device)]
+    with console.status("step"):
+        step_rows, flops = _measure_step(device)
+    rows = [*rows, *step_rows]
+    rates: Rates = {"device": device.type, "flops": flops, "views": rows[0].rate}
+    if ranks > 1:
+        with console.status("collectives"):
+            collective_rows, link = collectives.rows(device, ranks)
+        rows = [*rows, *collective_rows]
+        rates |= link
+    return rows, rates
+
+
+def _measure_step(device: "torch.device") -> "tuple[list[BenchRow], float]":
+    """Rows and FLOP/s of a training step in a process group of one, which the engine cannot do without."""
+    import torch.distributed as dist
+
+    from kilobatch.trainer.bench import step
+
+    with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
-            of_step, flops = step.rows(device)
+            return step.rows(device)
         finally:
             dist.destroy_process_group()
-        add(of_step)
-    rates: dict[str, float | str] = {"device": device.type, "flops": flops, "views": found[0].rate}
-    if ranks > 1:
-        with console.status("collectives"):
-            of_collectives, link = collectives.rows(device, ranks)
-        add(of_collectives)
-        rates |= link
-    console.print(table)
-    if file is not None:
-        text = json.dumps({"rates": rates, "rows": [asdict(row) for row in found]}, indent=2)
-        write_whole(file, [text.encode()])
-        console.print(f"written: {file}; kilobatch plan RECIPE --measured {file}")
+
+
+def _table(title: str, rows: "list[BenchRow]") -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("what", "rate", "limit", "share", "limited by"):
+        table.add_column(column, justify="right" if column in ("rate", "limit", "share") else "left")
+    for row in rows:
+        share = f"{row.rate / row.limit:.0%}"
+        table.add_row(row.what, _rate(row.rate, row.unit), _rate(row.limit, row.unit), share, row.limited_by)
+    return table
 
 
 def _rate(value: float, unit: str) -> str:

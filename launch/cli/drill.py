@@ -1,4 +1,7 @@
-"""`kilobatch drill`: two jobs of a recipe, one of them stopped and killed, and what that cost. No torch on top."""
+"""`kilobatch drill`: submits a recipe twice, causes two faults in one of the runs, and reports what they cost.
+
+torch is imported only when the two runs are compared at the end.
+"""
 
 import shlex
 import subprocess
@@ -14,77 +17,79 @@ from rich.console import Console
 from rich.table import Table
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.cli import resume as resubmitting
-from kilobatch.launch.cli.kill_worker import strike
-from kilobatch.launch.jobs import submit as submitting
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.cli.kill_worker import kill_worker
+from kilobatch.launch.cli.resume import cancel
+from kilobatch.launch.jobs import submit
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt, JobFile
 from kilobatch.launch.schedulers.select import scheduler_of
 
-LOOK = 1.0  # seconds between two looks at the runs' files
-ASK = 30.0  # seconds between two questions to the scheduler
-STEPS = 5  # after a checkpoint, so that a kill costs some
-STRUCK = 60.0  # seconds for a step of srun to start beside the job's own
+POLL_SECONDS = 1.0  # between two reads of the runs' files
+ASK_SCHEDULER_SECONDS = 30.0  # between two requests to the scheduler
+STEPS_AFTER_CHECKPOINT = 5  # steps to wait for after a checkpoint, so that a kill loses some
+SRUN_SECONDS = 60.0  # for srun to start another step within a running job
 
 
 @dataclass(frozen=True)
-class Blow:
-    """name: of what was done to the job; lost: steps that were made in vain; away: seconds without a step's worth of
-    work, from the blow to the next attempt's start."""
+class Fault:
+    """What was done to a job, and what that cost. steps_lost: steps that had to be repeated; seconds: from the fault to
+    the start of the next attempt."""
 
     name: str
-    lost: int
-    away: float
+    steps_lost: int
+    seconds: float
 
 
-def drill(recipe: str, overrides: list[str], given: str | None, resources: dict[str, Any]) -> bool:
-    """Submits, waits, strikes, compares and reports; whether the struck run ended with the other's weights and a
-    signal cost no step.
+def drill(recipe: str, overrides: list[str], cluster_name: str | None, resources: dict[str, Any]) -> bool:
+    """Submits two runs of a recipe, causes faults in one of them, and compares them when both have ended.
 
-    Raises Refusal where the recipe or the resources are refused, and where the run is over before it can be struck.
+    Returns whether both ended with the same weights, and the signal to stop cost no step. Raises Refusal where the
+    recipe or the resources are refused, and where the run is over before a fault could be caused.
     """
     name = f"drill-{datetime.now():%Y%m%d-%H%M%S}"
-    (whole,) = submitting.submit(recipe, overrides, [], f"{name}-whole", given, resources, dry_run=False)
-    (struck,) = submitting.submit(recipe, overrides, [], f"{name}-struck", given, resources, dry_run=False)
+    (undisturbed,) = submit.submit(recipe, overrides, [], f"{name}-whole", cluster_name, resources, dry_run=False)
+    (disturbed,) = submit.submit(recipe, overrides, [], f"{name}-struck", cluster_name, resources, dry_run=False)
     try:
-        blows = [_blow(struck, "asked to stop (SIGUSR2)", _ask_to_stop), _blow(struck, "a worker killed", _kill_worker)]
-        for run in (struck, whole):
+        faults = [
+            _cause_fault(disturbed, "asked to stop (SIGUSR2)", _ask_to_stop),
+            _cause_fault(disturbed, "a worker killed", _kill_worker),
+        ]
+        for run in (disturbed, undisturbed):
             print(f"waiting for the end of {run}", flush=True)
-            _wait(run, lambda run=run: runs.state(run).status == "finished")
-    except BaseException:  # Ctrl-C too: nobody waits for these jobs any more
-        resubmitting.cancel([str(whole), str(struck)])
+            _wait(run, lambda run=run: run_folder.read_state(run).status == "finished")
+    except BaseException:  # also at Ctrl-C: nobody waits for these jobs any more
+        cancel([str(undisturbed), str(disturbed)])
         raise
-    return _report(blows, _difference(whole, struck))
+    return _report(faults, _largest_difference(undisturbed, disturbed))
 
 
-def _blow(run: Path, name: str, do: Callable[[Path, JobFile, Attempt], None]) -> Blow:
-    """Waits until the run has saved and gone on, does it, and waits for the next attempt."""
+def _cause_fault(run: Path, name: str, action: Callable[[Path, JobFile, Attempt], None]) -> Fault:
+    """Waits until the run has made some steps after a checkpoint, causes the fault, and waits for the next attempt."""
     print(f"{run}: waiting for steps, then: {name}", flush=True)
-    before = len(ledger.read(run)) or 1
+    before = len(job_history.read_attempts(run)) or 1
 
-    def got_on() -> bool:
-        attempts = ledger.read(run)
+    def has_advanced() -> bool:
+        attempts = job_history.read_attempts(run)
         if len(attempts) < before or attempts[-1].ended:
             return False
-        saved = ledger.checkpoint_step(run)
-        return saved > attempts[-1].from_step and ledger.step(run) >= saved + STEPS
+        saved = job_history.checkpoint_step(run)
+        return saved > attempts[-1].from_step and job_history.last_step(run) >= saved + STEPS_AFTER_CHECKPOINT
 
-    _wait(run, got_on)
-    job, attempt = _job(run), ledger.read(run)[-1]
+    _wait(run, has_advanced)
+    job, attempt = _job(run), job_history.read_attempts(run)[-1]
     began = time.time()
-    do(run, job, attempt)
-    _wait(run, lambda: len(ledger.read(run)) > attempt.attempt)
-    *_, ended, now = ledger.read(run)
-    # One that was killed could not write how far it was; its metrics tell, until they are cut off.
-    reached = ledger.step(run) if ended.step is None else ended.step
-    away = datetime.fromisoformat(now.began).timestamp() - began
+    action(run, job, attempt)
+    _wait(run, lambda: len(job_history.read_attempts(run)) > attempt.attempt)
+    *_, ended, now = job_history.read_attempts(run)
+    # A killed attempt could not write its last step. metrics.jsonl has it until the next attempt cuts the file back.
+    reached = job_history.last_step(run) if ended.step is None else ended.step
+    seconds = datetime.fromisoformat(now.began).timestamp() - began
     print(f"{run}: {ended.reason} at step {reached}, going on from step {now.from_step}", flush=True)
-    return Blow(name, reached - now.from_step, away)
+    return Fault(name, reached - now.from_step, seconds)
 
 
 def _job(run: Path) -> JobFile:
-    job = ledger.job_file(run)
+    job = job_history.read_job_file(run)
     assert job is not None, "it was just submitted"
     return job
 
@@ -94,10 +99,10 @@ def _ask_to_stop(run: Path, job: JobFile, attempt: Attempt) -> None:
 
 
 def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
-    """Of the last node, by a step beside the job's own, which needs no rights there."""
+    """Kills the last worker. On SLURM srun does it, as another step of the job: that needs no login on the node."""
     rank = attempt.workers - 1
     if job.cluster == "local":
-        strike(run, rank)
+        kill_worker(run, rank)
         return
     code = run / job.code
     inner = [
@@ -111,7 +116,7 @@ def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
     ]
     outer = ["srun", "--overlap", f"--jobid={job.job_id}", f"--nodelist={attempt.nodes[-1]}", "-N1", "-n1", "--mem=0"]
     try:
-        done = subprocess.run([*outer, *inner], capture_output=True, text=True, timeout=STRUCK)
+        done = subprocess.run([*outer, *inner], capture_output=True, text=True, timeout=SRUN_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise Refusal(f"no step of srun starts within a running job here: {shlex.join(outer)}") from error
     if done.returncode:
@@ -119,37 +124,37 @@ def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
 
 
 def _wait(run: Path, condition: Callable[[], bool]) -> None:
-    """Raises Refusal where the run is over before that."""
-    asked = time.monotonic()
+    """Waits for the condition. Raises Refusal where the run is over before."""
+    asked_at = time.monotonic()
     while not condition():
-        time.sleep(LOOK)
-        status = runs.state(run).status
-        if status in ("queued", "running") and time.monotonic() - asked >= ASK:
-            status, asked = runs.status(run), time.monotonic()
+        time.sleep(POLL_SECONDS)
+        status = run_folder.read_state(run).status
+        if status in ("queued", "running") and time.monotonic() - asked_at >= ASK_SCHEDULER_SECONDS:
+            status, asked_at = run_folder.status(run), time.monotonic()
         if status not in ("queued", "running") and not condition():
             more = "; give the recipe more epochs, or checkpoint.every_steps less" if status == "finished" else ""
             raise Refusal(f"{run} is {status} already{more} (kilobatch logs {run})")
 
 
-def _difference(whole: Path, struck: Path) -> float:
-    """The largest between the two runs' final weights and optimizer states; 0 where they are equal to the bit."""
+def _largest_difference(undisturbed: Path, disturbed: Path) -> float:
+    """The largest difference between the runs' final weights and optimizer states; 0 where they are bitwise equal."""
     from kilobatch.trainer.checkpoint.reader import newest, open_saved
 
     def unreadable(damage: str) -> None:
         raise Refusal(damage)
 
-    first, second = (newest(run / "checkpoints", unreadable) for run in (whole, struck))
-    assert first and second, "a finished run has a checkpoint"
-    one, other = open_saved(first), open_saved(second)
-    names = [name for name in one.names() if name.startswith(("method.", "optimizer."))]
-    return max((one.whole(name).double() - other.whole(name).double()).abs().max().item() for name in names)
+    paths = [newest(run / "checkpoints", unreadable) for run in (undisturbed, disturbed)]
+    assert all(paths), "a finished run has a checkpoint"
+    first, second = (open_saved(path) for path in paths if path)
+    names = [name for name in first.names() if name.startswith(("method.", "optimizer."))]
+    return max((first.whole(name).double() - second.whole(name).double()).abs().max().item() for name in names)
 
 
-def _report(blows: list[Blow], difference: float) -> bool:
+def _report(faults: list[Fault], difference: float) -> bool:
     table = Table("what happened", "steps lost", "until it went on")
-    for blow in blows:
-        table.add_row(blow.name, str(blow.lost), f"{blow.away:.0f} s")
+    for fault in faults:
+        table.add_row(fault.name, str(fault.steps_lost), f"{fault.seconds:.0f} s")
     Console().print(table)
     equal = difference == 0
     print("final weights: " + ("equal to the bit" if equal else f"they differ by up to {difference:.1e}"))
-    return equal and blows[0].lost == 0
+    return equal and faults[0].steps_lost == 0

@@ -1,5 +1,7 @@
-"""`python -m kilobatch.launch.cli.kill_worker RUN RANK`: SIGKILL for that worker of a run, on this machine. For
-drills. Loads no torch."""
+"""Kills one worker of a run on this machine with SIGKILL, for drills. Loads no torch.
+
+python -m kilobatch.launch.cli.kill_worker RUN RANK
+"""
 
 import sys
 from pathlib import Path
@@ -7,18 +9,18 @@ from pathlib import Path
 import psutil
 
 
-def strike(run: Path, rank: int) -> bool:
-    """Whether there was such a worker here, of our own."""
+def kill_worker(run: Path, rank: int) -> bool:
+    """Kills the worker. Returns False where this machine has none of that rank, or it belongs to another user."""
     for process in psutil.process_iter():
         try:
             if str(run.absolute()) in process.cmdline() and process.environ().get("RANK") == str(rank):
                 process.kill()
                 return True
-        except psutil.Error:  # ended meanwhile, or someone else's
+        except psutil.Error:  # it has ended meanwhile, or belongs to another user
             continue
     return False
 
 
 if __name__ == "__main__":
     run, rank = Path(sys.argv[1]), int(sys.argv[2])
-    sys.exit(0 if strike(run, rank) else f"there is no rank {rank} of {run} here")
+    sys.exit(0 if kill_worker(run, rank) else f"there is no rank {rank} of {run} here")

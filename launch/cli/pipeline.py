@@ -1,6 +1,7 @@
-"""`kilobatch pipeline`, and `resume` of one: its stages one after another on this machine, or as jobs of a cluster.
+"""`kilobatch pipeline`, and `kilobatch resume` of a pipeline: runs its stages one after another on this machine, or
+submits them as jobs of a cluster.
 
-What imports torch stands in the functions that need it, so that a bad recipe is refused before it is loaded.
+Whatever loads torch is imported in the functions that need it, so that a wrong recipe is refused at once.
 """
 
 from collections.abc import Mapping
@@ -9,94 +10,106 @@ from pathlib import Path
 from typing import Any
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.jobs import cluster, pipeline_jobs
-from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.pipelines.results import conclude, read
-from kilobatch.launch.pipelines.stages import Asked, Plan, check_all, make, of_stage, plan
+from kilobatch.launch.jobs.cluster import names_cluster
+from kilobatch.launch.jobs.pipeline_jobs import resubmit_pipeline, submit_pipeline
+from kilobatch.launch.pipelines.pipeline import stage_folders
+from kilobatch.launch.pipelines.results import conclude, read_results
+from kilobatch.launch.pipelines.stages import (
+    PipelinePlan,
+    PipelineRequest,
+    check_stages,
+    create_runs,
+    naming_stage,
+    plan_pipeline,
+)
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import job_history, run_folder
 
 
-def start(
-    asked: Asked, name: str | None, workers: int | None, given: str | None, resources: dict[str, Any], dry_run: bool
+def start_pipeline(
+    request: PipelineRequest,
+    name: str | None,
+    workers: int | None,
+    cluster_name: str | None,
+    resources: dict[str, Any],
+    dry_run: bool,
 ) -> int:
-    """Makes a pipeline's folder and runs its stages here, or as jobs where a cluster or resources are named.
+    """Creates a pipeline and runs its stages on this machine, or as jobs where a cluster or resources are given.
 
-    Raises Refusal before anything is made, for what is wrong in the last stage, too. Returns the exit code.
+    Returns the exit code. Raises Refusal before anything is created, for an error in the last stage as well.
     """
-    planned = plan(asked, name)
-    if cluster.named(workers, given, resources, "trains"):
-        pipeline_jobs.submit(planned, given, resources, dry_run)
+    planned = plan_pipeline(request, name)
+    if names_cluster(workers, cluster_name, resources, "trains"):
+        submit_pipeline(planned, cluster_name, resources, dry_run)
         return 0
     if dry_run:
         raise Refusal("--dry-run prints what a scheduler would get; name one: --cluster, or --cluster local")
     workers = _check(planned, workers)
-    make(planned, workers)
+    create_runs(planned, workers)
     print(f"pipeline: {planned.top}", flush=True)
-    return _go_on(planned.top, workers)
+    return _run_stages(planned.top, workers)
 
 
-def _check(planned: Plan, workers: int | None) -> int:
-    """Every stage, before the first begins: recipes, devices, and that its images can be had. Returns the workers."""
+def _check(planned: PipelinePlan, workers: int | None) -> int:
+    """Checks the recipe, device and data of every stage before the first begins. Returns the number of workers."""
     if workers is None:
         from kilobatch.launch.worker.devices import default_workers
 
         workers = default_workers(planned.stages[0].recipe)
-    check_all(planned, partial(_check_one, workers))
+    check_stages(planned, partial(_check_stage, workers))
     from kilobatch.launch.recipes.data import prepare_data
     from kilobatch.launch.worker.devices import check_device
 
     for stage in planned.stages:
-        with of_stage(stage.name):
+        with naming_stage(stage.name):
             check_device(stage.recipe, workers)
             prepare_data(stage.recipe)
     return workers
 
 
-def _check_one(workers: int, recipe: Recipe, settings: Settings, awaited: Mapping[str, Recipe]) -> None:
+def _check_stage(workers: int, recipe: Recipe, settings: Settings, awaited: Mapping[str, Recipe]) -> None:
     check(recipe, workers, settings, awaited=awaited)
 
 
-def resume(top: Path, workers: int | None, given: str | None, resources: dict[str, Any]) -> int:
-    """Goes on with the first stage that has not finished: as jobs where its stages were jobs or a cluster is named;
-    else, or with `workers`, here. Returns the exit code.
+def resume_pipeline(top: Path, workers: int | None, cluster_name: str | None, resources: dict[str, Any]) -> int:
+    """Continues a pipeline at the first stage that has not finished. Returns the exit code.
 
-    Raises Refusal where all have finished, or one is queued or running.
+    Its stages become jobs where they were jobs before or a cluster is named, unless `workers` is given; else they run
+    on this machine. Raises Refusal where all stages have finished, or one is queued or running.
     """
-    stages = pipeline.folders(top)
-    states = {stage: runs.status(stage) for stage in stages}
+    stages = stage_folders(top)
+    states = {stage: run_folder.status(stage) for stage in stages}
     if set(states.values()) == {"finished"}:
-        if not read(top):  # it was killed before it could tell
+        if not read_results(top):  # killed before the results were written
             conclude(top)
             return 0
         raise Refusal(f"{top} has finished; kilobatch status {top} shows its table again")
-    submitted = any(ledger.job_file(stage) for stage in stages)
-    if cluster.named(workers, given, resources, "trains") or (submitted and workers is None):
-        pipeline_jobs.resubmit(top, given, resources)
+    submitted = any(job_history.read_job_file(stage) for stage in stages)
+    if names_cluster(workers, cluster_name, resources, "trains") or (submitted and workers is None):
+        resubmit_pipeline(top, cluster_name, resources)
         return 0
     if busy := [stage for stage, state in states.items() if state in ("queued", "running")]:
-        way = f"kilobatch cancel {top} ends it" if ledger.job_file(busy[0]) else "stop that one first"
-        raise Refusal(f"{busy[0]} is {states[busy[0]]}; {way}")
-    return _go_on(top, workers)
+        advice = f"kilobatch cancel {top} ends it" if job_history.read_job_file(busy[0]) else "stop that one first"
+        raise Refusal(f"{busy[0]} is {states[busy[0]]}; {advice}")
+    return _run_stages(top, workers)
 
 
-def _go_on(top: Path, workers: int | None) -> int:
+def _run_stages(top: Path, workers: int | None) -> int:
     """Runs the stages that have not finished, in order. Returns the exit code of the first that does not end well."""
-    from kilobatch.launch.cli import train as training
+    from kilobatch.launch.cli import train
 
-    for stage in pipeline.folders(top):
-        state = runs.status(stage)
+    for stage in stage_folders(top):
+        state = run_folder.status(stage)
         if state == "finished":
             tell(f"{stage.name}: finished before")
             continue
         tell(f"{stage.name}: {stage}" + ("" if state == "new" else f" ({state} before)"))
-        code = training.resume(str(stage), workers)
-        if code != training.FINISHED:
+        code = train.resume(str(stage), workers)
+        if code != train.FINISHED:
             tell(f"kilobatch: the pipeline ends in {stage.name}; go on with it by: kilobatch resume {top}")
             return code
     conclude(top)
-    return training.FINISHED
+    return train.FINISHED

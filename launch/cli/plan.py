@@ -1,15 +1,15 @@
-"""`kilobatch plan`: arguments in, a table or JSON out. Loads no torch before a recipe has been read."""
+"""`kilobatch plan`: prints the plan of a recipe as a table or as JSON. Loads no torch before the recipe is read."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.planning import machines as planning_machines
+from kilobatch.launch.planning import machines
 from kilobatch.launch.planning.machines import GIB
 from kilobatch.launch.planning.plan import free_memory, has_images, images_per_epoch, make_plan
-from kilobatch.launch.recipes import recipe
 from kilobatch.launch.recipes.checks import check
+from kilobatch.launch.recipes.recipe import read_recipe
 
 
 def plan(
@@ -26,31 +26,31 @@ def plan(
     measured: Path | None,
     as_json: bool,
 ) -> None:
-    """Prints the plan of a recipe. Raises Refusal for a recipe that is wrong, and for one that cannot fit, with the
-    smallest change that does."""
+    """Prints the plan of a recipe. Raises Refusal for a recipe that is wrong, and for one that does not fit into
+    memory: the message names the smallest change with which it does."""
     for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("classes", classes)):
         if value < 1:
             raise Refusal(f"--{option} is {value}; it should be 1 or more")
-    machine = planning_machines.machine(gpu)
+    machine = machines.find_machine(gpu)
     if memory_gib is not None:
         machine = replace(machine, memory=int(memory_gib * GIB))
-    rates = planning_machines.measured(measured) if measured else None
+    rates = machines.read_measured(measured) if measured else None
     if rates and (rates.device == "cpu") != (machine.bandwidth is None):
         raise Refusal(f"--measured {measured} is of {rates.device}, and --gpu is {gpu}; measure on such a machine")
-    chosen, settings = recipe.read(name, overrides)
+    recipe, settings = read_recipe(name, overrides)
     try:
-        check(chosen, nodes * gpus_per_node, settings, images=images)
+        check(recipe, nodes * gpus_per_node, settings, images=images)
     except Refusal as refusal:
-        if images is None and not has_images(chosen):
+        if images is None and not has_images(recipe):
             raise Refusal(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
         raise
     if machine.memory is None:
         machine = replace(machine, memory=free_memory() // gpus_per_node)
-    trained = images_per_epoch(chosen, images)
-    made = make_plan(chosen, machine, nodes, gpus_per_node, trained, classes, cores, rates)
+    images = images_per_epoch(recipe, images)
+    run_plan = make_plan(recipe, machine, nodes, gpus_per_node, images, classes, cores, rates)
     if as_json:
-        print(json.dumps(made.as_json(), indent=2))
+        print(json.dumps(run_plan.as_json(), indent=2))
     else:
-        from kilobatch.launch.planning import table as planning_table
+        from kilobatch.launch.planning import table
 
-        planning_table.show(made)
+        table.print_plan(run_plan)

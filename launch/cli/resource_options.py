@@ -1,4 +1,4 @@
-"""The fields of launch.jobs.cluster.Cluster as options of a command."""
+"""Adds the fields of launch.jobs.cluster.Cluster to a command as options, with the fields' descriptions as help."""
 
 import inspect
 from collections.abc import Callable
@@ -8,27 +8,28 @@ import typer
 
 from kilobatch.launch.jobs.cluster import Cluster, flag
 
-_PANEL = "Resources, instead of cluster.yaml's"
+_PANEL = "Resources of the job (each replaces the value in cluster.yaml)"
 
 
 def with_resources(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, which takes `**resources`, with an option for each field, None or [] where it is not given."""
+    """The command, which takes `**resources`, with an option for each field. An option that is not given is None or
+    []."""
     own = inspect.signature(command)
-    fixed = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    fixed = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     options = [_option(name) for name in Cluster.model_fields]
     parameters = fixed + options
 
-    def called(**arguments: Any) -> None:
+    def wrapper(**arguments: Any) -> None:
         command(**arguments)
 
-    called.__name__, called.__doc__ = command.__name__, command.__doc__
-    called.__annotations__ = {one.name: one.annotation for one in parameters}
-    setattr(called, "__signature__", own.replace(parameters=parameters))  # noqa: B010, typer reads it
-    return called
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    setattr(wrapper, "__signature__", own.replace(parameters=parameters))  # noqa: B010, typer reads it
+    return wrapper
 
 
 def _option(name: str) -> inspect.Parameter:
-    """Checked by the model, with the file's; here only numbers are told from text."""
+    """An option that is an int, a float or text. All other checks are the model's, which also checks cluster.yaml."""
     field = Cluster.model_fields[name]
     kinds = [kind for kind in (int, float) if kind in (field.annotation, *getattr(field.annotation, "__args__", ()))]
     several = name in ("extra", "setup")

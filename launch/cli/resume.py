@@ -1,4 +1,4 @@
-"""`kilobatch resume` and `cancel` of runs that were submitted. Loads no torch."""
+"""`kilobatch resume` and `kilobatch cancel`. Loads no torch, but where a run is resumed on this machine."""
 
 import shutil
 from pathlib import Path
@@ -6,78 +6,78 @@ from typing import Any, Literal
 
 from kilobatch.data.errors import Refusal
 from kilobatch.data.files import write_whole
-from kilobatch.launch.cli import pipeline as pipeline_runs
-from kilobatch.launch.jobs import cluster
-from kilobatch.launch.jobs import code_snapshot as snapshot
-from kilobatch.launch.jobs import submit as submitting
-from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.recipes import recipe
+from kilobatch.launch.cli.pipeline import resume_pipeline
+from kilobatch.launch.jobs import code_snapshot, submit
+from kilobatch.launch.jobs.cluster import choose_cluster, cluster_again, names_cluster
+from kilobatch.launch.pipelines.pipeline import find_pipeline, reason_to_wait
+from kilobatch.launch.recipes.recipe import load_recipe
 from kilobatch.launch.recipes.references import begun
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.select import scheduler_of
 
 
-def resume(run: str, workers: int | None, given: str | None, resources: dict[str, Any]) -> int:
-    """Goes on from the newest whole checkpoint: as a job where the run was one or a cluster is named, with the same
-    resources but for those that are given; else, or with `workers`, here. Returns the exit code.
+def resume(run: str, workers: int | None, cluster_name: str | None, resources: dict[str, Any]) -> int:
+    """Continues a run from its newest complete checkpoint, or a pipeline. Returns the exit code.
 
-    Raises Refusal where the run has finished, or is still queued or running.
+    The run becomes a job where it was one or a cluster is named, with its former resources except for those that are
+    given; else, or where `workers` is given, it runs on this machine. Raises Refusal where the run has finished, or is
+    still queued or running.
     """
-    if (top := pipeline.find(run)) is not None:
-        return pipeline_runs.resume(top, workers, given, resources)
-    folder = runs.find(run)
-    submitted = ledger.job_file(folder)
-    on_cluster = cluster.named(workers, given, resources, "goes on")
-    _refuse_open(folder, submitted)
+    if (top := find_pipeline(run)) is not None:
+        return resume_pipeline(top, workers, cluster_name, resources)
+    folder = run_folder.find_run(run)
+    submitted = job_history.read_job_file(folder)
+    on_cluster = names_cluster(workers, cluster_name, resources, "goes on")
+    _check_resumable(folder, submitted)
     if workers is None and (submitted or on_cluster):
-        _submit(folder, submitted, given, resources)
+        _resubmit(folder, submitted, cluster_name, resources)
         return 0
-    from kilobatch.launch.cli import train as training
+    from kilobatch.launch.cli import train
 
-    return training.resume(run, workers)
+    return train.resume(run, workers)
 
 
-def _refuse_open(folder: Path, submitted: JobFile | None) -> None:
-    status = runs.status(folder)
+def _check_resumable(folder: Path, submitted: JobFile | None) -> None:
+    """Raises Refusal for a run that has finished, is queued or running as a job, or waits for another stage."""
+    status = run_folder.status(folder)
     if status == "finished":
         raise Refusal(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
     if submitted and status in ("queued", "running"):
         raise Refusal(f"{folder} is {status} as job {submitted.job_id}; kilobatch cancel {folder} ends it")
-    if (why := pipeline.too_early(folder)) is not None:
-        raise Refusal(why)
+    if (reason := reason_to_wait(folder)) is not None:
+        raise Refusal(reason)
 
 
-def _submit(folder: Path, submitted: JobFile | None, given: str | None, resources: dict[str, Any]) -> None:
-    if submitted and given is None:
+def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None, resources: dict[str, Any]) -> None:
+    if submitted and cluster_name is None:
         kind = submitted.cluster
-        asked = cluster.again(kind, folder / "cluster.yaml", resources)
+        cluster = cluster_again(kind, folder / "cluster.yaml", resources)
     else:
-        kind, asked = cluster.choose(given, resources)
-    chosen, settings = recipe.load(folder / "recipe.yaml")
-    submitting.check_fit(chosen, settings, kind, asked, begun=begun(folder))
-    submitting.refuse_unqueued(kind, folder)
+        kind, cluster = choose_cluster(cluster_name, resources)
+    recipe, settings = load_recipe(folder / "recipe.yaml")
+    submit.check_fit(recipe, settings, kind, cluster, begun=begun(folder))
+    submit.check_submittable(kind, folder)
     paths = [folder / name for name in ("cancelled", "cluster.yaml", "job.json", "state.json")]
-    before = {path: path.read_bytes() if path.exists() else None for path in paths}
-    code = snapshot.take(folder / "code")
+    contents = {path: path.read_bytes() if path.exists() else None for path in paths}
+    code = code_snapshot.take_snapshot(folder / "code")
     try:
-        ids = submitting.queue(kind, asked, folder, [folder], code)
-    except Refusal:
-        for path, content in before.items():
+        ids = submit.queue(kind, cluster, folder, [folder], code)
+    except Refusal:  # all as before
+        for path, content in contents.items():
             if content is None:
                 path.unlink(missing_ok=True)
             else:
                 write_whole(path, [content])
         shutil.rmtree(code)
         raise
-    submitting.tell(folder, ids, asked)
+    submit.print_submission(folder, ids, cluster)
 
 
 def cancel(names: list[str]) -> None:
-    """Ends the jobs of runs, queued or running, for good; the name of a sweep or pipeline stands for all its runs.
+    """Cancels the jobs of runs, queued or running, for good. The name of a sweep or pipeline stands for all its runs.
 
-    A running job saves first, and `resume` goes on from there. Raises Refusal for a run that is no job.
+    A running job saves first, and `kilobatch resume` goes on from there. Raises Refusal for a run that is not a job.
     """
     folders = [folder for name in names for folder in _runs_of(name)]
     files = [_job_of(folder) for folder in folders]
@@ -88,30 +88,32 @@ def cancel(names: list[str]) -> None:
         scheduler = scheduler_of(kind)
         states = scheduler.states([file.job_id for _, file in jobs])
         open_jobs = [(folder, file) for folder, file in jobs if states[file.job_id].open]
-        for folder, _ in open_jobs:  # the job looks for it when it is told to stop: not to be requeued
-            write_whole(folder / "cancelled", [ledger.now().encode()])
+        for folder, _ in open_jobs:  # a job that is asked to stop looks for this file, and then does not requeue itself
+            write_whole(folder / "cancelled", [job_history.utc_now().encode()])
         scheduler.cancel([file.job_id for _, file in open_jobs])
         for folder, file in jobs:
             state = states[file.job_id]
-            if state.state == "queued":  # no job will ever say so
-                runs.set_status(folder, "cancelled", file.nodes * file.workers_per_node)
-            end = "cancelled" if state.open else f"was over already ({runs.status(folder, state)})"
-            print(f"{folder}: job {file.job_id} {end}")
+            if state.state == "queued":  # no job has begun that could write it
+                run_folder.set_status(folder, "cancelled", file.nodes * file.workers_per_node)
+            result = "cancelled" if state.open else f"was over already ({run_folder.status(folder, state)})"
+            print(f"{folder}: job {file.job_id} {result}")
 
 
 def _runs_of(name: str) -> list[Path]:
-    """The run, the points of the sweep, or the stages of the pipeline."""
-    for folder in runs.places(name):
+    """The folders of a run, of the points of a sweep, or of the stages of a pipeline."""
+    for folder in run_folder.candidate_paths(name):
         points = sorted(folder.glob("*/job.json")) or sorted(folder.glob("*/recipe.yaml"))
         if not (folder / "recipe.yaml").exists() and points:
             return [point.parent for point in points]
-    return [runs.find(name)]
+    return [run_folder.find_run(name)]
 
 
 def _job_of(folder: Path) -> JobFile:
-    file = ledger.job_file(folder)
+    file = job_history.read_job_file(folder)
     if file is None:
-        now = runs.state(folder)
-        where = f"; it runs here, as process {now.pid} on {now.host}" if runs.status(folder) == "running" else ""
+        state = run_folder.read_state(folder)
+        where = (
+            f"; it runs here, as process {state.pid} on {state.host}" if run_folder.status(folder) == "running" else ""
+        )
         raise Refusal(f"{folder} was not submitted, so there is no job to cancel{where}")
     return file

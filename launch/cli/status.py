@@ -1,4 +1,4 @@
-"""`kilobatch status`: runs as a table, now or every WATCH seconds, or as JSON. Loads no torch."""
+"""`kilobatch status`: prints runs as a table, once or every WATCH_SECONDS, or as JSON. Loads no torch."""
 
 import json
 import time
@@ -10,66 +10,68 @@ from rich.table import Table
 from rich.text import Text
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.pipelines import results as pipeline_table
-from kilobatch.launch.runs.overview import Overview, Row, overview
+from kilobatch.launch.pipelines.pipeline import find_pipeline
+from kilobatch.launch.pipelines.results import print_results, read_results
+from kilobatch.launch.runs.job_history import last_line
+from kilobatch.launch.runs.overview import Overview, RunRow, overview
 
-WATCH = 10.0  # seconds; the scheduler is asked at each
+WATCH_SECONDS = 10.0  # between two tables; the scheduler is asked for each
 STYLES = {"running": "green", "queued": "cyan", "failed": "bold red", "damaged": "bold red", "interrupted": "yellow"}
 UNKNOWN = "–"
-WIDE = 1000  # columns, where there is no terminal
+UNLIMITED_WIDTH = 1000  # characters, where there is no terminal
 
 
-def status(given: Sequence[str], sweep: str | None, *, everything: bool, watch: bool, as_json: bool) -> None:
-    """Prints an overview. Raises Refusal for runs that are not there."""
+def status(runs: Sequence[str], sweep: str | None, *, everything: bool, watch: bool, as_json: bool) -> None:
+    """Prints an overview of runs; see `overview` for which. Raises Refusal for runs that do not exist."""
     if watch and as_json:
         raise Refusal("--json prints once; leave --watch out, and ask again no sooner than every 10 s")
-    if given and sweep:
-        raise Refusal(f"--sweep {sweep} lists all its points; leave {given[0]} out")
-    found = overview(given, sweep, everything)
+    if runs and sweep:
+        raise Refusal(f"--sweep {sweep} lists all its points; leave {runs[0]} out")
+    found = overview(runs, sweep, everything)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in found.rows], indent=1))
         return
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDE)  # a pipe: nothing is cut off
+        console = Console(width=UNLIMITED_WIDTH)  # the reader is a pipe or a file, which needs whole lines
     if not watch:
-        console.print(draw(found, console))
-        for top in filter(None, map(pipeline.find, given)):
-            if rows := pipeline_table.read(top):
-                pipeline_table.show(rows)
+        console.print(render(found, console))
+        for top in filter(None, map(find_pipeline, runs)):
+            if rows := read_results(top):
+                print_results(rows)
         return
-    with Live(draw(found, console), console=console, auto_refresh=False) as live:
+    with Live(render(found, console), console=console, auto_refresh=False) as live:
         try:
             while True:
-                time.sleep(WATCH)
-                live.update(draw(overview(given, sweep, everything), console), refresh=True)
-        except KeyboardInterrupt:  # how one leaves
+                time.sleep(WATCH_SECONDS)
+                live.update(render(overview(runs, sweep, everything), console), refresh=True)
+        except KeyboardInterrupt:  # the way to end --watch
             return
 
 
-def draw(found: Overview, console: Console) -> Group:
-    """The table, as wide as the console allows, and below it what went wrong."""
-    below = [Text(f"{row.run}: {trouble}", style="red") for row in found.rows if (trouble := _trouble(row))]
+def render(found: Overview, console: Console) -> Group:
+    """The table, without columns for which the console is too narrow, and below it what went wrong."""
+    below = [Text(f"{row.run}: {problem}", style="red") for row in found.rows if (problem := _problem(row))]
     below += [Text(note, style="yellow") for note in found.notes]
     if found.older:
         below.append(Text(f"{found.older} more ended over a week ago (--all)", style="dim"))
     if not found.rows:
         return Group(Text("no runs here yet (kilobatch train, or submit)"), *below)
     columns = [name for name in COLUMNS if any(COLUMNS[name](row) != UNKNOWN for row in found.rows)]
-    table, wide = _table(columns, found.rows), Console(width=WIDE)  # measured there: its own width is a limit to that
-    for name in SPARED:
-        if wide.measure(table).maximum <= console.width:
+    # A table is never measured wider than the console that measures it, so another console does.
+    table, measuring = _table(columns, found.rows), Console(width=UNLIMITED_WIDTH)
+    for name in DROPPED_WHEN_NARROW:
+        if measuring.measure(table).maximum <= console.width:
             break
         columns = [column for column in columns if column != name]
         table = _table(columns, found.rows)
     return Group(table, *below)
 
 
-def _table(columns: list[str], rows: list[Row]) -> Table:
+def _table(columns: list[str], rows: list[RunRow]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, no_wrap=True, justify="left" if name in LEFT else "right")
+        table.add_column(name, no_wrap=True, justify="left" if name in LEFT_ALIGNED else "right")
     for row in rows:
         cells = [
             Text(COLUMNS[name](row), style=STYLES.get(row.state, "") if name == "state" else "") for name in columns
@@ -78,16 +80,16 @@ def _table(columns: list[str], rows: list[Row]) -> Table:
     return table
 
 
-def _trouble(row: Row) -> str:
+def _problem(row: RunRow) -> str:
+    """The rank and host that failed first, why, and the last line it wrote; "" for a run without a problem."""
     if row.problem is None:
         return ""
     where = f"rank {row.rank} on {row.host}" if row.rank is not None else row.host or ""
-    said = next((line.strip() for line in reversed(row.lines) if line.strip()), "")
-    return ": ".join(filter(None, (where, row.problem, said)))
+    return ": ".join(filter(None, (where, row.problem, last_line(row.lines))))
 
 
-def span(seconds: float) -> str:
-    """45s, 12m, 3h05m or 2d04h."""
+def format_duration(seconds: float) -> str:
+    """A number of seconds as text, such as 45s, 12m, 3h05m or 2d04h."""
     if seconds < 59.5:
         return f"{round(seconds)}s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -97,49 +99,50 @@ def span(seconds: float) -> str:
     return f"{days}d{hours:02}h" if days else f"{hours}h{minutes:02}m"
 
 
-def _state(row: Row) -> str:
+def _state(row: RunRow) -> str:
     return f"queued ({row.waiting})" if row.waiting else row.state
 
 
-def _nodes(row: Row) -> str:
+def _nodes(row: RunRow) -> str:
     size = UNKNOWN if row.workers is None else f"{row.nodes}×{row.workers // row.nodes}"
     return f"{size} {row.hosts}" if row.hosts else size
 
 
-def _requeues(row: Row) -> str:
-    counted = list(row.requeues.model_dump().values())
-    return "/".join(map(str, counted)) if any(counted) else UNKNOWN
+def _requeues(row: RunRow) -> str:
+    counts = list(row.requeues.model_dump().values())
+    return "/".join(map(str, counts)) if any(counts) else UNKNOWN
 
 
-def _checkpoint(row: Row) -> str:
+def _checkpoint(row: RunRow) -> str:
     if row.checkpoint_step is None or row.checkpoint_age is None:
         return UNKNOWN
-    return f"{row.checkpoint_step}, {span(row.checkpoint_age)} ago"
+    return f"{row.checkpoint_step}, {format_duration(row.checkpoint_age)} ago"
 
 
-def _of(done: float | None, whole: int | None, form: str) -> str:
-    return UNKNOWN if done is None else f"{format(done, form)}/{whole}"
+def _fraction(done: float | None, total: int | None, form: str) -> str:
+    return UNKNOWN if done is None else f"{format(done, form)}/{total}"
 
 
 def _number(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else format(value, form)
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Callable[[RunRow], str]] = {
     "run": lambda row: row.run,
     "state": _state,
     "job": lambda row: row.job or UNKNOWN,
     "nodes": _nodes,
-    "epoch": lambda row: _of(row.epoch, row.epochs, ".1f"),
-    "step": lambda row: _of(row.step, row.steps, "d"),
+    "epoch": lambda row: _fraction(row.epoch, row.epochs, ".1f"),
+    "step": lambda row: _fraction(row.step, row.steps, "d"),
     "loss": lambda row: _number(row.loss, ".4f"),
     "k-NN": lambda row: _number(row.knn, ".1%"),
     "top-1": lambda row: _number(row.top1, ".1%"),
     "images/s": lambda row: _number(row.images_per_second, ",.0f"),
     "data wait": lambda row: _number(row.data_wait, ".0%"),
-    "ETA": lambda row: UNKNOWN if row.eta is None else span(row.eta),
+    "ETA": lambda row: UNKNOWN if row.eta is None else format_duration(row.eta),
     "requeues p/t/c/n": _requeues,  # preemptions, time-outs, crashes, node failures
     "checkpoint": _checkpoint,
 }
-LEFT = ("run", "state", "job", "nodes")
-SPARED = ("data wait", "epoch", "nodes", "images/s", "requeues p/t/c/n", "job", "checkpoint")  # on a narrow terminal
+LEFT_ALIGNED = ("run", "state", "job", "nodes")
+# in this order
+DROPPED_WHEN_NARROW = ("data wait", "epoch", "nodes", "images/s", "requeues p/t/c/n", "job", "checkpoint")

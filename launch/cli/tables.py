@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables of `kilobatch recipes` and `kilobatch verify` for the terminal."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,28 +6,46 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from kilobatch.launch.recipes import catalogue
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.recipes import catalogue, method_options
 
 if TYPE_CHECKING:
-    from kilobatch.trainer.parity import Row
+    from kilobatch.trainer.parity import ParityRow
 
 
-def recipes() -> None:
-    """The recipes and their opening lines."""
+def print_recipes() -> None:
+    """Prints the recipes with the opening lines of their files."""
     table = Table("recipe", "what it is", show_lines=True)
-    for name in catalogue.names():
+    for name in catalogue.recipe_names():
         table.add_row(name, "\n".join(catalogue.opening(name)))
     Console().print(table)
 
 
-def parity(methods: Sequence[str]) -> bool:
-    """A table for each method: each layout of ranks × chunks against the paper's formula; of several a summary, too.
-    Returns whether every method has one, all that is right agrees and all that is wrong is found out. Raises Refusal
-    for a single method without one."""
-    from kilobatch.methods.parity.lookup import known
-    from kilobatch.trainer.parity import LIMIT, verify
+def verify(method: str | None, everything: bool) -> bool:
+    """Prints the parity table of a method or, with `everything`, of all of them. Returns what print_parity returns.
 
-    tables = verify(*(name for name in methods if len(methods) == 1 or name in known()))
+    Raises Refusal where both or neither are given, and for a method without a formula.
+    """
+    if (method is None) != everything:
+        raise Refusal("give a method's name, such as simclr, or --all")
+    if method is not None:
+        return print_parity([method])
+    from kilobatch.methods.parity.lookup import known
+
+    return print_parity(sorted({*method_options.method_names(), *known()}))  # known(): also several forms of a method
+
+
+def print_parity(methods: Sequence[str]) -> bool:
+    """Prints a table for each method, which compares every layout of ranks × chunks with the paper's formula, and a
+    summary if there are several methods.
+
+    Returns whether every method has a table, all correct constructions agree with the formula, and all wrong ones
+    differ from it. Raises Refusal for a single method without a formula.
+    """
+    from kilobatch.methods.parity.lookup import known
+    from kilobatch.trainer.parity import LIMIT, parity_tables
+
+    tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()))
     for name, rows in tables.items():
         Console().print(_table(name, rows))
     if len(tables) > 1:
@@ -40,7 +58,7 @@ def parity(methods: Sequence[str]) -> bool:
     return not missing and all(row.ok for rows in tables.values() for row in rows)
 
 
-def _table(method: str, rows: "Sequence[Row]") -> Table:
+def _table(method: str, rows: "Sequence[ParityRow]") -> Table:
     table = Table(title=f"{method}: gradients against the formula in one process, fp64", title_justify="left")
     table.add_column("construction", overflow="fold")
     for column in ("norm", "ranks × chunks", "error", "cosine", "norm ratio", ""):
@@ -59,8 +77,8 @@ def _table(method: str, rows: "Sequence[Row]") -> Table:
     return table
 
 
-def _summary(tables: "dict[str, list[Row]]") -> Table:
-    """The worst error of each method over its layouts, and how many constructions are told apart."""
+def _summary(tables: "dict[str, list[ParityRow]]") -> Table:
+    """Each method's largest error over its layouts, and how many of its wrong constructions are detected."""
     summary = Table(title="all methods: the worst error over ranks × chunks", title_justify="left")
     summary.add_column("method", no_wrap=True)
     for column in ("fp64", "fp32", "what it remembers", "wrong ones found out", ""):

@@ -1,1 +1,1 @@
-"""Runs as jobs of a cluster: asked for, submitted, attempted, requeued."""
+"""Submits runs as jobs of a cluster, runs their attempts, and requeues them."""

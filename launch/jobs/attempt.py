@@ -1,4 +1,5 @@
-"""One attempt of a job on one of its nodes: workers, the run's books, and whether it goes back to the queue."""
+"""Runs one attempt of a job on one of its nodes: starts the workers, records how they ended, and requeues the job where
+that is allowed."""
 
 import time
 import traceback
@@ -8,261 +9,279 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.jobs.signals import Signals, Stop
-from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.pipelines import results as pipeline_table
-from kilobatch.launch.processes.exit_status import Ending, this_host
+from kilobatch.launch.jobs.signals import Signals, StopSignal
+from kilobatch.launch.pipelines.pipeline import reason_to_wait
+from kilobatch.launch.pipelines.results import conclude_after_last_stage
+from kilobatch.launch.processes.exit_status import RunOutcome, this_host
 from kilobatch.launch.processes.output import tell
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import requeue
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe
+from kilobatch.launch.runs import job_history, requeue, run_folder
 from kilobatch.launch.runs.job_history import JobFile, Reason
 from kilobatch.launch.schedulers.scheduler import Fate, Scheduler, Task
 
-SLACK = 90.0  # seconds by which a scheduler's signal may come earlier than it was asked for
-TAKEOVER = 300.0  # seconds for an attempt that SLURM took for dead to notice its successor and save
-GLANCE = 10.0  # seconds between two looks for a successor
-AT_THE_LIMIT = 5.0  # seconds before it in which an end is taken for the time limit's
+SIGNAL_SLACK_SECONDS = 90.0  # by which a scheduler's signal may come earlier than it was asked for
+TAKEOVER_SECONDS = 300.0  # for an attempt that SLURM took for dead to notice its successor and save
+SUCCESSOR_CHECK_SECONDS = 10.0  # between two checks for a successor
+TIME_LIMIT_SECONDS = 5.0  # before the time limit, from which on an end is counted as the limit's
 LAST_LINES = 20
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """code: for this process to exit with. A requeued job's is 0: its end is no failure."""
+class AttemptOutcome:
+    """How an attempt ended on this node. code: this process's exit code; 0 for a requeued job, which has not failed."""
 
     requeued: bool
     code: int
 
 
-def run(folder: Path, here: Task, scheduler: Scheduler, signals: Signals) -> Outcome:
-    """Runs this node's workers of the run in `folder` until all workers have ended, wherever they are.
+def run(folder: Path, task: Task, scheduler: Scheduler, signals: Signals) -> AttemptOutcome:
+    """Runs this node's workers of the run in `folder` until the workers of all nodes have ended.
 
-    Node 0 also prepares the data, keeps attempts.jsonl and state.json, and queues the job anew where that is allowed.
+    Node 0 also prepares the data, writes attempts.jsonl and state.json, and requeues the job where that is allowed.
     """
-    if here.node == 0:
+    if task.node == 0:
         try:
-            return _Attempt(folder, here, scheduler, signals).run()
+            return _Attempt(folder, task, scheduler, signals).run()
         except Refusal as refusal:
             tell(f"kilobatch: {refusal}")
-            return Outcome(requeued=False, code=1)
+            return AttemptOutcome(requeued=False, code=1)
     try:
-        chosen, job = _read(folder)
-        _work(folder, here, chosen, job, signals.asked, lambda: None)
+        recipe, job = _read_run(folder)
+        _run_workers(folder, task, recipe, job, signals.stop_requested, lambda: None)
     except Exception:
-        # Node 0 notices, and says so in the run's books; a code other than 0 would have SLURM kill it before that.
+        # Node 0 notices that this agent is gone, and records it in attempts.jsonl. With an exit code other than 0 from
+        # here, SLURM would kill node 0 before it could.
         traceback.print_exc()
-    return Outcome(requeued=False, code=0)
+    return AttemptOutcome(requeued=False, code=0)
 
 
-def _read(folder: Path) -> tuple[Recipe, JobFile]:
-    job = ledger.job_file(folder)
+def _read_run(folder: Path) -> tuple[Recipe, JobFile]:
+    job = job_history.read_job_file(folder)
     if job is None:
         raise Refusal(f"{folder / 'job.json'} is missing; submit the run with: kilobatch resume {folder}")
-    return recipe.load(folder / "recipe.yaml")[0], job
+    return load_recipe(folder / "recipe.yaml")[0], job
 
 
-def _workers(here: Task, job: JobFile) -> int:
-    """On each node. This machine alone stands for all that were asked for."""
-    return job.workers_per_node * job.nodes // here.nodes
+def _workers_per_node(task: Task, job: JobFile) -> int:
+    """Workers on each node. A local job has one node, which then runs the workers of all nodes that were asked for."""
+    return job.workers_per_node * job.nodes // task.nodes
 
 
-def _work(
-    folder: Path, here: Task, chosen: Recipe, job: JobFile, asked: Callable[[], str | None], prepare: Callable[[], None]
-) -> Ending:
+def _run_workers(
+    folder: Path,
+    task: Task,
+    recipe: Recipe,
+    job: JobFile,
+    stop_requested: Callable[[], str | None],
+    prepare: Callable[[], None],
+) -> RunOutcome:
     from kilobatch.launch.nodes import agent
 
     return agent.run(
         folder,
-        here.node,
-        here.nodes,
-        _workers(here, job),
-        f"{here.job}-{here.restart}",
+        task.node,
+        task.nodes,
+        _workers_per_node(task, job),
+        f"{task.job}-{task.restart}",
         [str(folder)],
         interface=job.interface,
-        asked=asked,
-        stall_minutes=chosen.run.stall_minutes,
+        stop_requested=stop_requested,
+        stall_minutes=recipe.run.stall_minutes,
         prepare=prepare,
     )
 
 
 @dataclass
 class _Attempt:
-    """Node 0's. number: in attempts.jsonl; limit: when the time limit ends it, by time.monotonic()."""
+    """An attempt as node 0 keeps it.
+
+    number: in attempts.jsonl; limit: when the job's time limit is reached, by time.monotonic(), None: there is none or
+    it is not known; lead: seconds before it at which the scheduler signals; superseded: a newer attempt has begun.
+    """
 
     folder: Path
-    here: Task
+    task: Task
     scheduler: Scheduler
     signals: Signals
     number: int = 0
     limit: float | None = None
     lead: float = 0.0
     superseded: bool = False
-    _noted: bool = False
-    _glanced: float = field(default_factory=time.monotonic)
+    _stop_recorded: bool = False
+    _checked_at: float = field(default_factory=time.monotonic)
 
-    def run(self) -> Outcome:
-        folder, here = self.folder, self.here
-        chosen, job = _read(folder)
-        if (why := self._may_not_begin(chosen)) is not None:
-            return why
-        workers = _workers(here, job) * here.nodes
-        self.number = ledger.began(folder, here.job, here.restart, here.hosts, workers)
+    def run(self) -> AttemptOutcome:
+        folder, task = self.folder, self.task
+        recipe, job = _read_run(folder)
+        if (not_begun := self._not_begun(recipe)) is not None:
+            return not_begun
+        workers = _workers_per_node(task, job) * task.nodes
+        self.number = job_history.record_start(folder, task.job, task.restart, task.hosts, workers)
         self.limit, self.lead = self._time_limit(), job.signal_lead_seconds
         try:
-            with self._claimed():
-                runs.set_status(folder, "running", workers)
-                ending = _work(folder, here, chosen, job, self._asked, lambda: self._prepare(chosen))
-        except Stop:
-            ending = Ending("interrupted")
+            with self._locked():
+                run_folder.set_status(folder, "running", workers)
+                outcome = _run_workers(folder, task, recipe, job, self._stop_requested, lambda: self._prepare(recipe))
+        except StopSignal:
+            outcome = RunOutcome("interrupted")
         except Refusal as refusal:
-            ending = Ending("refused", None, this_host(), lines=[f"kilobatch: {refusal}"])
-        except Exception as error:  # of the launcher itself: the books are to say so before it ends
+            outcome = RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {refusal}"])
+        except Exception as error:  # of this process itself: attempts.jsonl has to say so before it ends
             lines = traceback.format_exc().splitlines()[-LAST_LINES:]
-            ending = Ending("failed", None, this_host(), f"the launcher failed: {error!r}", lines)
+            outcome = RunOutcome("failed", None, this_host(), f"the launcher failed: {error!r}", lines)
         if self.superseded:
-            ledger.ended(folder, self.number, "node_failed", how="taken for dead; its successor goes on", requeued=True)
-            return Outcome(requeued=False, code=0)
-        return self._close(ending, chosen, workers)
+            job_history.record_end(
+                folder, self.number, "node_failed", how="taken for dead; its successor goes on", requeued=True
+            )
+            return AttemptOutcome(requeued=False, code=0)
+        return self._finish(outcome, recipe, workers)
 
-    def _may_not_begin(self, chosen: Recipe) -> Outcome | None:
-        """After a cancellation, and after a requeue by the scheduler itself, which knows of no bounds."""
+    def _not_begun(self, recipe: Recipe) -> AttemptOutcome | None:
+        """The outcome of an attempt that may not begin; None: it may.
+
+        It may not where the run was cancelled, the stage of a pipeline before it has not finished, or the scheduler has
+        requeued the job itself, more often than run.requeue allows.
+        """
         if (self.folder / "cancelled").exists():
-            runs.set_status(self.folder, "cancelled", runs.state(self.folder).workers)
-            return Outcome(requeued=False, code=0)
-        if (early := pipeline.too_early(self.folder)) is not None:  # the stage before it did not end well
-            runs.set_status(self.folder, "cancelled", runs.state(self.folder).workers)
-            tell(f"kilobatch: not begun: {early}")
-            return Outcome(requeued=False, code=1)
-        before = self._attempts()
-        if not before or before[-1].ended:
+            run_folder.set_status(self.folder, "cancelled", run_folder.read_state(self.folder).workers)
+            return AttemptOutcome(requeued=False, code=0)
+        if (reason := reason_to_wait(self.folder)) is not None:  # the stage before it has failed or was cancelled
+            run_folder.set_status(self.folder, "cancelled", run_folder.read_state(self.folder).workers)
+            tell(f"kilobatch: not begun: {reason}")
+            return AttemptOutcome(requeued=False, code=1)
+        attempts = self._attempts()
+        if not attempts or attempts[-1].ended:
             return None
-        before[-1] = ledger.lost(before[-1])
-        if (why := requeue.stopped(before, chosen.run.requeue)) is None:
+        attempts[-1] = job_history.with_unreported_end(attempts[-1])
+        if (why := requeue.reason_to_stop(attempts, recipe.run.requeue)) is None:
             return None
-        last = before[-1]
-        assert last.reason is not None, "ledger.lost gives one"
-        ledger.ended(self.folder, last.attempt, last.reason, how=last.how, stopped=why)
-        runs.set_status(self.folder, "failed", last.workers)
+        last = attempts[-1]
+        assert last.reason is not None, "job_history.with_unreported_end gives one"
+        job_history.record_end(self.folder, last.attempt, last.reason, how=last.how, stopped=why)
+        run_folder.set_status(self.folder, "failed", last.workers)
         tell(f"kilobatch: not begun anew: {why}")
-        return Outcome(requeued=False, code=1)
+        return AttemptOutcome(requeued=False, code=1)
 
-    def _attempts(self) -> list[ledger.Attempt]:
-        """This job's: a run that is submitted again has its bounds anew."""
-        return [one for one in ledger.read(self.folder) if one.job == self.here.job]
+    def _attempts(self) -> list[job_history.Attempt]:
+        """The attempts of this job. Those of the run's earlier jobs do not count: run.requeue is for each job anew."""
+        return [attempt for attempt in job_history.read_attempts(self.folder) if attempt.job == self.task.job]
 
     def _time_limit(self) -> float | None:
         try:
-            left = self.scheduler.states([self.here.job])[self.here.job].seconds_left
-        except Refusal:  # asked once more at the end
+            left = self.scheduler.states([self.task.job])[self.task.job].seconds_left
+        except Refusal:  # the scheduler does not answer; it is asked again at the end of the attempt
             return None
         return None if left is None else time.monotonic() + left
 
     @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """Holds the run once an attempt that SLURM took for dead, as its node did not answer, has let go of it."""
-        deadline = time.monotonic() + TAKEOVER
+    def _locked(self) -> Iterator[None]:
+        """Locks the run folder. An earlier attempt may still hold it, which SLURM took for dead because its node did
+        not answer: waits until that one has let go."""
+        deadline = time.monotonic() + TAKEOVER_SECONDS
         while True:
             try:
-                claim = runs.claimed(self.folder)
-                claim.__enter__()
+                lock = run_folder.locked(self.folder)
+                lock.__enter__()
                 break
             except Refusal:
                 if time.monotonic() > deadline:
                     raise
-            if self._asked():
-                raise Stop
+            if self._stop_requested():
+                raise StopSignal
             time.sleep(1)
         try:
             yield
         finally:
-            claim.__exit__(None, None, None)
+            lock.__exit__(None, None, None)
 
-    def _prepare(self, chosen: Recipe) -> None:
+    def _prepare(self, recipe: Recipe) -> None:
         from kilobatch.launch.recipes.data import prepare_data
 
-        self.signals.unless_asked(lambda: prepare_data(chosen))
+        self.signals.run_unless_stopped(lambda: prepare_data(recipe))
 
-    def _asked(self) -> str | None:
-        """The signal, noted at once, as little time may be left; and whether another attempt has taken over."""
-        if self.signals.name and not self._noted:
-            self._noted = True
-            ledger.asked(self.folder, self.number, self.signals.name, self._by_the_clock())
-        if time.monotonic() > self._glanced + GLANCE:
-            self._glanced = time.monotonic()
-            self.superseded = ledger.read(self.folder)[-1].attempt > self.number
+    def _stop_requested(self) -> str | None:
+        """Why the workers have to stop: the signal that came, or an attempt that has taken over; None: they need not.
+
+        A signal is recorded in attempts.jsonl at once, since little time may be left.
+        """
+        if self.signals.name and not self._stop_recorded:
+            self._stop_recorded = True
+            job_history.record_stop_request(self.folder, self.number, self.signals.name, self._reason_of_signal())
+        if time.monotonic() > self._checked_at + SUCCESSOR_CHECK_SECONDS:
+            self._checked_at = time.monotonic()
+            self.superseded = job_history.read_attempts(self.folder)[-1].attempt > self.number
         return "a newer attempt" if self.superseded else self.signals.name
 
-    def _by_the_clock(self) -> Reason:
-        """A signal this near to the time limit is the one that announces it."""
-        at = self.signals.at if self.signals.name else time.monotonic()  # it may have come to another node alone
-        near = self.limit is not None and self.limit - at <= self.lead + SLACK
+    def _reason_of_signal(self) -> Reason:
+        """timed_out for a signal that came as near to the time limit as the one that announces it; else preempted."""
+        # The signal may have come to another node only; then it came just now.
+        at = self.signals.received_at if self.signals.name else time.monotonic()
+        near = self.limit is not None and self.limit - at <= self.lead + SIGNAL_SLACK_SECONDS
         return "timed_out" if near else "preempted"
 
-    def _close(self, ending: Ending, chosen: Recipe, workers: int) -> Outcome:
-        """Writes the books, then requeues: the scheduler may kill this process at once."""
-        if ending.kind == "finished":
-            ledger.ended(self.folder, self.number, "finished")
-            runs.set_status(self.folder, "finished", workers)
-            pipeline_table.after(self.folder)
-            return Outcome(requeued=False, code=0)
+    def _finish(self, outcome: RunOutcome, recipe: Recipe, workers: int) -> AttemptOutcome:
+        """Writes attempts.jsonl and state.json, and requeues last: the scheduler may then kill this process at once."""
+        if outcome.kind == "finished":
+            job_history.record_end(self.folder, self.number, "finished")
+            run_folder.set_status(self.folder, "finished", workers)
+            conclude_after_last_stage(self.folder)
+            return AttemptOutcome(requeued=False, code=0)
         fate = self._fate()
-        reason = self._reason(ending, fate)
+        reason = self._reason(outcome, fate)
         attempts = self._attempts()
-        now = attempts[-1].model_copy(update={"reason": reason, "step": ledger.step(self.folder)})
-        why = requeue.stopped([*attempts[:-1], now], chosen.run.requeue)
-        how = ending.how or (f"asked to stop by {self.signals.name}" if self.signals.name else None)
-        ledger.ended(
+        current = attempts[-1].model_copy(update={"reason": reason, "step": job_history.last_step(self.folder)})
+        why = requeue.reason_to_stop([*attempts[:-1], current], recipe.run.requeue)
+        how = outcome.how or (f"asked to stop by {self.signals.name}" if self.signals.name else None)
+        job_history.record_end(
             self.folder,
             self.number,
             reason,
-            rank=ending.rank,
-            host=ending.host or None,
+            rank=outcome.rank,
+            host=outcome.host or None,
             how=how,
-            lines=ending.lines,
+            lines=outcome.lines,
             requeued=why is None,
             stopped=why,
         )
-        tell("\n".join([f"kilobatch: {reason}{f': {how}' if how else ''}", *ending.lines]))
+        tell("\n".join([f"kilobatch: {reason}{f': {how}' if how else ''}", *outcome.lines]))
         if why is None:
             return self._requeue(fate, workers)
-        runs.set_status(self.folder, "cancelled" if reason == "cancelled" else "failed", workers)
-        if fate == "requeued":  # by the scheduler, which knows of no bounds
-            self.scheduler.cancel([self.here.job])
+        run_folder.set_status(self.folder, "cancelled" if reason == "cancelled" else "failed", workers)
+        if fate == "requeued":  # by the scheduler, which does not know run.requeue
+            self.scheduler.cancel([self.task.job])
         tell(f"kilobatch: not queued anew: {why}")
-        return Outcome(requeued=False, code=0 if reason == "cancelled" else 1)
+        return AttemptOutcome(requeued=False, code=0 if reason == "cancelled" else 1)
 
-    def _requeue(self, fate: Fate, workers: int) -> Outcome:
-        runs.set_status(self.folder, "queued", workers)
+    def _requeue(self, fate: Fate, workers: int) -> AttemptOutcome:
+        run_folder.set_status(self.folder, "queued", workers)
         if fate != "requeued":
             try:
-                self.scheduler.requeue(self.here.job)
+                self.scheduler.requeue(self.task.job)
             except Refusal as refusal:
-                ledger.stays(self.folder, self.number, str(refusal))
-                runs.set_status(self.folder, "interrupted", workers)
+                job_history.record_not_requeued(self.folder, self.number, str(refusal))
+                run_folder.set_status(self.folder, "interrupted", workers)
                 tell(f"kilobatch: not queued anew: {refusal}; go on with: kilobatch resume {self.folder}")
-                return Outcome(requeued=False, code=1)
-        return Outcome(requeued=True, code=0)
+                return AttemptOutcome(requeued=False, code=1)
+        return AttemptOutcome(requeued=True, code=0)
 
     def _fate(self) -> Fate:
         try:
-            return self.scheduler.fate(self.here.job, self.here.restart, self.signals.name)
-        except Refusal as refusal:  # a scheduler that does not answer is asked for the requeue all the same
+            return self.scheduler.fate(self.task.job, self.task.restart, self.signals.name)
+        except Refusal as refusal:  # it does not answer; _requeue asks it again
             tell(f"kilobatch: {refusal}")
             return "runs"
 
-    def _reason(self, ending: Ending, fate: Fate) -> Reason:
-        if ending.kind == "refused":
+    def _reason(self, outcome: RunOutcome, fate: Fate) -> Reason:
+        if outcome.kind == "refused":
             return "refused"
         if (self.folder / "cancelled").exists():
             return "cancelled"
-        if self.signals.name or ending.kind == "interrupted":
+        if self.signals.name or outcome.kind == "interrupted":
             left = self._time_limit()
             self.limit = self.limit if left is None else left
             if fate == "ended":
-                at_the_limit = self.limit is not None and time.monotonic() >= self.limit - AT_THE_LIMIT
+                at_the_limit = self.limit is not None and time.monotonic() >= self.limit - TIME_LIMIT_SECONDS
                 return "timed_out" if at_the_limit else "cancelled"
-        if ending.kind == "interrupted":
-            return self._by_the_clock()
-        return "node_failed" if ending.kind == "lost" else "crashed"
+        if outcome.kind == "interrupted":
+            return self._reason_of_signal()
+        return "node_failed" if outcome.kind == "lost" else "crashed"

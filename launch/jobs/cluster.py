@@ -1,4 +1,5 @@
-"""What a run asks of a cluster: a person's cluster.yaml with the command line's options on top. Loads no torch."""
+"""Resources that a run asks a cluster for: those of cluster.yaml, with the command line's options on top. Loads no
+torch."""
 
 import json
 import math
@@ -9,14 +10,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.launch.recipes import validation_errors as explain
-from kilobatch.launch.recipes.settings import Key, Settings, dump, read_file, shown_path
+from kilobatch.launch.recipes import validation_errors
+from kilobatch.launch.recipes.catalogue import is_path
+from kilobatch.launch.recipes.settings import Key, Settings, dump, format_path, read_file
 
 LOCAL = "local"  # the name of the cluster that is this machine
-KIND = Literal["slurm", "local"]
-# SLURM was seen to send the signal up to a minute early or late: so it is asked for that much earlier.
-SIGNAL_SLACK = 60
-_HERE = (
+ClusterKind = Literal["slurm", "local"]
+# SLURM was seen to send the signal up to a minute early or late, so it is asked for it that much earlier.
+SIGNAL_MARGIN_SECONDS = 60
+_LOCAL_FIELDS = (
     "array_parallelism",
     "nodes",
     "gpus_per_node",
@@ -24,19 +26,20 @@ _HERE = (
     "time",
     "signal_lead_seconds",
     "setup",
-)  # what this machine understands
-_OURS = ("array", "error", "job-name", "mem", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output")
-_OURS += ("requeue", "signal", "chdir", "cpus-per-task")  # what the job's own working rests on
+)  # those that have a meaning on this machine
+_RESERVED = ("array", "error", "job-name", "mem", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output")
+_RESERVED += ("requeue", "signal", "chdir", "cpus-per-task")  # kilobatch sets them, and does not work with others
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
 
 
 def _text(value: Any) -> Any:
-    """YAML reads `time: 90` and `exclude: 7` as numbers."""
+    """Numbers as text, since YAML reads `time: 90` and `exclude: 7` as numbers."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _minutes(time: str) -> int:
-    """SLURM's forms of a time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """Minutes, rounded up, of a time as SLURM writes it: minutes, minutes:seconds, hours:minutes:seconds or
+    days-hours[:minutes[:seconds]]."""
     match = _TIME.fullmatch(time)
     if match is None:
         raise ValueError(f"'{time}' is no time; write HH:MM:SS, D-HH:MM:SS or minutes")
@@ -56,13 +59,13 @@ def _time(time: str) -> str:
 
 
 def _extra(extra: dict[str, Any]) -> dict[str, Any]:
-    """Keys as sbatch writes them. Those that have an option, or that a job's working rests on, are not for here."""
+    """Keys as sbatch writes them. Raises ValueError for a key that has an option of its own, and for a reserved one."""
     extra = {key.removeprefix("--").replace("_", "-"): value for key, value in extra.items()}
     options = [name.replace("_", "-") for name in Cluster.model_fields]
     for key in extra:
         if key in options:
             raise ValueError(f"'{key}' has an option of its own: --{key}")
-        if key in _OURS:
+        if key in _RESERVED:
             raise ValueError(f"'{key}' is set for each job; it cannot be changed")
     return extra
 
@@ -71,35 +74,53 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 
 class Cluster(BaseModel):
-    """Keys of cluster.yaml, and options of `submit` and `resume`."""
+    """The resources of a job: keys of cluster.yaml, and options of `submit`, `pipeline`, `resume` and `drill`. The
+    descriptions are the options' help texts."""
 
     model_config = ConfigDict(extra="forbid")
 
-    partition: Text | None = Field(default=None, description="Where to queue.")
-    account: Text | None = Field(default=None, description="Who pays.")
+    partition: Text | None = Field(default=None, description="Partition to queue the job in.")
+    account: Text | None = Field(default=None, description="Account that the job is charged to.")
     qos: Text | None = Field(default=None, description="Quality of service.")
     constraint: Text | None = Field(default=None, description="Features that nodes must have.")
-    exclude: Text | None = Field(default=None, description="Nodes to stay away from.")
-    nodes: int = Field(default=1, ge=1, description="Machines.")
-    gpus_per_node: int = Field(default=0, ge=0, description="With a worker for each; 0 trains on CPUs.")
-    gpu_type: Text | None = Field(default=None, description="Where the cluster asks for it, such as a100.")
-    workers_per_node: int | None = Field(default=None, ge=1, description="On CPUs; 1 if not given.")
-    cpus_per_worker: int = Field(default=8, ge=1, description="To decode images and, without GPUs, to train; 8.")
-    mem_gb: float | None = Field(default=None, ge=0, description="Of each node; 0 for all it has.")
+    exclude: Text | None = Field(default=None, description="Nodes that must not be used.")
+    nodes: int = Field(default=1, ge=1, description="Number of machines. Default: 1.")
+    gpus_per_node: int = Field(
+        default=0, ge=0, description="GPUs on each node, with one worker for each. Default: 0, which trains on CPUs."
+    )
+    gpu_type: Text | None = Field(default=None, description="Type of GPU, such as a100, if the cluster wants it named.")
+    workers_per_node: int | None = Field(
+        default=None, ge=1, description="Workers on each node when training on CPUs. Default: 1."
+    )
+    cpus_per_worker: int = Field(
+        default=8,
+        ge=1,
+        description="CPU cores for each worker, which decode images and, without GPUs, train. Default: 8.",
+    )
+    mem_gb: float | None = Field(default=None, ge=0, description="Memory on each node, in GB; 0 for all that it has.")
     time: Annotated[Text, AfterValidator(_time)] | None = Field(
-        default=None, description="Limit of one job, HH:MM:SS; the run goes on in the next."
+        default=None,
+        description="Time limit of the job, HH:MM:SS. At the limit it is queued again, and the run goes on.",
     )
-    array_parallelism: int = Field(default=256, ge=1, description="Points of a sweep at the same time; 256.")
-    comment: Text | None = Field(default=None, description="For the scheduler's books.")
+    array_parallelism: int = Field(
+        default=256, ge=1, description="Runs of a sweep that may run at the same time. Default: 256."
+    )
+    comment: Text | None = Field(default=None, description="A comment, which the scheduler keeps with the job.")
     signal_lead_seconds: int = Field(
-        default=120, ge=10, description="Before the time limit, for the last step and its checkpoint; 120."
+        default=120,
+        ge=10,
+        description="Seconds before the time limit at which the job has to stop and save. Default: 120.",
     )
-    interface: Text | None = Field(default=None, description="Network interface of NCCL and gloo, such as ib0.")
-    python: Text | None = Field(default=None, description="What starts Python on a node, if not this one.")
+    interface: Text | None = Field(default=None, description="Network interface for NCCL and gloo, such as ib0.")
+    python: Text | None = Field(
+        default=None, description="Command that starts Python on a node, if not the path of the Python that submits."
+    )
     extra: Annotated[dict[str, str | int | float | bool], AfterValidator(_extra)] = Field(
-        default={}, description="Another #SBATCH key, KEY=VALUE or KEY; again for more."
+        default={}, description="Another #SBATCH option, as KEY=VALUE or KEY. Can be given several times."
     )
-    setup: list[str] = Field(default=[], description="A shell line before the run; again for more.")
+    setup: list[str] = Field(
+        default=[], description="Shell command to run before the workers start. Can be given several times."
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -114,7 +135,7 @@ class Cluster(BaseModel):
 
     @property
     def workers(self) -> int:
-        """On each node."""
+        """Workers on each node."""
         return self.gpus_per_node or self.workers_per_node or 1
 
     @property
@@ -122,68 +143,71 @@ class Cluster(BaseModel):
         return None if self.time is None else _minutes(self.time)
 
     def dump_yaml(self) -> str:
-        """What was asked for. `again` reads it back equal."""
+        """The fields that were set. `cluster_again` reads an equal Cluster back."""
         return dump(self.model_dump(mode="json", exclude_unset=True))
 
 
-def personal() -> Path:
+def personal_file() -> Path:
+    """The cluster.yaml of the person who submits."""
     return Path.home() / ".config" / "kilobatch" / "cluster.yaml"
 
 
-def choose(given: str | None, options: dict[str, Any]) -> tuple[KIND, Cluster]:
-    """The resources that a submission asks for.
+def choose_cluster(cluster_name: str | None, options: dict[str, Any]) -> tuple[ClusterKind, Cluster]:
+    """The kind of cluster that a submission goes to, and the resources that it asks for.
 
-    given: a YAML file, a name among the `clusters` of the person's own file, `local`, or None: that file's `default`.
-    options: the command line's, by field; None and [] where not given. `extra` is a list of KEY=VALUE.
+    cluster_name: a YAML file, a name among the `clusters` of the person's own file, `local`, or None for that file's
+    `default`; options: those of the command line, by field, None or [] where not given, `extra` as a list of KEY=VALUE.
     Raises Refusal for whatever is wrong in either.
     """
-    is_file = given is not None and (given.endswith((".yaml", ".yml")) or "/" in given)
-    path = Path(given) if is_file and given else personal()
+    is_file = cluster_name is not None and is_path(cluster_name)
+    path = Path(cluster_name) if is_file and cluster_name else personal_file()
     settings = read_file(path) if is_file or path.is_file() else Settings()
-    named, default = (settings.values.pop(key, None) for key in ("clusters", "default"))
-    named = {} if named is None else named
-    if not isinstance(named, dict) or not all(isinstance(one, dict) for one in named.values()):
+    clusters, default = (settings.values.pop(key, None) for key in ("clusters", "default"))
+    clusters = {} if clusters is None else clusters
+    if not isinstance(clusters, dict) or not all(isinstance(values, dict) for values in clusters.values()):
         raise Refusal(f"{settings.where(('clusters',))}: clusters holds a name for each cluster, and its keys below it")
-    name, where = (given, "--cluster") if given and not is_file else (default, settings.where(("default",)))
-    if name not in (None, LOCAL, *named):
-        known = did_you_mean(str(name), [LOCAL, *named])
-        raise Refusal(f"{where}: there is no cluster '{name}' in {shown_path(path)}{known}")
-    if name is None and named and not settings.values:
-        several = ", ".join([*sorted(named), LOCAL])
-        raise Refusal(f"{shown_path(path)} has several clusters and no default; give --cluster ({several})")
-    # What stands outside `clusters` describes SLURM, and so none of it is for this machine.
-    base = Settings() if name == LOCAL else _below(settings, ())
-    if name is not None and name in named:
-        base = base.under(_below(settings, ("clusters", name), named[name]))
-    chosen = _validated(base.under(_asked(options, base)))
-    kind: KIND = "local" if name == LOCAL else "slurm"
-    return kind, _for(kind, chosen)
+    name, where = (
+        (cluster_name, "--cluster") if cluster_name and not is_file else (default, settings.where(("default",)))
+    )
+    if name not in (None, LOCAL, *clusters):
+        hint = did_you_mean(str(name), [LOCAL, *clusters])
+        raise Refusal(f"{where}: there is no cluster '{name}' in {format_path(path)}{hint}")
+    if name is None and clusters and not settings.values:
+        several = ", ".join([*sorted(clusters), LOCAL])
+        raise Refusal(f"{format_path(path)} has several clusters and no default; give --cluster ({several})")
+    # The keys outside `clusters` describe SLURM: cluster local takes none of them.
+    base = Settings() if name == LOCAL else _section(settings, ())
+    if name is not None and name in clusters:
+        base = base.under(_section(settings, ("clusters", name), clusters[name]))
+    cluster = _validated(base.under(_from_command_line(options, base)))
+    kind: ClusterKind = "local" if name == LOCAL else "slurm"
+    return kind, _checked(kind, cluster)
 
 
-def again(kind: KIND, path: Path, options: dict[str, Any]) -> Cluster:
+def cluster_again(kind: ClusterKind, path: Path, options: dict[str, Any]) -> Cluster:
     """The resources of a run's last submission (its cluster.yaml), with the command line's options on top."""
-    base = _below(read_file(path), ()) if path.read_bytes().strip() not in (b"", b"{}") else Settings()
-    return _for(kind, _validated(base.under(_asked(options, base))))
+    base = _section(read_file(path), ()) if path.read_bytes().strip() not in (b"", b"{}") else Settings()
+    return _checked(kind, _validated(base.under(_from_command_line(options, base))))
 
 
-def _below(settings: Settings, key: Key, values: dict[str, Any] | None = None) -> Settings:
-    """One section, moved below the key `cluster`, which the messages name."""
+def _section(settings: Settings, key: Key, values: dict[str, Any] | None = None) -> Settings:
+    """The section at `key`, moved below the key `cluster`, which the messages name."""
     origins = {("cluster", *at[len(key) :]): place for at, place in settings.origins.items() if at[: len(key)] == key}
     return Settings({"cluster": settings.values if values is None else values}, origins)
 
 
-def _asked(options: dict[str, Any], base: Settings) -> Settings:
+def _from_command_line(options: dict[str, Any], base: Settings) -> Settings:
     """The command line's options as settings."""
-    given = {name: value for name, value in options.items() if value not in (None, [])}
-    origins: dict[Key, str] = {("cluster", name): flag(name) for name in given}
-    if "extra" in given:
-        pairs = [text.partition("=") for text in given["extra"]]
-        given["extra"] = {key: value if equals else True for key, equals, value in pairs}
-        origins |= {("cluster", "extra", key): flag("extra") for key in given["extra"]}
-    if "setup" in given:
-        before = base.values.get("cluster", {}).get("setup")
-        given["setup"] = [*(before if isinstance(before, list) else []), *given["setup"]]
-    return Settings({"cluster": given}, origins)
+    values = {name: value for name, value in options.items() if value not in (None, [])}
+    origins: dict[Key, str] = {("cluster", name): flag(name) for name in values}
+    if "extra" in values:
+        pairs = [text.partition("=") for text in values["extra"]]
+        values["extra"] = {key: value if equals else True for key, equals, value in pairs}
+        origins |= {("cluster", "extra", key): flag("extra") for key in values["extra"]}
+    if "setup" in values:
+        setup = base.values.get("cluster", {}).get("setup")
+        values["setup"] = [*(setup if isinstance(setup, list) else []), *values["setup"]]
+    return Settings({"cluster": values}, origins)
 
 
 def flag(name: str) -> str:
@@ -191,13 +215,13 @@ def flag(name: str) -> str:
     return "--" + name.removesuffix("_seconds").replace("_", "-")
 
 
-def named(workers: int | None, given: str | None, resources: dict[str, Any], does: str) -> bool:
-    """Whether the command line names a cluster or resources of one. does: what a run with --workers does here, for the
-    message. Raises Refusal where it names both."""
+def names_cluster(workers: int | None, cluster_name: str | None, resources: dict[str, Any], verb: str) -> bool:
+    """Returns whether the command line names a cluster or resources of one. verb: what a run with --workers does, for
+    the message. Raises Refusal where both --workers and a cluster are given."""
     options = [flag(name) for name, value in resources.items() if value not in (None, [])]
-    options += ["--cluster"] if given else []
+    options += ["--cluster"] if cluster_name else []
     if workers is not None and options:
-        raise Refusal(f"--workers {does} here, {options[0]} on a cluster; give one of them")
+        raise Refusal(f"--workers {verb} here, {options[0]} on a cluster; give one of them")
     return bool(options)
 
 
@@ -210,13 +234,13 @@ def _validated(settings: Settings) -> Cluster:
     try:
         return _Whole.model_validate_json(json.dumps(settings.values), strict=True).cluster
     except ValidationError as error:
-        raise explain.refusal(error, settings, _Whole) from error
+        raise validation_errors.refusal(error, settings, _Whole) from error
 
 
-def _for(kind: KIND, cluster: Cluster) -> Cluster:
-    """The cluster, once it is known to be of its kind."""
+def _checked(kind: ClusterKind, cluster: Cluster) -> Cluster:
+    """The same cluster. Raises Refusal for resources that its kind of cluster does not have, or cannot do without."""
     if kind == "local":
-        if foreign := sorted(cluster.model_fields_set - set(_HERE)):
+        if foreign := sorted(cluster.model_fields_set - set(_LOCAL_FIELDS)):
             raise Refusal(f"{flag(foreign[0])} means nothing to cluster local, which is this machine; leave it out")
         if cluster.nodes != 1:
             raise Refusal(f"nodes is {cluster.nodes}, but cluster local is this machine alone; use 1")
@@ -231,6 +255,6 @@ def _for(kind: KIND, cluster: Cluster) -> Cluster:
     return cluster
 
 
-def lead_seconds(kind: KIND, cluster: Cluster) -> int:
-    """How long before the time limit the scheduler is told to signal."""
-    return cluster.signal_lead_seconds + (SIGNAL_SLACK if kind == "slurm" else 0)
+def lead_seconds(kind: ClusterKind, cluster: Cluster) -> int:
+    """Seconds before the time limit at which the scheduler is asked to signal."""
+    return cluster.signal_lead_seconds + (SIGNAL_MARGIN_SECONDS if kind == "slurm" else 0)

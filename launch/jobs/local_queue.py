@@ -1,8 +1,9 @@
-"""Jobs on this machine, in the background: `python -m kilobatch.launch.jobs.local_queue RUN...`, as SLURM would run
-them. No torch on top.
+"""Runs jobs in the background of this machine, one after another, as SLURM would run them.
 
-One process runs the jobs of one submission, one after another; its pid and start time, and a job's place among
-several, are the job's id, so that no other process is ever taken for it.
+    python -m kilobatch.launch.jobs.local_queue RUN...
+
+One process runs all jobs of a submission. A job's id is made of its process id, the start time of the process and the
+job's place in the submission, so that no other process is ever taken for it. Loads no torch before a job begins.
 """
 
 import os
@@ -17,19 +18,17 @@ from pathlib import Path
 from signal import SIGUSR2
 
 from kilobatch.launch.jobs.signals import Signals
-from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.local import Local, job_ids
 from kilobatch.launch.schedulers.scheduler import Task
 
-PAUSE = 1.0  # seconds between a requeue and the next attempt
+REQUEUE_SECONDS = 1.0  # between a requeue and the next attempt
 
 
 def start(runs: Sequence[Path], code: Path) -> list[str]:
-    """Runs submitted runs in the background, in order, with the code snapshot; returns their job ids.
-
-    What the process itself says stands in `submitit/local.log` of the run, or of the sweep's folder.
-    """
+    """Starts a process in the background that runs submitted runs in order, with the code snapshot. Returns the ids of
+    their jobs. What that process prints goes to `submitit/local.log` in the folder of the run, or of the sweep."""
     folder = runs[0] if len(runs) == 1 else runs[0].parent
     (folder / "submitit").mkdir(exist_ok=True)
     with (folder / "submitit" / "local.log").open("ab") as log:
@@ -39,15 +38,15 @@ def start(runs: Sequence[Path], code: Path) -> list[str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # outlives this terminal
+            start_new_session=True,  # so that it goes on when this terminal is closed
         )
     return job_ids(process.pid, len(runs))
 
 
 def command(runs: Sequence[Path], code: Path) -> str:
     """A line of shell that does what `start` does."""
-    assigned = [f"{name}={shlex.quote(value)}" for name, value in _environment(code).items()]
-    return " ".join([*assigned, shlex.join(_arguments(runs))])
+    variables = [f"{name}={shlex.quote(value)}" for name, value in _environment(code).items()]
+    return " ".join([*variables, shlex.join(_arguments(runs))])
 
 
 def _arguments(runs: Sequence[Path]) -> list[str]:
@@ -55,28 +54,29 @@ def _arguments(runs: Sequence[Path]) -> list[str]:
 
 
 def _environment(code: Path) -> dict[str, str]:
-    """Our packages come from the snapshot, not from the folder that this is started in."""
+    """Variables with which Python imports kilobatch from the snapshot, not from the folder that it is started in."""
     path = [str(code.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def main() -> None:
-    """Runs the jobs in order, each until it is not requeued. Exits with 1 where one failed."""
+    """Runs each job in order, with all its attempts. Exits with 1 where a job failed."""
     folders = [Path(argument) for argument in sys.argv[1:]]
     ids = job_ids(os.getpid(), len(folders))
     codes = []
     for place, (folder, job) in enumerate(zip(folders, ids, strict=True)):
         signals = Signals()
         Path("/proc/self/comm").write_text(f"kilobatch {place}")
-        codes.append(_until_it_ends(folder, job, signals))
+        codes.append(_run_to_the_end(folder, job, signals))
     sys.exit(max(codes))
 
 
-def _until_it_ends(folder: Path, job: str, signals: Signals) -> int:
+def _run_to_the_end(folder: Path, job: str, signals: Signals) -> int:
+    """Runs a job until it is not requeued any more. Returns the exit code of its last attempt."""
     from kilobatch.launch.jobs import attempt
 
-    submitted = ledger.job_file(folder)
-    assert submitted is not None, "it is written before a job is started"
+    submitted = job_history.read_job_file(folder)
+    assert submitted is not None, "job.json is written before a job is started"
     restart = 0
     while True:
         task = Task(job, restart, node=0, nodes=1, hosts=[os.uname().nodename])
@@ -84,14 +84,17 @@ def _until_it_ends(folder: Path, job: str, signals: Signals) -> int:
             outcome = attempt.run(folder, task, Local(limit), signals)
         if not outcome.requeued:
             return outcome.code
-        signals = Signals()  # one that comes now is the next attempt's
+        signals = Signals()  # a signal that comes from now on is meant for the next attempt
         restart += 1
-        time.sleep(PAUSE)
+        time.sleep(REQUEUE_SECONDS)
 
 
 @contextmanager
 def _time_limit(submitted: JobFile) -> Iterator[float | None]:
-    """As SLURM announces it. Nobody waits for this machine, so that what takes longer to save is let finish."""
+    """Signals this process before the job's time limit, as SLURM does. Yields the limit, by time.monotonic().
+
+    A job that takes longer to save is not killed at its limit, since no other job waits for this machine.
+    """
     if submitted.time_minutes is None:
         yield None
         return

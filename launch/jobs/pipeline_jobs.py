@@ -1,4 +1,4 @@
-"""Pipelines as jobs of which each waits for the one before to finish. Loads no torch."""
+"""Submits the stages of a pipeline as jobs, each of which waits until the one before has finished. Loads no torch."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,81 +7,80 @@ from typing import Any
 
 from kilobatch.data.errors import Refusal
 from kilobatch.data.files import discard
-from kilobatch.launch.jobs import cluster, sbatch
-from kilobatch.launch.jobs import code_snapshot as snapshot
-from kilobatch.launch.jobs import local_queue as local
-from kilobatch.launch.jobs import submit as submitting
-from kilobatch.launch.jobs.cluster import KIND, Cluster
-from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.pipelines.stages import Plan, check_all, make
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.jobs import local_queue, sbatch
+from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, cluster_again
+from kilobatch.launch.jobs.code_snapshot import take_snapshot
+from kilobatch.launch.jobs.submit import check_fit, check_submittable, queue
+from kilobatch.launch.pipelines.pipeline import stage_folders
+from kilobatch.launch.pipelines.stages import PipelinePlan, check_stages, create_runs
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.select import scheduler_of
 
 
-def submit(planned: Plan, given: str | None, resources: dict[str, Any], dry_run: bool) -> None:
-    """Queues a job for each stage; given, resources: as cluster.choose takes them. Raises Refusal before anything is
-    made; where the scheduler refuses, what was made is removed."""
-    kind, asked = cluster.choose(given, resources)
-    check_all(planned, partial(_check, kind, asked))
+def submit_pipeline(planned: PipelinePlan, cluster_name: str | None, resources: dict[str, Any], dry_run: bool) -> None:
+    """Queues a job for each stage. cluster_name, resources: as choose_cluster takes them.
+
+    Raises Refusal before anything is created; where the scheduler refuses, all that was created is removed.
+    """
+    kind, cluster = choose_cluster(cluster_name, resources)
+    check_stages(planned, partial(_check, kind, cluster))
     if dry_run:
-        print(_dry(kind, asked, planned), end="")
+        print(_dry_run_text(kind, cluster, planned), end="")
         return
-    submitting.refuse_unqueued(kind, planned.top)
-    stages = make(planned, asked.nodes * asked.workers)
+    check_submittable(kind, planned.top)
+    stages = create_runs(planned, cluster.nodes * cluster.workers)
     try:
-        ids = submitting.queue(kind, asked, planned.top, stages, snapshot.take(planned.top / "code"), chained=True)
+        ids = queue(kind, cluster, planned.top, stages, take_snapshot(planned.top / "code"), chained=True)
     except Refusal:
         discard(planned.top)
         raise
-    _tell(planned.top, stages, ids)
+    _print_jobs(planned.top, stages, ids)
 
 
-def resubmit(top: Path, given: str | None, resources: dict[str, Any]) -> None:
-    """Queues the stages that have not finished, with today's code, and the same resources but for those given.
+def resubmit_pipeline(top: Path, cluster_name: str | None, resources: dict[str, Any]) -> None:
+    """Queues the stages that have not finished, with the present code and the former resources except for those given.
 
-    Where the first of them is a job of SLURM still, as after `kilobatch resume` of that stage alone, the others are
-    queued behind it. Raises Refusal where none is left to queue.
+    Where the first of them still has a job in SLURM, as after `kilobatch resume` of that stage alone, the others are
+    queued behind that job. Raises Refusal where no stage is left to queue.
     """
-    waiting = [stage for stage in pipeline.folders(top) if runs.status(stage) != "finished"]
-    files = {stage: file for stage in pipeline.folders(top) if (file := ledger.job_file(stage))}
-    kind, asked = _resources(top, files, given, resources)
-    is_open = _open(waiting, files)
+    waiting = [stage for stage in stage_folders(top) if run_folder.status(stage) != "finished"]
+    files = {stage: file for stage in stage_folders(top) if (file := job_history.read_job_file(stage))}
+    kind, cluster = _resources(files, cluster_name, resources)
+    is_open = _with_open_jobs(waiting, files)
     after: str | None = None
     if waiting[0] in is_open:
         first, *waiting = waiting
         after = files[first].job_id
         if kind == "local" or all(stage in is_open for stage in waiting):
-            raise Refusal(f"{first} is {runs.status(first)} as job {after}; kilobatch cancel {top} ends it")
+            raise Refusal(f"{first} is {run_folder.status(first)} as job {after}; kilobatch cancel {top} ends it")
     for stage in waiting:
-        chosen, settings = recipe.load(stage / "recipe.yaml")
-        submitting.check_fit(chosen, settings, kind, asked, _recipes(top), begun(stage))
-    submitting.refuse_unqueued(kind, top)
-    for stage in waiting:  # what waits for a job that is over waits for ever
+        recipe, settings = load_recipe(stage / "recipe.yaml")
+        check_fit(recipe, settings, kind, cluster, _recipes(top), begun(stage))
+    check_submittable(kind, top)
+    for stage in waiting:  # their jobs wait for one that is over, and so would never begin
         if stage in is_open:
             scheduler_of(files[stage].cluster).cancel([files[stage].job_id])
-    ids = submitting.queue(kind, asked, top, waiting, snapshot.take(top / "code"), chained=True, after=after)
-    _tell(top, waiting, ids)
+    ids = queue(kind, cluster, top, waiting, take_snapshot(top / "code"), chained=True, after=after)
+    _print_jobs(top, waiting, ids)
 
 
 def _resources(
-    top: Path, files: dict[Path, JobFile], given: str | None, resources: dict[str, Any]
-) -> tuple[KIND, Cluster]:
-    if given is None and files:
+    files: dict[Path, JobFile], cluster_name: str | None, resources: dict[str, Any]
+) -> tuple[ClusterKind, Cluster]:
+    if cluster_name is None and files:
         stage, file = list(files.items())[-1]
-        return file.cluster, cluster.again(file.cluster, stage / "cluster.yaml", resources)
-    return cluster.choose(given, resources)
+        return file.cluster, cluster_again(file.cluster, stage / "cluster.yaml", resources)
+    return choose_cluster(cluster_name, resources)
 
 
-def _open(stages: list[Path], files: dict[Path, JobFile]) -> set[Path]:
-    """Those whose jobs may still run."""
+def _with_open_jobs(stages: list[Path], files: dict[Path, JobFile]) -> set[Path]:
+    """The stages whose jobs are queued or running."""
     found: set[Path] = set()
-    kinds: tuple[KIND, KIND] = ("slurm", "local")
+    kinds: tuple[ClusterKind, ClusterKind] = ("slurm", "local")
     for kind in kinds:
         jobs = {stage: files[stage].job_id for stage in stages if stage in files and files[stage].cluster == kind}
         if jobs:
@@ -90,27 +89,30 @@ def _open(stages: list[Path], files: dict[Path, JobFile]) -> set[Path]:
     return found
 
 
-def _check(kind: KIND, asked: Cluster, chosen: Recipe, settings: Settings, awaited: Mapping[str, Recipe]) -> None:
-    submitting.check_fit(chosen, settings, kind, asked, awaited)
+def _check(
+    kind: ClusterKind, cluster: Cluster, recipe: Recipe, settings: Settings, awaited: Mapping[str, Recipe]
+) -> None:
+    check_fit(recipe, settings, kind, cluster, awaited)
 
 
 def _recipes(top: Path) -> dict[str, Recipe]:
-    """Of stages that may not have begun, by their folders."""
-    return {str(stage.absolute()): recipe.load(stage / "recipe.yaml")[0] for stage in pipeline.folders(top)}
+    """The recipe of each stage, by its folder. A later stage is checked against them, as an earlier one may not have
+    begun."""
+    return {str(stage.absolute()): load_recipe(stage / "recipe.yaml")[0] for stage in stage_folders(top)}
 
 
-def _dry(kind: KIND, asked: Cluster, planned: Plan) -> str:
-    code, runs_of = planned.top / "code" / "001", [planned.top / stage.name for stage in planned.stages]
+def _dry_run_text(kind: ClusterKind, cluster: Cluster, planned: PipelinePlan) -> str:
+    code, runs = planned.top / "code" / "001", [planned.top / stage.name for stage in planned.stages]
     if kind == "local":
-        return local.command(runs_of, code) + "\n"
+        return local_queue.command(runs, code) + "\n"
     texts, after = [], None
-    for run in runs_of:
-        texts.append(sbatch.script(asked, f"{planned.top.name}-{run.name}", run / "submitit", code, 1, after))
+    for run in runs:
+        texts.append(sbatch.script(cluster, f"{planned.top.name}-{run.name}", run / "submitit", code, 1, after))
         after = f"JOB-OF-{run.name}"
     return "\n".join(texts)
 
 
-def _tell(top: Path, stages: list[Path], ids: list[str]) -> None:
+def _print_jobs(top: Path, stages: list[Path], ids: list[str]) -> None:
     print(f"pipeline: {top}")
     for k, (stage, job) in enumerate(zip(stages, ids, strict=True)):
         print(f"{stage.name}: job {job}" + (f", after {stages[k - 1].name}" if k else ""))

@@ -1,4 +1,4 @@
-"""Jobs as sbatch gets them, by submitit. Loads no torch."""
+"""Submits jobs to SLURM with submitit, or prints the script that sbatch would get. Loads no torch."""
 
 import io
 import shlex
@@ -17,8 +17,8 @@ from kilobatch.launch.schedulers.slurm import Slurm
 
 
 class _Executor(SlurmExecutor):
-    """What submitit.AutoExecutor takes for SLURM; taken directly, since that one is not made where there is no srun,
-    and a dry run needs none."""
+    """The class that submitit.AutoExecutor uses for SLURM. AutoExecutor itself cannot be created without srun, which a
+    dry run does not need."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -26,9 +26,9 @@ class _Executor(SlurmExecutor):
 
 
 def script(cluster: Cluster, name: str, logs: Path, code: Path, points: int, after: str | None = None) -> str:
-    """The text that `queue` would hand to sbatch; nothing is written or asked."""
+    """The text that `queue` would give to sbatch. Writes nothing, and asks SLURM nothing."""
     executor = _executor(cluster, name, logs, code, after)
-    if points > 1:  # as submitit does for an array
+    if points > 1:  # submitit does the same for an array
         executor.parameters["map_count"] = points
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
@@ -36,15 +36,14 @@ def script(cluster: Cluster, name: str, logs: Path, code: Path, points: int, aft
 def queue(
     cluster: Cluster, name: str, logs: Path, code: Path, runs: Sequence[Path], after: str | None = None
 ) -> list[str]:
-    """Submits a job for a run, or an array of jobs for several; returns their ids, such as 123, or 123_0 and 123_1.
+    """Submits a job for a run, or an array of jobs for several. Returns their ids, such as 123, or 123_0 and 123_1.
 
-    logs: where submitit keeps the tasks' output and what it hands to them; code: the snapshot that the job is to run;
-    after: as of chain. Raises Refusal with sbatch's own words where it takes no such job.
+    logs: the folder for the tasks' output and the files that submitit passes to them; code: the snapshot that the job
+    runs; after: the job that it waits for. Raises Refusal with sbatch's own message where sbatch rejects the job.
     """
     executor = _executor(cluster, name, logs, code, after)
-    said = io.StringIO()
     try:
-        with redirect_stderr(said):  # submitit prints there what it raises
+        with redirect_stderr(io.StringIO()):  # submitit prints the message that it also raises
             jobs = executor.map_array(Job.__call__, [Job(str(run.absolute())) for run in runs])
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines()]
@@ -53,10 +52,10 @@ def queue(
 
 
 def chain(cluster: Cluster, name: str, code: Path, runs: Sequence[Path], after: str | None = None) -> list[str]:
-    """Submits a job for each run, to begin when the one before has finished; returns their ids.
+    """Submits a job for each run, which begins when the job before it has finished. Returns their ids.
 
-    after: the job that the first waits for. A job that ends otherwise takes those behind it out of the queue. Raises
-    Refusal as queue; what it had queued by then is cancelled.
+    after: the job that the first one waits for. Where a job fails or is cancelled, SLURM removes those that wait for it
+    from the queue. Raises Refusal as `queue` does, after the jobs that were already queued have been cancelled.
     """
     ids: list[str] = []
     for run in runs:
@@ -75,9 +74,9 @@ def _executor(cluster: Cluster, name: str, logs: Path, code: Path, after: str | 
 
 
 def _parameters(cluster: Cluster, name: str, code: Path, after: str | None) -> dict[str, Any]:
-    """One task on each node: it starts the node's workers itself."""
-    # A requeued job keeps its id, and SLURM takes it for finished only when it ends without another requeue.
-    waits = {} if after is None else {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    """What submitit passes to sbatch. There is one task on each node, which starts the node's workers itself."""
+    # A requeued job keeps its id, and SLURM counts it as finished only when it ends without another requeue.
+    dependency = {} if after is None else {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     cpus = cluster.workers * cluster.cpus_per_worker
     gpus = f"{cluster.gpu_type}:{cluster.gpus_per_node}" if cluster.gpu_type else cluster.gpus_per_node
     return {
@@ -97,10 +96,10 @@ def _parameters(cluster: Cluster, name: str, code: Path, after: str | None) -> d
         "array_parallelism": cluster.array_parallelism,
         "signal_delay_s": lead_seconds("slurm", cluster),
         "stderr_to_stdout": True,
-        # Since SLURM 22.05, srun takes no --cpus-per-task from sbatch: the task would be bound to one CPU.
+        # Since SLURM 22.05, srun does not take --cpus-per-task from sbatch: without it, a task is bound to one CPU.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
-        "wckey": None,  # submitit's own, which clusters that check it refuse
-        "additional_parameters": {"requeue": True} | cluster.extra | waits,
+        "wckey": None,  # submitit sets one of its own, and clusters that check wckeys reject it
+        "additional_parameters": {"requeue": True} | cluster.extra | dependency,
         "setup": [*cluster.setup, *environment(code)],
     }
 
@@ -110,6 +109,6 @@ def _memory(gigabytes: float) -> str:
 
 
 def environment(code: Path) -> list[str]:
-    """Lines of shell that have Python take our packages from `code`, and not from the folder it is started in."""
+    """Lines of shell with which Python imports kilobatch from `code`, not from the folder that it is started in."""
     path = shlex.quote(str(code.absolute()))
     return [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]

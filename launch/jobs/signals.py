@@ -1,4 +1,4 @@
-"""The signals by which a scheduler says that a job's time is up."""
+"""Records the signals by which a scheduler asks a job to stop."""
 
 import signal
 import threading
@@ -8,40 +8,42 @@ from contextlib import suppress
 from types import FrameType
 
 
-class Stop(BaseException):
-    """Breaks off what does not look at signals by itself."""
+class StopSignal(BaseException):
+    """Raised by a signal handler, to end work that does not check for signals itself."""
 
 
 class Signals:
-    """SIGUSR2 and SIGTERM are noted from now on, the first of them with its time, by time.monotonic(). Replaces any
-    handlers, submitit's own too."""
+    """Handlers that record the first SIGUSR2 or SIGTERM. They replace all others, those of submitit too.
+
+    name: of the signal, None before one has come; received_at: its time, by time.monotonic().
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.at = 0.0
-        self._breaks = False
-        signal.signal(signal.SIGUSR2, self._note)
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGCONT, signal.SIG_IGN)  # comes along with SIGTERM
+        self.received_at = 0.0
+        self._interrupts = False
+        signal.signal(signal.SIGUSR2, self._record)
+        signal.signal(signal.SIGTERM, self._record)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)  # SLURM sends it together with SIGTERM
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.name is None:
-            self.name, self.at = signal.Signals(number).name, time.monotonic()
-        if self._breaks:
-            self._breaks = False
-            raise Stop
+            self.name, self.received_at = signal.Signals(number).name, time.monotonic()
+        if self._interrupts:
+            self._interrupts = False
+            raise StopSignal
 
-    def asked(self) -> str | None:
-        """The first signal's name."""
+    def stop_requested(self) -> str | None:
+        """The name of the first signal; None before one has come."""
         return self.name
 
-    def unless_asked(self, work: Callable[[], None]) -> None:
-        """Does the work; leaves it at a signal, and does not begin it after one."""
-        assert threading.current_thread() is threading.main_thread(), "handlers run there"
-        with suppress(Stop):
+    def run_unless_stopped(self, work: Callable[[], None]) -> None:
+        """Calls `work`, but not after a signal. A signal that comes meanwhile ends it: StopSignal, which is caught."""
+        assert threading.current_thread() is threading.main_thread(), "signal handlers run there"
+        with suppress(StopSignal):
             try:
-                self._breaks = True
+                self._interrupts = True
                 if self.name is None:
                     work()
             finally:
-                self._breaks = False
+                self._interrupts = False

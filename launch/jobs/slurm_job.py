@@ -1,4 +1,5 @@
-"""What is submitted: pickled on the login node, called in one task on each node of the job. No torch at the top."""
+"""The function that is submitted to SLURM: submitit pickles it on the login node, and calls it in one task on each node
+of the job. Loads no torch before it is called."""
 
 import sys
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from kilobatch.launch.jobs.signals import Signals
 
 @dataclass(frozen=True)
 class Job:
-    """run: the run's folder, absolute. All else is read from it when the job starts, also after a requeue."""
+    """One task of a job. run: the run's folder, an absolute path. Everything else is read from there when the task
+    starts, also after a requeue."""
 
     run: str
 
     def __call__(self) -> None:
-        signals = Signals()  # before anything slow
+        signals = Signals()  # before the imports, which take seconds in which a signal may come
         from kilobatch.launch.jobs import attempt
         from kilobatch.launch.schedulers import slurm
 
-        # Leaves by SystemExit, so that submitit keeps no result: a requeued job is to run again.
+        # SystemExit keeps submitit from storing a result, with which it would not run a requeued job again.
         sys.exit(attempt.run(Path(self.run), slurm.task(), slurm.Slurm(), signals).code)

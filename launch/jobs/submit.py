@@ -1,5 +1,5 @@
-"""`kilobatch submit`: a recipe, or the points of a sweep, checked, put into run folders with the code, and queued.
-Loads no torch."""
+"""`kilobatch submit`: checks a recipe or all points of a sweep, creates run folders and a copy of the code, and queues
+the jobs. Loads no torch."""
 
 import json
 import os
@@ -10,17 +10,14 @@ from typing import Any
 
 from kilobatch.data.errors import Refusal
 from kilobatch.data.files import discard, write_whole
-from kilobatch.launch.jobs import cluster, sbatch
-from kilobatch.launch.jobs import code_snapshot as snapshot
-from kilobatch.launch.jobs import local_queue as local
-from kilobatch.launch.jobs.cluster import KIND, Cluster, lead_seconds
-from kilobatch.launch.recipes import recipe, sweep
+from kilobatch.launch.jobs import code_snapshot, local_queue, sbatch
+from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, lead_seconds
+from kilobatch.launch.recipes import sweep
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.data import with_absolute_paths
-from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.recipes.recipe import Recipe, read_recipe
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 
 
@@ -29,88 +26,90 @@ def submit(
     overrides: list[str],
     sweeps: list[str],
     run_name: str | None,
-    given: str | None,
+    cluster_name: str | None,
     resources: dict[str, Any],
     dry_run: bool,
 ) -> list[Path]:
     """Queues a job for a recipe, or an array of jobs for a sweep of it.
 
-    given, resources: as cluster.choose takes them; dry_run: prints what would be handed to the scheduler, and makes
-    nothing. Returns the runs' folders. Raises Refusal before anything is made; where the scheduler refuses, what was
-    made is removed.
+    run_name: None for the recipe's name and the time; cluster_name, resources: as choose_cluster takes them; dry_run:
+    print what would be given to the scheduler, and create nothing. Returns the runs' folders. Raises Refusal before
+    anything is created; where the scheduler refuses, all that was created is removed.
     """
-    kind, asked = cluster.choose(given, resources)
+    kind, cluster = choose_cluster(cluster_name, resources)
     if run_name is not None:
         overrides = [*overrides, f"run.name={json.dumps(run_name)}"]
     points = sweep.points(sweeps)
-    recipes = [_read(name, [*overrides, *point.changes], kind, asked) for point in points]
-    top = runs.place(recipes[0].run, Path(name).stem)
+    recipes = [_read(name, [*overrides, *point.changes], kind, cluster) for point in points]
+    top = run_folder.new_run_path(recipes[0].run, Path(name).stem)
     names = [point.name for point in points] if sweeps else []
     if dry_run:
-        print(_dry(kind, asked, top, names), end="")
+        print(_dry_run_text(kind, cluster, top, names), end="")
         return []
-    refuse_unqueued(kind, top)
-    folders = _folders(top, names, recipes, Path(name).stem, asked)
+    check_submittable(kind, top)
+    folders = _create_runs(top, names, recipes, Path(name).stem, cluster)
     try:
-        ids = queue(kind, asked, top, folders, snapshot.take(top / "code"))
+        ids = queue(kind, cluster, top, folders, code_snapshot.take_snapshot(top / "code"))
     except Refusal:
         discard(top)
         raise
-    tell(top, ids, asked)
+    print_submission(top, ids, cluster)
     return folders
 
 
-def _read(name: str, changes: list[str], kind: KIND, asked: Cluster) -> Recipe:
-    """The recipe, checked against what is asked for, its data named by absolute paths: a job, and whoever resumes it,
-    may stand in another folder."""
-    chosen, settings = recipe.read(name, changes)
-    check_fit(chosen, settings, kind, asked)
-    return with_absolute_paths(chosen)
+def _read(name: str, changes: list[str], kind: ClusterKind, cluster: Cluster) -> Recipe:
+    """The recipe, checked against the resources, with absolute paths to its data: the job, and the command that resumes
+    it, may be started in another folder."""
+    recipe, settings = read_recipe(name, changes)
+    check_fit(recipe, settings, kind, cluster)
+    return with_absolute_paths(recipe)
 
 
 def check_fit(
-    chosen: Recipe,
+    recipe: Recipe,
     settings: Settings,
-    kind: KIND,
-    asked: Cluster,
+    kind: ClusterKind,
+    cluster: Cluster,
     awaited: Mapping[str, Recipe] | None = None,
     begun: bool = False,
 ) -> None:
-    """Raises Refusal where a recipe cannot be trained by so many workers, or on what they get. awaited, begun: as of
-    check."""
-    check(chosen, asked.nodes * asked.workers, settings, awaited=awaited, begun=begun)
-    device = chosen.run.device
-    if (device == "cpu" and asked.gpus_per_node) or (device == "cuda" and not asked.gpus_per_node and kind == "slurm"):
+    """Raises Refusal where a recipe cannot be trained by the cluster's workers, or on their devices. awaited, begun: as
+    `check` takes them."""
+    check(recipe, cluster.nodes * cluster.workers, settings, awaited=awaited, begun=begun)
+    device = recipe.run.device
+    if (device == "cpu" and cluster.gpus_per_node) or (
+        device == "cuda" and not cluster.gpus_per_node and kind == "slurm"
+    ):
         raise Refusal(
-            f"{settings.where(('run', 'device'))}: run.device is {device}, but gpus_per_node is {asked.gpus_per_node}; "
-            "change one of them"
+            f"{settings.where(('run', 'device'))}: run.device is {device}, but gpus_per_node is "
+            f"{cluster.gpus_per_node}; change one of them"
         )
 
 
-def refuse_unqueued(kind: KIND, top: Path) -> None:
-    """Raises Refusal where no job can come of it, so that nothing is made for one."""
-    snapshot.refuse_odd(top)
+def check_submittable(kind: ClusterKind, top: Path) -> None:
+    """Raises Refusal where no job can be submitted. It is called before anything is created."""
+    code_snapshot.check_path(top)
     if kind == "slurm" and shutil.which("sbatch") is None:
         raise Refusal("there is no sbatch here; submit where SLURM is, or try it on this machine: --cluster local")
 
 
-def _folders(top: Path, names: list[str], recipes: list[Recipe], recipe_name: str, asked: Cluster) -> list[Path]:
-    """The run's folder, or those of the sweep's points within the sweep's."""
-    workers = asked.nodes * asked.workers
+def _create_runs(top: Path, names: list[str], recipes: list[Recipe], recipe_name: str, cluster: Cluster) -> list[Path]:
+    """Creates the run's folder `top` or, for a sweep, a folder in it for each point. Returns them."""
+    workers = cluster.nodes * cluster.workers
     if not names:
         options = recipes[0].run.model_copy(update={"name": top.name})
-        return [runs.create(options, recipe_name, recipes[0].dump_yaml(), workers)]
+        return [run_folder.create_run(options, recipe_name, recipes[0].dump_yaml(), workers)]
     return [
-        runs.create(
-            chosen.run.model_copy(update={"folder": str(top), "name": name}), recipe_name, chosen.dump_yaml(), workers
+        run_folder.create_run(
+            recipe.run.model_copy(update={"folder": str(top), "name": name}), recipe_name, recipe.dump_yaml(), workers
         )
-        for name, chosen in zip(names, recipes, strict=True)
+        for name, recipe in zip(names, recipes, strict=True)
     ]
 
 
 def queue(
-    kind: KIND,
-    asked: Cluster,
+    kind: ClusterKind,
+    cluster: Cluster,
     top: Path,
     folders: list[Path],
     code: Path,
@@ -118,65 +117,66 @@ def queue(
     chained: bool = False,
     after: str | None = None,
 ) -> list[str]:
-    """Hands runs to the scheduler and writes their job.json, which names the job as soon as it has an id.
+    """Submits runs to the scheduler. Writes their job.json, and the job's id into it as soon as there is one.
 
-    top: the run's folder, or the sweep's or pipeline's; code: the snapshot that the jobs are to run; chained: each run
-    waits for the one before it to finish, the first for the job `after`. Returns the jobs' ids. Raises Refusal where
-    the scheduler refuses.
+    top: the folder of the run, sweep or pipeline; code: the snapshot that the jobs run; chained: each run waits until
+    the one before it has finished, and the first one waits for the job `after`. Returns the jobs' ids. Raises Refusal
+    where the scheduler refuses.
     """
-    files = [_job_file(kind, asked, top, folder, code) for folder in folders]
+    files = [_job_file(kind, cluster, top, folder, code) for folder in folders]
     for k, (folder, file) in enumerate(zip(folders, files, strict=True)):
         (folder / "cancelled").unlink(missing_ok=True)
         if chained:
             files[k] = file.model_copy(update={"sweep": None})
         elif len(folders) > 1:
             files[k] = file.model_copy(update={"array_index": k})
-        write_whole(folder / "cluster.yaml", [asked.dump_yaml().encode()])
-        ledger.write_job_file(folder, files[k])
-        runs.set_status(folder, "queued", asked.nodes * asked.workers)
+        write_whole(folder / "cluster.yaml", [cluster.dump_yaml().encode()])
+        job_history.write_job_file(folder, files[k])
+        run_folder.set_status(folder, "queued", cluster.nodes * cluster.workers)
     if kind == "slurm" and chained:
-        ids = sbatch.chain(asked, top.name, code, folders, after)
+        ids = sbatch.chain(cluster, top.name, code, folders, after)
     elif kind == "slurm":
-        ids = sbatch.queue(asked, top.name, top / "submitit", code, folders)
+        ids = sbatch.queue(cluster, top.name, top / "submitit", code, folders)
     else:
-        ids = local.start(folders, code)
+        ids = local_queue.start(folders, code)
     for folder, file, job_id in zip(folders, files, ids, strict=True):
-        ledger.write_job_file(folder, file.model_copy(update={"job_id": job_id}))
+        job_history.write_job_file(folder, file.model_copy(update={"job_id": job_id}))
     return ids
 
 
-def _job_file(kind: KIND, asked: Cluster, top: Path, folder: Path, code: Path) -> JobFile:
-    before = ledger.job_file(folder)
+def _job_file(kind: ClusterKind, cluster: Cluster, top: Path, folder: Path, code: Path) -> JobFile:
+    previous = job_history.read_job_file(folder)
     return JobFile(
         cluster=kind,
         job_id="",
-        nodes=asked.nodes,
-        workers_per_node=asked.workers,
-        sweep=top.name if folder != top else before.sweep if before else None,
-        submitted=ledger.now(),
+        nodes=cluster.nodes,
+        workers_per_node=cluster.workers,
+        sweep=top.name if folder != top else previous.sweep if previous else None,
+        submitted=job_history.utc_now(),
         code=os.path.relpath(code, folder),
-        interface=asked.interface,
-        signal_lead_seconds=lead_seconds(kind, asked),
-        time_minutes=asked.minutes,
-        earlier=[*before.earlier, before.job_id] if before else [],
+        interface=cluster.interface,
+        signal_lead_seconds=lead_seconds(kind, cluster),
+        time_minutes=cluster.minutes,
+        earlier=[*previous.earlier, previous.job_id] if previous else [],
     )
 
 
-def _dry(kind: KIND, asked: Cluster, top: Path, names: list[str]) -> str:
+def _dry_run_text(kind: ClusterKind, cluster: Cluster, top: Path, names: list[str]) -> str:
     code = top / "code" / "001"
     if kind == "slurm":
-        return sbatch.script(asked, top.name, top / "submitit", code, len(names) or 1)
-    return local.command([top / name for name in names] or [top], code) + "\n"
+        return sbatch.script(cluster, top.name, top / "submitit", code, len(names) or 1)
+    return local_queue.command([top / name for name in names] or [top], code) + "\n"
 
 
-def tell(top: Path, ids: list[str], asked: Cluster) -> None:
-    each = f"{_several(asked.nodes, 'node')} × {_several(asked.workers, 'worker')}"
+def print_submission(top: Path, ids: list[str], cluster: Cluster) -> None:
+    """Prints where the runs are, their jobs and the commands that come next."""
+    size = f"{_count(cluster.nodes, 'node')} × {_count(cluster.workers, 'worker')}"
     if len(ids) == 1:
-        print(f"run: {top}\njob: {ids[0]} ({each})")
+        print(f"run: {top}\njob: {ids[0]} ({size})")
     else:
-        print(f"sweep: {top}, {len(ids)} runs\njobs: {ids[0]} to {ids[-1]} (each {each})")
+        print(f"sweep: {top}, {len(ids)} runs\njobs: {ids[0]} to {ids[-1]} (each {size})")
     print(f"kilobatch status, kilobatch logs {top}, kilobatch cancel {top}", flush=True)
 
 
-def _several(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

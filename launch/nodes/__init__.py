@@ -1,1 +1,1 @@
-"""The agents of several machines: meeting, talking, ending together."""
+"""Agents of several machines, which connect, share events and end together."""

@@ -1,5 +1,5 @@
-"""A node's part of a run on several machines. Its agent starts the node's workers as `train` does on one machine,
-learns of the other nodes' failures and stops, and ends with them."""
+"""Runs one node's part of a run on several machines. The agent starts the node's workers as `kilobatch train` does on
+one machine, is told of failures and stops on the other nodes, and ends together with them."""
 
 import os
 import time
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.nodes import rendezvous as meetings
-from kilobatch.launch.nodes.connections import Hub, is_loopback
-from kilobatch.launch.processes.events import Failed, Lost, Stop, Together
-from kilobatch.launch.processes.exit_status import REFUSED, Ending, this_host
-from kilobatch.launch.processes.supervisor import Alone, Board, Watch
-from kilobatch.launch.processes.worker_processes import Place, started
+from kilobatch.launch.nodes import rendezvous
+from kilobatch.launch.nodes.connections import HubConnection, is_loopback
+from kilobatch.launch.processes.events import AgentLost, AllJoined, StopRequested, WorkerFailed
+from kilobatch.launch.processes.exit_status import REFUSED, RunOutcome, this_host
+from kilobatch.launch.processes.supervisor import EventLog, LocalEventLog, Supervisor
+from kilobatch.launch.processes.worker_processes import WorkerGroup, start_workers
 
-OPEN = 1200.0  # seconds for node 0 to open the meeting: it may have to wait for an attempt that was taken for dead
-COME = 600.0  # seconds for the other nodes to come
-GATHER = 2.0  # seconds for the failures of other workers to be told, so that the first is found
+OPEN_SECONDS = 1200.0  # for node 0 to open the meeting: it may have to wait for an attempt that was taken for dead
+JOIN_SECONDS = 600.0  # for the agents of the other nodes to join
+GATHER_SECONDS = 2.0  # after a failure, to hear of failures of other workers: the first one may be reported later
 
 
 def run(
@@ -30,118 +30,127 @@ def run(
     arguments: list[str],
     *,
     interface: str | None = None,
-    asked: Callable[[], str | None],
+    stop_requested: Callable[[], str | None],
     stall_minutes: float | None,
     prepare: Callable[[], None] = lambda: None,
     module: str = "kilobatch.launch.worker.main",
-) -> Ending:
+) -> RunOutcome:
     """Runs `python -m <module> <arguments>` in `workers` processes on this node, together with those of the other
-    nodes, and waits for them all. Returns the same on every node.
+    nodes, and waits for all of them. Returns the same outcome on every node.
 
-    meeting: a name of this attempt's own, such as "<job id>-<restart count>"; interface: the network's, for gloo and
-    NCCL; asked: the signal by which this process was asked to stop; prepare: what node 0 does before any worker starts,
-    while the others wait: a Refusal that it raises is the ending.
+    meeting: a name that only this attempt has, such as "<job id>-<restart count>"; interface: the network interface for
+    gloo and NCCL; stop_requested: returns the signal by which this process was asked to stop, None before one has come;
+    prepare: called on node 0 before any worker starts, while the other nodes wait. A Refusal that it raises is the
+    outcome.
     """
-
-    part = _Part(folder, node, nodes, workers, interface, asked, stall_minutes, [module, *arguments])
+    agent = _Agent(folder, node, nodes, workers, interface, stop_requested, stall_minutes, [module, *arguments])
     if node > 0:
-        return part.attend(meeting)
-    return part.host(meeting, prepare)
+        return agent.run_other_node(meeting)
+    return agent.run_node_0(meeting, prepare)
 
 
 @dataclass
-class _Part:
-    """A node's, as `run` is told of it."""
+class _Agent:
+    """The arguments of `run`; command: the module and its arguments."""
 
     folder: Path
     node: int
     nodes: int
     workers: int
     interface: str | None
-    asked: Callable[[], str | None]
+    stop_requested: Callable[[], str | None]
     stall_minutes: float | None
     command: list[str]
 
-    def host(self, meeting: str, prepare: Callable[[], None]) -> Ending:
-        """Node 0: opens the meeting, calls the roll, and has the last word."""
-        store = meetings.open_store(meeting)
+    def run_node_0(self, meeting: str, prepare: Callable[[], None]) -> RunOutcome:
+        """Opens the meeting, waits for the other agents, runs this node's workers, and decides on the run's outcome."""
+        store = rendezvous.open_store(meeting)
         if self.nodes == 1:
-            watch = self._watch(Alone())
-            self._try(watch, prepare)
-            watch.wait()  # a stop that was asked meanwhile comes first
-            watch.board.post(Together(outward=""))
-            return self._run(watch, "127.0.0.1", store.port, "127.0.0.1")
-        hub = meetings.host(self.folder, meeting, self.interface, store.port)
+            supervisor = self._supervisor(LocalEventLog())
+            self._check_and_prepare(supervisor, prepare)
+            supervisor.wait()  # a stop that was requested meanwhile has to come before AllJoined
+            supervisor.event_log.post(AllJoined(address=""))
+            return self._run(supervisor, "127.0.0.1", store.port, "127.0.0.1")
+        hub = rendezvous.open_hub(self.folder, meeting, self.interface, store.port)
         try:
             with closing(hub):
-                watch = self._watch(hub)
-                self._try(watch, prepare)
-                self._call_roll(watch, hub)
-                return self._run(watch, "127.0.0.1", store.port, hub.outward)
+                supervisor = self._supervisor(hub)
+                self._check_and_prepare(supervisor, prepare)
+                self._wait_for_agents(supervisor, hub)
+                return self._run(supervisor, "127.0.0.1", store.port, hub.address)
         finally:
-            meetings.leave(self.folder, meeting)
+            rendezvous.remove_file(self.folder, meeting)
 
-    def _call_roll(self, watch: Watch, hub: Hub) -> None:
-        """Until all agents have come, or something ends the run first."""
-        until = time.monotonic() + COME
-        while not watch.over_before_it_began() and len(watch.come()) < self.nodes:
-            if time.monotonic() > until:
-                for node in sorted(set(range(self.nodes)) - watch.come()):
-                    hub.post(Lost(node, f"node {node}", f"its agent did not come within {COME / 60:g} minutes"))
+    def _wait_for_agents(self, supervisor: Supervisor, hub: HubConnection) -> None:
+        """Waits until all agents have joined, or something ends the run first."""
+        deadline = time.monotonic() + JOIN_SECONDS
+        while not supervisor.ended_before_start() and len(supervisor.joined_nodes()) < self.nodes:
+            if time.monotonic() > deadline:
+                how = f"its agent did not come within {JOIN_SECONDS / 60:g} minutes"
+                for node in sorted(set(range(self.nodes)) - supervisor.joined_nodes()):
+                    hub.post(AgentLost(node, f"node {node}", how))
                 return
-            watch.wait()
-        hub.post(Together(hub.outward))
+            supervisor.wait()
+        hub.post(AllJoined(hub.address))
 
-    def attend(self, meeting: str) -> Ending:
-        """Another node: waits for node 0 to open the meeting."""
-        until = time.monotonic() + OPEN
-        while (found := meetings.attend(self.folder, meeting, self.node, this_host())) is None:
-            if by := self.asked():
-                return Ending("interrupted", how=f"{by} on {this_host()}")
-            if time.monotonic() > until:
-                return Ending(
-                    "lost", None, "node 0", f"its agent did not open the meeting within {OPEN / 60:g} minutes"
+    def run_other_node(self, meeting: str) -> RunOutcome:
+        """Waits until node 0 has opened the meeting, joins it, and runs this node's workers."""
+        deadline = time.monotonic() + OPEN_SECONDS
+        while (joined := rendezvous.join(self.folder, meeting, self.node, this_host())) is None:
+            if by := self.stop_requested():
+                return RunOutcome("interrupted", how=f"{by} on {this_host()}")
+            if time.monotonic() > deadline:
+                return RunOutcome(
+                    "lost", None, "node 0", f"its agent did not open the meeting within {OPEN_SECONDS / 60:g} minutes"
                 )
             time.sleep(0.5)
-        spoke, port = found
-        with closing(spoke):
-            watch = self._watch(spoke)
-            self._try(watch, lambda: None)
-            return self._run(watch, spoke.remote, port, spoke.local)
+        connection, port = joined
+        with closing(connection):
+            supervisor = self._supervisor(connection)
+            self._check_and_prepare(supervisor, lambda: None)
+            return self._run(supervisor, connection.remote, port, connection.local)
 
-    def _watch(self, board: Board) -> Watch:
-        def stop() -> Stop | None:
-            return Stop(1, f"{by} on {this_host()}") if (by := self.asked()) else None
+    def _supervisor(self, events: EventLog) -> Supervisor:
+        def stop() -> StopRequested | None:
+            return StopRequested(1, f"{by} on {this_host()}") if (by := self.stop_requested()) else None
 
-        return Watch(board, self.node, stop, self.stall_minutes, GATHER if self.nodes > 1 else 0.1 * GATHER)
+        gather = GATHER_SECONDS if self.nodes > 1 else 0.1 * GATHER_SECONDS
+        return Supervisor(events, self.node, stop, self.stall_minutes, gather)
 
-    def _try(self, watch: Watch, prepare: Callable[[], None]) -> None:
+    def _check_and_prepare(self, supervisor: Supervisor, prepare: Callable[[], None]) -> None:
+        """Posts a Refusal of either as a failure of this node, which ends the run before any worker starts."""
         try:
             if self.interface:
-                meetings.check_interface(self.interface)
+                rendezvous.check_interface(self.interface)
             prepare()
         except Refusal as refusal:
-            watch.board.post(Failed(None, this_host(), REFUSED, f"kilobatch: {refusal}".splitlines()))
+            supervisor.event_log.post(WorkerFailed(None, this_host(), REFUSED, f"kilobatch: {refusal}".splitlines()))
 
-    def _run(self, watch: Watch, address: str, port: int, local: str) -> Ending:
-        """address, port: of the store; local: our address on the way to the other nodes."""
-        while (met := watch.met()) is None and not watch.over_before_it_began():
-            watch.wait()
-        if met is None:
-            return watch.conclude(True, [])
-        environment = _sockets(self.interface, met.outward, local)
-        place = Place(self.node * self.workers, self.nodes * self.workers, address, port, environment)
-        with started(self.folder, self.workers, place, self.command) as workers:
-            return watch.run(workers)
+    def _run(self, supervisor: Supervisor, address: str, port: int, local: str) -> RunOutcome:
+        """Starts the workers once all agents have joined, and supervises them to their end.
+
+        address, port: of the store; local: this machine's address on the network to the other nodes.
+        """
+        while (joined := supervisor.all_joined()) is None and not supervisor.ended_before_start():
+            supervisor.wait()
+        if joined is None:
+            return supervisor.conclude(True, [])
+        environment = _interface_variables(self.interface, joined.address, local)
+        group = WorkerGroup(self.node * self.workers, self.nodes * self.workers, address, port, environment)
+        with start_workers(self.folder, self.workers, group, self.command) as workers:
+            return supervisor.run(workers)
 
 
-def _sockets(interface: str | None, outward: str, local: str) -> dict[str, str]:
-    """Which network interface gloo and NCCL take. Left alone, gloo takes that of the machine's name, which may lead
-    nowhere; NCCL looks for a fast one itself."""
+def _interface_variables(interface: str | None, node_0: str, local: str) -> dict[str, str]:
+    """Environment variables with the network interface for gloo and NCCL. By default gloo takes the interface of the
+    machine's name, which other machines may not reach; NCCL finds a fast one itself.
+
+    node_0: its address for other machines, empty where there are none; local: this machine's on the way to node 0.
+    """
     if interface:
         return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return {}
-    if not outward:
+    if not node_0:
         return {"GLOO_SOCKET_IFNAME": "lo"}
-    return {"GLOO_SOCKET_IFNAME": meetings.interface_of(outward if is_loopback(local) else local)}
+    return {"GLOO_SOCKET_IFNAME": rendezvous.interface_of(node_0 if is_loopback(local) else local)}

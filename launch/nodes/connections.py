@@ -1,7 +1,9 @@
-"""How agents tell each other their news: each has a connection to node 0's agent, which tells all, in its order.
+"""TCP connections over which the agents of a run share events. Each agent sends its events to node 0, which passes all
+events on to all agents, in one order.
 
-Lines over TCP; an empty one is a heartbeat. An agent that dies closes its connection, which is seen at once; one whose
-machine is gone is seen by its silence. A thread does it, so that a slow disk under the logs silences no agent.
+An event is a line; an empty line is a heartbeat. The end of an agent closes its connection, which the others notice at
+once; the loss of its machine is noticed when heartbeats stop. A thread sends and receives, so that heartbeats go on
+while a slow disk holds up the writing of logs.
 """
 
 import json
@@ -12,29 +14,29 @@ import threading
 import time
 from collections import deque
 
-from kilobatch.launch.processes.events import Came, Lost, News, Over, from_line, to_line
-from kilobatch.launch.processes.stall_timer import Silence
+from kilobatch.launch.processes.events import AgentJoined, AgentLost, Event, RunEnded, from_line, to_line
+from kilobatch.launch.processes.stall_timer import StallTimer
 
-BEAT = 2.0  # seconds between heartbeats
-LOST = 20.0  # seconds of silence after which an agent is taken for dead
-FAREWELL = 10.0  # seconds that node 0 waits for the others to have read its last word
+HEARTBEAT_SECONDS = 2.0  # between two heartbeats
+LOST_SECONDS = 20.0  # without any message, after which an agent is taken for dead
+CLOSE_SECONDS = 10.0  # for which node 0 keeps its connections at the end, so that the others can read the outcome
 
 
 class Connection:
-    """To another agent."""
+    """A connection to another agent. node, host: of that agent; -1 and "" while not known."""
 
     def __init__(self, channel: socket.socket) -> None:
-        self.node, self.host = -1, ""  # not yet known
-        self.silence = Silence()
+        self.node, self.host = -1, ""
+        self.since_message = StallTimer()
         self._channel, self._partial = channel, b""
-        channel.settimeout(5.0)  # a full buffer: nobody reads
+        channel.settimeout(5.0)  # sending blocks where the other side does not read
 
     def fileno(self) -> int:
         return self._channel.fileno()
 
     @property
     def local(self) -> str:
-        """Our own address on the way to the other."""
+        """This machine's address on the network to the other agent."""
         return _plain(self._channel.getsockname()[0])
 
     @property
@@ -42,14 +44,14 @@ class Connection:
         return _plain(self._channel.getpeername()[0])
 
     def send(self, data: bytes) -> None:
-        """A failure shows when reading: as an end, or as silence."""
+        """Sends data. A failure is not raised: the next `receive` notices it, as the end of the connection."""
         try:
             self._channel.sendall(data)
         except OSError:
-            self.shut()
+            self.shut_down()
 
-    def answer(self, length: int) -> bytes:
-        """The first so many bytes that come, fewer where no more do in time."""
+    def receive_exactly(self, length: int) -> bytes:
+        """The next `length` bytes; fewer where no more come in time."""
         data = b""
         try:
             while len(data) < length and (more := self._channel.recv(length - len(data))):
@@ -59,91 +61,97 @@ class Connection:
         return data
 
     def receive(self) -> list[bytes] | None:
-        """Whole lines that are no heartbeats; None at its end. Blocks until something has come."""
+        """The complete lines that have come, without heartbeats; None at the connection's end. Blocks until there is
+        something to read."""
         try:
             data = self._channel.recv(1 << 16)
         except OSError:
             return None
         if not data:
             return None
-        self.silence.broken()
+        self.since_message.reset()
         *lines, self._partial = (self._partial + data).split(b"\n")
         return [line for line in lines if line]
 
-    def shut(self) -> None:
+    def shut_down(self) -> None:
         try:
             self._channel.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it is already
+        except OSError:  # it is closed already
             return
 
     def close(self) -> None:
         self._channel.close()
 
 
-class _Board:
-    """What both ends have in common: the thread, and the news that go in and out of it."""
+class _ConnectionThread:
+    """The common part of both ends: a thread, and queues of events that it has received and that it has to send."""
 
     def __init__(self) -> None:
-        self._in: deque[News] = deque()
-        self._out: deque[News] = deque()
+        self._received: deque[Event] = deque()
+        self._to_send: deque[Event] = deque()
         self._selector = selectors.DefaultSelector()
-        self._woken, self._waker = os.pipe()
-        self._selector.register(self._woken, selectors.EVENT_READ, None)
+        self._wake_read, self._wake_write = os.pipe()  # a byte in it wakes the thread
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._closing = False
         self._error: BaseException | None = None
-        self._beaten = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
-    def post(self, news: News) -> None:
-        self._out.append(news)
-        os.write(self._waker, b".")
+    def post(self, event: Event) -> None:
+        self._to_send.append(event)
+        os.write(self._wake_write, b".")
 
-    def read(self) -> list[News]:
+    def read(self) -> list[Event]:
         if self._error is not None:
             raise self._error
-        return [self._in.popleft() for _ in range(len(self._in))]
+        return [self._received.popleft() for _ in range(len(self._received))]
 
     def close(self) -> None:
         self._closing = True
-        os.write(self._waker, b".")
+        os.write(self._wake_write, b".")
         self._thread.join()
         self._selector.close()
-        os.close(self._woken)
-        os.close(self._waker)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
     def _run(self) -> None:
         try:
-            self._talk()
-        except BaseException as error:  # raised again where the news are read
+            self._exchange()
+        except BaseException as error:  # `read` raises it again, in the thread that uses this connection
             self._error = error
 
-    def _talk(self) -> None:
+    def _exchange(self) -> None:
+        """The thread: sends and receives events until the connection is closed."""
         raise NotImplementedError
 
     def _ready(self) -> list[selectors.SelectorKey]:
+        """Connections from which something can be read, after at most 0.5 s."""
         keys = [key for key, _ in self._selector.select(0.5)]
-        if any(key.fileobj == self._woken for key in keys):
-            os.read(self._woken, 1 << 16)
-        return [key for key in keys if key.fileobj != self._woken]
+        if any(key.fileobj == self._wake_read for key in keys):
+            os.read(self._wake_read, 1 << 16)
+        return [key for key in keys if key.fileobj != self._wake_read]
 
-    def _beat(self, connections: list[Connection]) -> None:
-        if time.monotonic() - self._beaten >= BEAT:
-            self._beaten = time.monotonic()
+    def _send_heartbeats(self, connections: list[Connection]) -> None:
+        if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
+            self._last_heartbeat = time.monotonic()
             for connection in connections:
                 connection.send(b"\n")
 
 
-class Hub(_Board):
-    """Node 0's end. Takes whoever knows the token; connections, by node, are those of agents that are still there."""
+class HubConnection(_ConnectionThread):
+    """Node 0's end of the connections to all other agents. It accepts those that send the token first.
+
+    address: of this machine, for other machines; "" while all agents that have joined are on this machine.
+    """
 
     def __init__(self, listening: socket.socket, token: str) -> None:
         super().__init__()
-        self.outward = ""  # our address among machines; empty while all agents have come from this one
+        self.address = ""
         self._listening, self._token = listening, token
         self._connections: list[Connection] = []
-        self._said = b""  # all news so far, for those that come later
-        self._over = False
-        self._come: set[int] = {0}
+        self._history = b""  # all events so far, for agents that join later
+        self._ended = False
+        self._joined: set[int] = {0}
         self._selector.register(listening, selectors.EVENT_READ, None)
         self._thread.start()
 
@@ -151,23 +159,23 @@ class Hub(_Board):
         super().close()
         self._listening.close()
 
-    def _talk(self) -> None:
-        until = None
+    def _exchange(self) -> None:
+        deadline = None
         while True:
             for key in self._ready():
                 if key.fileobj is self._listening:
                     self._accept()
                 else:
-                    self._hear(key.data)
-            while self._out:
-                self._publish(self._out.popleft())
-            self._beat(self._connections)
+                    self._receive(key.data)
+            while self._to_send:
+                self._publish(self._to_send.popleft())
+            self._send_heartbeats(self._connections)
             for connection in list(self._connections):
-                if connection.silence.seconds() > LOST:
-                    self._gone(connection, f"silent for {LOST:.0f} seconds")
+                if connection.since_message.seconds() > LOST_SECONDS:
+                    self._drop(connection, f"silent for {LOST_SECONDS:.0f} seconds")
             if self._closing:
-                until = until or time.monotonic() + (FAREWELL if self._over else 0.0)
-                if not any(one.node >= 0 for one in self._connections) or time.monotonic() > until:
+                deadline = deadline or time.monotonic() + (CLOSE_SECONDS if self._ended else 0.0)
+                if not any(connection.node >= 0 for connection in self._connections) or time.monotonic() > deadline:
                     break
         for connection in self._connections:
             connection.close()
@@ -178,80 +186,83 @@ class Hub(_Board):
         self._connections.append(connection)
         self._selector.register(connection, selectors.EVENT_READ, connection)
 
-    def _hear(self, connection: Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         lines = connection.receive()
         if lines is None:
-            self._gone(connection, "its agent has ended")
+            self._drop(connection, "its agent has ended")
             return
         for line in lines:
             if connection.node >= 0:
                 self._publish(from_line(line))
-            elif not self._greet(connection, line):
-                self._gone(connection, "a stranger")
+            elif not self._admit(connection, line):
+                self._drop(connection, "not an agent of this run")
                 return
 
-    def _greet(self, connection: Connection, line: bytes) -> bool:
-        """Whether the first line of a connection is an agent's."""
+    def _admit(self, connection: Connection, line: bytes) -> bool:
+        """Reads the first line of a connection, and sends the agent all events so far. Returns False where the line is
+        not that of an agent of this run."""
         try:
             token, node, host = json.loads(line)
         except (ValueError, TypeError):
             return False
-        if token != self._token or node in self._come:
+        if token != self._token or node in self._joined:
             return False
         connection.node, connection.host = node, host
-        connection.send(self._token.encode() + b"\n" + self._said)
+        connection.send(self._token.encode() + b"\n" + self._history)
         if not is_loopback(connection.remote):
-            self.outward = self.outward or connection.local
-        self._come.add(node)
-        self._publish(Came(node, host))
+            self.address = self.address or connection.local
+        self._joined.add(node)
+        self._publish(AgentJoined(node, host))
         return True
 
-    def _publish(self, news: News) -> None:
-        line = to_line(news)
-        self._said += line
-        self._in.append(news)
-        self._over = self._over or isinstance(news, Over)
+    def _publish(self, event: Event) -> None:
+        """Sends an event to all agents, this one included."""
+        line = to_line(event)
+        self._history += line
+        self._received.append(event)
+        self._ended = self._ended or isinstance(event, RunEnded)
         for connection in self._connections:
             if connection.node >= 0:
                 connection.send(line)
 
-    def _gone(self, connection: Connection, how: str) -> None:
+    def _drop(self, connection: Connection, how: str) -> None:
+        """Closes a connection, and publishes that its agent is lost, unless the run has ended."""
         self._selector.unregister(connection)
         self._connections.remove(connection)
         connection.close()
-        if connection.node >= 0 and not self._over:
-            self._publish(Lost(connection.node, connection.host, how))
+        if connection.node >= 0 and not self._ended:
+            self._publish(AgentLost(connection.node, connection.host, how))
 
 
-class Spoke(_Board):
-    """Another node's end."""
+class NodeConnection(_ConnectionThread):
+    """Another node's end of its connection to node 0. local, remote: the addresses of this machine and of node 0."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self._connection = connection
-        self._over = False
+        self._ended = False
         self.local, self.remote = connection.local, connection.remote
         self._selector.register(connection, selectors.EVENT_READ)
         self._thread.start()
 
-    def _talk(self) -> None:
-        ended = ""
-        while not self._closing and not ended:
+    def _exchange(self) -> None:
+        lost = ""
+        while not self._closing and not lost:
             if self._ready():
                 lines = self._connection.receive()
                 if lines is None:
-                    ended = "its agent has ended"
+                    lost = "its agent has ended"
                 for line in lines or []:
-                    news = from_line(line)
-                    self._over = self._over or isinstance(news, Over)
-                    self._in.append(news)
-            while self._out:
-                self._connection.send(to_line(self._out.popleft()))
-            self._beat([self._connection])
-            if self._connection.silence.seconds() > LOST:
-                ended = f"silent for {LOST:.0f} seconds"
-        if ended and not self._over:
-            self._in.append(Lost(0, self._connection.host, ended))
+                    event = from_line(line)
+                    self._ended = self._ended or isinstance(event, RunEnded)
+                    self._received.append(event)
+            while self._to_send:
+                self._connection.send(to_line(self._to_send.popleft()))
+            self._send_heartbeats([self._connection])
+            if self._connection.since_message.seconds() > LOST_SECONDS:
+                lost = f"silent for {LOST_SECONDS:.0f} seconds"
+        if lost and not self._ended:
+            self._received.append(AgentLost(0, self._connection.host, lost))
         self._connection.close()
 
 
@@ -260,5 +271,5 @@ def is_loopback(address: str) -> bool:
 
 
 def _plain(address: str) -> str:
-    """::ffff:10.0.0.1 is how a socket for both families writes 10.0.0.1."""
+    """The address without the prefix of ::ffff:10.0.0.1, which is 10.0.0.1 on a socket for IPv4 and IPv6."""
     return address.removeprefix("::ffff:")

@@ -1,4 +1,5 @@
-"""Where the agents of a run's machines meet: node 0's tells its address and ports by a file in the run's folder."""
+"""Connects the agents of a run's machines: node 0 writes its address and ports to a file in the run's folder, where the
+other nodes look for them."""
 
 import json
 import os
@@ -12,7 +13,7 @@ import psutil
 
 from kilobatch.data.errors import Refusal, did_you_mean
 from kilobatch.data.files import write_whole
-from kilobatch.launch.nodes.connections import Connection, Hub, Spoke, is_loopback
+from kilobatch.launch.nodes.connections import Connection, HubConnection, NodeConnection, is_loopback
 from kilobatch.launch.processes.exit_status import this_host
 from kilobatch.launch.processes.ports import listen
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def open_store(name: str) -> "TCPStore":
-    """The store where the workers meet, in this process."""
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # the other agents need no torch
+    """The key-value store through which the workers form their process group; this process serves it."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # only node 0's agent loads torch
 
     listening = listen(name)
     port = listening.getsockname()[1]
@@ -36,55 +37,56 @@ def open_store(name: str) -> "TCPStore":
     )
 
 
-def host(folder: Path, name: str, interface: str | None, store_port: int) -> Hub:
-    """Node 0: waits for connections, and says where."""
+def open_hub(folder: Path, name: str, interface: str | None, store_port: int) -> HubConnection:
+    """On node 0: listens for the other agents, and writes to the meeting's file where."""
     listening, token = listen(name), secrets.token_hex(16)
-    machine, numbers = socket.gethostname(), addresses(interface)
-    at = {
+    machine, numeric = socket.gethostname(), addresses(interface)
+    meeting = {
         "token": token,
         "name": this_host(),
         "machine": machine,
-        "addresses": [*numbers, machine] if interface else [machine, *numbers],
+        "addresses": [*numeric, machine] if interface else [machine, *numeric],
         "port": listening.getsockname()[1],
         "store": store_port,
     }
     path = _file(folder, name)
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, [json.dumps(at).encode()])
-    return Hub(listening, token)
+    write_whole(path, [json.dumps(meeting).encode()])
+    return HubConnection(listening, token)
 
 
-def leave(folder: Path, name: str) -> None:
-    """Node 0 takes its file away."""
+def remove_file(folder: Path, name: str) -> None:
+    """On node 0: removes the meeting's file."""
     _file(folder, name).unlink(missing_ok=True)
 
 
-def attend(folder: Path, name: str, node: int, host: str) -> tuple[Spoke, int] | None:
-    """Another node: connects, if node 0 is there yet. Returns also the port of the store."""
+def join(folder: Path, name: str, node: int, host: str) -> tuple[NodeConnection, int] | None:
+    """On another node: connects to node 0. Returns the connection and the port of the store; None where node 0 has not
+    opened the meeting yet."""
     path = _file(folder, name)
-    # The folder is listed, since a network disk may remember for a while that a file was not there.
+    # The folder is listed, since a network file system may remember for a while that a file did not exist.
     if not path.parent.is_dir() or path.name not in os.listdir(path.parent):  # noqa: PTH208
         return None
     try:
-        at = json.loads(path.read_bytes())
-    except FileNotFoundError:  # node 0 has just left
+        meeting = json.loads(path.read_bytes())
+    except FileNotFoundError:  # node 0 has just removed it
         return None
-    here = ["127.0.0.1"] if socket.gethostname() == at["machine"] else []
-    for address in [*here, *at["addresses"]]:
-        if connection := _connect(address, at["port"], at["token"], node, host):
-            connection.host = at["name"]
-            return Spoke(connection), at["store"]
+    loopback = ["127.0.0.1"] if socket.gethostname() == meeting["machine"] else []
+    for address in [*loopback, *meeting["addresses"]]:
+        if connection := _connect(address, meeting["port"], meeting["token"], node, host):
+            connection.host = meeting["name"]
+            return NodeConnection(connection), meeting["store"]
     return None
 
 
 def _connect(address: str, port: int, token: str, node: int, host: str) -> Connection | None:
-    """None where nobody, or somebody else, is found there."""
+    """A connection to node 0; None where nothing listens at that address, or something that does not know the token."""
     try:
         connection = Connection(socket.create_connection((address, port), timeout=3))
     except OSError:
         return None
     connection.send(json.dumps([token, node, host]).encode() + b"\n")
-    if connection.answer(len(token)) == token.encode():
+    if connection.receive_exactly(len(token)) == token.encode():
         return connection
     connection.close()
     return None
@@ -95,26 +97,27 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def check_interface(interface: str) -> None:
-    """Raises Refusal where this machine has no such network interface, or (a,b) not all of them."""
-    every = psutil.net_if_addrs()
+    """Raises Refusal where this machine lacks a network interface; `interface` may name several, as in a,b."""
+    interfaces = psutil.net_if_addrs()
     for name in interface.split(","):
-        if name not in every:
-            raise Refusal(f"{this_host()} has no network interface '{name}'{did_you_mean(name, every)}")
+        if name not in interfaces:
+            raise Refusal(f"{this_host()} has no network interface '{name}'{did_you_mean(name, interfaces)}")
 
 
 def addresses(interface: str | None) -> list[str]:
-    """Those of this machine by which others may reach it; those of `interface` first, where there are some."""
+    """The addresses by which other machines may reach this one; those of `interface` come first."""
     preferred = interface.split(",") if interface else []
     families = (socket.AF_INET, socket.AF_INET6)
     found = [
-        (name not in preferred, families.index(one.family), one.address)
-        for name, ones in psutil.net_if_addrs().items()
-        for one in ones
-        if one.family in families and not is_loopback(one.address) and not one.address.startswith("fe80:")
+        (name not in preferred, families.index(entry.family), entry.address)
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family in families and not is_loopback(entry.address) and not entry.address.startswith("fe80:")
     ]
     return [address for _, _, address in sorted(found)]
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has this address of ours."""
-    return next(name for name, ones in psutil.net_if_addrs().items() if address in [one.address for one in ones])
+    """The network interface of this machine that has the address."""
+    interfaces = psutil.net_if_addrs().items()
+    return next(name for name, entries in interfaces if address in [entry.address for entry in entries])

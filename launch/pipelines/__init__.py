@@ -1,1 +1,1 @@
-"""A chain of runs: its folder, its stages, its results."""
+"""Chains of runs: their folders, their stages, their results."""

@@ -1,24 +1,22 @@
-"""What a pipeline comes to: its networks, how large they are and how often they are right. Loads no torch but to count
-parameters."""
+"""Results of a pipeline: the size and the accuracy of each stage's network, in pipeline.json and as a table. Loads no
+torch, except to count parameters."""
 
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from kilobatch.data.errors import Refusal
-from kilobatch.data.files import write_whole
+from kilobatch.data.files import read_model, write_whole
 from kilobatch.data.loading.labels import count_labelled
-from kilobatch.data.sources.specs import count, count_classes
-from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.data.sources.specs import count_classes, count_images
+from kilobatch.launch.pipelines.pipeline import stage_folders, stages_around
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 
 FILE = "pipeline.json"
 NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned (teacher)", "distill": "student"}
-SHOWN = {
+COLUMNS = {
     "knn/top1": "k-NN",
     "linear/top1": "linear",
     "fast_linear/top1": "fast linear",
@@ -30,9 +28,12 @@ SHOWN = {
 }
 
 
-class Row(BaseModel):
-    """A stage's network. parameters: of the encoder, and of what stands on it where the network classifies; labels: how
-    many training images' labels it learned from, by itself or by its teacher, of `images`; values: shares in 0..1."""
+class StageRow(BaseModel):
+    """The results of a stage's network.
+
+    parameters: of the encoder and, where the network classifies, of its classifier too; labels: of how many of the
+    `images` it used the labels, by itself or through its teacher; values: accuracies, from 0 to 1.
+    """
 
     stage: str
     encoder: str
@@ -43,79 +44,74 @@ class Row(BaseModel):
 
 
 def conclude(top: Path) -> None:
-    """Writes a finished pipeline's table as pipeline.json, and prints it."""
-    rows: list[Row] = []
-    for stage in pipeline.folders(top):
-        rows.append(_row(stage))
+    """Writes a finished pipeline's results to pipeline.json, and prints them."""
+    rows = [_row(stage) for stage in stage_folders(top)]
     write_whole(top / FILE, [json.dumps([row.model_dump() for row in rows], indent=1).encode(), b"\n"])
-    show(rows)
+    print_results(rows)
 
 
-def after(run: Path) -> None:
-    """Concludes the pipeline whose last stage this run is, now that it has finished; else does nothing."""
-    before, behind = pipeline.stages_around(run)
-    if before and not behind:
+def conclude_after_last_stage(run: Path) -> None:
+    """Concludes the pipeline of a run that has finished, where the run is its last stage; else does nothing."""
+    before, after = stages_around(run)
+    if before and not after:
         conclude(run.parent)
 
 
-def read(top: Path) -> list[Row]:
-    """The table's rows; none before the pipeline's end. Raises Refusal where the file is damaged."""
+def read_results(top: Path) -> list[StageRow]:
+    """The rows of pipeline.json; none before the pipeline has finished. Raises Refusal where the file is damaged."""
     path = top / FILE
     if not path.is_file():
         return []
-    try:
-        return TypeAdapter(list[Row]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise Refusal(f"{path} is damaged ({error.errors()[0]['msg']}); remove it") from error
+    return read_model(path, list[StageRow], "remove it")
 
 
-def show(rows: list[Row]) -> None:
-    columns = [name for name in SHOWN if any(name in row.values for row in rows)]
+def print_results(rows: list[StageRow]) -> None:
+    columns = [name for name in COLUMNS if any(name in row.values for row in rows)]
     table = Table("network", "encoder", box=None, pad_edge=False, header_style="bold")
-    for heading in ("parameters", "labels", *(SHOWN[name] for name in columns)):
+    for heading in ("parameters", "labels", *(COLUMNS[name] for name in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        shares = [f"{row.values[name]:.1%}" if name in row.values else "–" for name in columns]
+        accuracies = [f"{row.values[name]:.1%}" if name in row.values else "–" for name in columns]
         labels = f"{row.labels:,} of {row.images:,}" if row.labels else "–"
-        table.add_row(NAMES[row.stage], row.encoder, f"{row.parameters / 1e6:.3f} M", labels, *shares)
+        table.add_row(NAMES[row.stage], row.encoder, f"{row.parameters / 1e6:.3f} M", labels, *accuracies)
     console = Console()
     console.print(table) if console.is_terminal else Console(width=200).print(table)
 
 
-def _row(run: Path) -> Row:
-    chosen, _ = recipe.load(run / "recipe.yaml")
-    data = chosen.data
-    return Row(
+def _row(run: Path) -> StageRow:
+    recipe, _ = load_recipe(run / "recipe.yaml")
+    data = recipe.data
+    return StageRow(
         stage=run.name,
-        encoder=_encoder(chosen),
-        parameters=parameters(chosen),
+        encoder=_encoder(recipe),
+        parameters=count_parameters(recipe),
         labels=0 if run.name == "pretrain" else count_labelled(data.train, data.labels),
-        images=count(data.train, "train"),
-        values=values(run),
+        images=count_images(data.train, "train"),
+        values=final_values(run),
     )
 
 
-def _encoder(chosen: Recipe) -> str:
-    encoder = chosen.encoder
+def _encoder(recipe: Recipe) -> str:
+    encoder = recipe.encoder
     parts = [encoder.name, f"width {encoder.width}" if encoder.width else "", "SK" if encoder.sk_ratio else ""]
     return " ".join(filter(None, parts))
 
 
-def parameters(chosen: Recipe) -> int:
-    """Of the network that is kept: all that is needed for its classes, or, where it has none, for its features."""
+def count_parameters(recipe: Recipe) -> int:
+    """Parameters of the network that is kept: of all of it where it classifies, else of its encoder."""
     import torch
 
-    from kilobatch.launch.worker.pretrained import build
+    from kilobatch.launch.worker.pretrained import build_of_recipe
 
     with torch.device("meta"):
-        method = build(chosen, 1, count_classes(chosen.data.train, "train"))
+        method = build_of_recipe(recipe, 1, count_classes(recipe.data.train, "train"))
     kept = method if method.classifies else method.encoder
     return sum(parameter.numel() for parameter in kept.parameters())
 
 
-def values(run: Path) -> dict[str, float]:
-    """The last answer of each evaluator, rather that of the training's end."""
+def final_values(run: Path) -> dict[str, float]:
+    """The last value of each evaluator in metrics.jsonl, where those of the training's end (final/…) come last."""
     found: dict[str, float] = {}
     for line in (run / "metrics.jsonl").read_text("utf-8").splitlines():
         found |= {name.removeprefix("final/"): value for name, value in json.loads(line).items()}
-    return {name: found[name] for name in SHOWN if name in found}
+    return {name: found[name] for name in COLUMNS if name in found}

@@ -1,4 +1,5 @@
-"""The recipes of a pipeline's stages, read and checked against each other before the first begins. Loads no torch."""
+"""Reads the recipes of a pipeline's stages and checks them against each other, before the first stage begins. Loads no
+torch."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,23 +8,30 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from kilobatch.data.beton import verify
+from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.data.sources.specs import open_source, unshared
-from kilobatch.launch.pipelines.pipeline import STAGES, TAKES, Pipeline
-from kilobatch.launch.recipes import catalogue, overrides, recipe, references
+from kilobatch.data.sources.specs import describe_class_difference, open_source
+from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, STAGES, Pipeline
+from kilobatch.launch.recipes import catalogue, overrides, references
 from kilobatch.launch.recipes.data import with_absolute_paths
-from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.recipes.recipe import Recipe, read_recipe
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import run_folder
 
-Check = Callable[[Recipe, Settings, Mapping[str, Recipe]], None]  # the last: of runs still to come, by their folders
-_OURS = {"run.name": "--name NAME", "method.start": "--pretrained RUN_OR_FILE", "method.teacher": "kilobatch train"}
+# Raises Refusal for a recipe that is wrong. The mapping: recipes of runs that do not exist yet, by their folders.
+Check = Callable[[Recipe, Settings, Mapping[str, Recipe]], None]
+# keys that a pipeline sets itself, and what to use instead
+_SET_BY_PIPELINE = {
+    "run.name": "--name NAME",
+    "method.start": "--pretrained RUN_OR_FILE",
+    "method.teacher": "kilobatch train",
+}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """As on the command line. labels: 1%, 0.01 or a file with the images' names; None: the recipe's own."""
+class PipelineRequest:
+    """A pipeline as the command line asks for it. labels: 1%, 0.01 or a file with the names of images; None: the
+    recipe's own."""
 
     recipe: str
     overrides: list[str]
@@ -34,7 +42,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Stage:
-    """name: one of STAGES, and of its run's folder; recipe_name: as the user would write it."""
+    """One stage of a pipeline. name: one of STAGES, also the name of its run's folder; recipe_name: as a user writes
+    it."""
 
     name: str
     recipe_name: str
@@ -43,104 +52,115 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """top: the folder that will hold the stages' runs."""
+class PipelinePlan:
+    """A pipeline that has not been created yet. top: the folder that will hold the stages' runs."""
 
     top: Path
     pipeline: Pipeline
     stages: list[Stage]
 
 
-def plan(asked: Asked, name: str | None) -> Plan:
-    """The stages of a pipeline, each taking from the one before. Nothing is made.
+def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
+    """Reads the recipes of a pipeline's stages, each of which takes the run of the stage before it. Creates nothing.
 
-    name: of its folder; None: the recipe's and the time. Raises Refusal, which names the stage, for whatever is wrong
-    in any of the recipes or overrides.
+    name: of the pipeline's folder; None for the recipe's name and the time. Raises Refusal for an error in any of the
+    recipes or overrides; the message names the stage.
     """
-    names = STAGES[1:] if asked.pretrained else STAGES
-    changes = _split(asked.overrides, names)
-    finetune, labels = _finetune(asked)
-    ours = {
-        "pretrain": (asked.recipe, []),
-        "finetune": (finetune, labels),
-        "distill": (_beside(asked.recipe, "_selfdistill" if asked.self_distill else "_distill"), []),
+    names = STAGES[1:] if request.pretrained else STAGES
+    overrides_of = _split_overrides(request.overrides, names)
+    finetune, label_overrides = _finetune(request)
+    recipes_and_overrides = {
+        "pretrain": (request.recipe, []),
+        "finetune": (finetune, label_overrides),
+        "distill": (_sibling(request.recipe, "_selfdistill" if request.self_distill else "_distill"), []),
     }
-    before = references.absolute(asked.pretrained) if asked.pretrained else None
+    predecessor = references.absolute_reference(request.pretrained) if request.pretrained else None
     top = Path()
     stages: list[Stage] = []
     for stage in names:
-        recipe_name, own = ours[stage]
-        if stage == "distill":  # no label that its teacher did not have
+        recipe_name, own = recipes_and_overrides[stage]
+        if stage == "distill":  # the student gets no label that its teacher did not have
             own = [f"data.labels={stages[-1].recipe.data.labels.model_dump_json()}"]
-        if stage == "finetune" or (stage == "distill" and asked.self_distill):  # the same network
-            own = [*own, *(text for text in changes.of.get("pretrain", []) if text.startswith("encoder."))]
-        if before is not None:
-            own = [*own, f"{TAKES[stage]}={json.dumps(before)}"]
+        # These stages have the encoder of the first one.
+        if stage == "finetune" or (stage == "distill" and request.self_distill):
+            own = [*own, *(text for text in overrides_of.stage.get("pretrain", []) if text.startswith("encoder."))]
+        if predecessor is not None:
+            own = [*own, f"{PREDECESSOR_KEY[stage]}={json.dumps(predecessor)}"]
         if not stages and name is not None:
             own = [*own, f"run.name={json.dumps(name)}"]
-        if recipe_name != asked.recipe and not _exists(recipe_name):
-            raise Refusal(_no_recipe(asked.recipe, recipe_name, stage))
-        with of_stage(stage, changes.everywhere):
-            chosen, settings = recipe.read(recipe_name, [*own, *changes.everywhere, *changes.of[stage]])
-            if before is not None:
-                settings.origins[tuple(TAKES[stage].split("."))] = "the stage before"
-            chosen = with_absolute_paths(chosen)
+        if recipe_name != request.recipe and not _exists(recipe_name):
+            raise Refusal(_missing_recipe_message(request.recipe, recipe_name, stage))
+        with naming_stage(stage, overrides_of.all):
+            recipe, settings = read_recipe(recipe_name, [*own, *overrides_of.all, *overrides_of.stage[stage]])
+            if predecessor is not None:
+                settings.origins[tuple(PREDECESSOR_KEY[stage].split("."))] = "the stage before"
+            recipe = with_absolute_paths(recipe)
         if not stages:
-            top = runs.place(chosen.run, Path(asked.recipe).stem)
-        options = chosen.run.model_copy(update={"folder": str(top), "name": stage})
-        stages.append(Stage(stage, recipe_name, chosen.model_copy(update={"run": options}), settings))
-        before = str(top.absolute() / stage)
+            top = run_folder.new_run_path(recipe.run, Path(request.recipe).stem)
+        options = recipe.run.model_copy(update={"folder": str(top), "name": stage})
+        stages.append(Stage(stage, recipe_name, recipe.model_copy(update={"run": options}), settings))
+        predecessor = str(top.absolute() / stage)
     recipes = {stage.name: stage.recipe_name for stage in stages}
-    pipeline = Pipeline(recipes=recipes, labels=asked.labels, pretrained=asked.pretrained, overrides=asked.overrides)
-    return Plan(top, pipeline, stages)
+    pipeline = Pipeline(
+        recipes=recipes, labels=request.labels, pretrained=request.pretrained, overrides=request.overrides
+    )
+    return PipelinePlan(top, pipeline, stages)
 
 
-def make(planned: Plan, workers: int) -> list[Path]:
-    """The pipeline's folder, and in it a new run for each stage. Raises Refusal where they cannot be written."""
-    made = [
-        runs.create(stage.recipe.run, stage.recipe_name, stage.recipe.dump_yaml(), workers) for stage in planned.stages
+def create_runs(planned: PipelinePlan, workers: int) -> list[Path]:
+    """Creates the pipeline's folder, and in it a run for each stage. Returns the runs. Raises Refusal where they cannot
+    be written."""
+    runs = [
+        run_folder.create_run(stage.recipe.run, stage.recipe_name, stage.recipe.dump_yaml(), workers)
+        for stage in planned.stages
     ]
     planned.pipeline.write(planned.top)
-    return made
+    return runs
 
 
-def check_all(planned: Plan, check: Check) -> None:
-    """Raises Refusal for the first stage that does not fit its data or the stage before it. check: of one stage."""
+def check_stages(planned: PipelinePlan, check: Check) -> None:
+    """Raises Refusal for the first stage whose recipe does not fit its data or the stage before it. check: checks one
+    stage."""
     awaited: dict[str, Recipe] = {}
     for stage in planned.stages:
-        with of_stage(stage.name):
+        with naming_stage(stage.name):
             check(stage.recipe, stage.settings, awaited)
         awaited[str(planned.top.absolute() / stage.name)] = stage.recipe
-    _same_classes(*planned.stages[-2:])
+    _check_same_classes(*planned.stages[-2:])
 
 
-def _same_classes(teacher: Stage, student: Stage) -> None:
+def _check_same_classes(teacher: Stage, student: Stage) -> None:
     specs = [stage.recipe.data.train for stage in (teacher, student)]
     if specs[0] == specs[1]:
         return
-    mine, other = (_classes(spec) for spec in specs)
-    if mine != other:
+    learned, needed = (_classes(spec) for spec in specs)
+    if learned != needed:
         raise Refusal(
-            f"{student.name}: {student.settings.where(('data', 'train'))}: data.train '{specs[1]}' ({len(other)} "
-            f"classes) has other classes than '{specs[0]}' of {teacher.name} ({len(mine)}); only in one of them: "
-            f"{unshared(mine, other)}"
+            f"{student.name}: {student.settings.where(('data', 'train'))}: data.train '{specs[1]}' ({len(needed)} "
+            f"classes) has other classes than '{specs[0]}' of {teacher.name} ({len(learned)}); only in one of them: "
+            f"{describe_class_difference(learned, needed)}"
         )
 
 
 def _classes(spec: str) -> list[str]:
-    """Their names; decodes no image."""
-    return verify(Path(spec).expanduser()).classes if spec.endswith(".beton") else open_source(spec, "train").classes
+    """The names of the classes of a data set. Decodes no image."""
+    return (
+        verify_beton(Path(spec).expanduser()).classes if spec.endswith(".beton") else open_source(spec, "train").classes
+    )
 
 
 @dataclass(frozen=True)
-class _Changes:
-    everywhere: list[str]
-    of: dict[str, list[str]]
+class _Overrides:
+    """all: for all stages; stage: by stage, for that one alone."""
+
+    all: list[str]
+    stage: dict[str, list[str]]
 
 
-def _split(texts: list[str], stages: tuple[str, ...]) -> _Changes:
-    """`finetune.schedule.epochs=3` for one stage, `optimizer.name=sgd` for all of them. Raises Refusal."""
-    changes = _Changes([], {stage: [] for stage in stages})
+def _split_overrides(texts: list[str], stages: tuple[str, ...]) -> _Overrides:
+    """Separates overrides of one stage (`finetune.schedule.epochs=3`) from those of all stages (`optimizer.name=sgd`).
+    Raises Refusal."""
+    split = _Overrides([], {stage: [] for stage in stages})
     for text in texts:
         first, dot, rest = text.partition(".")
         head = first.partition("=")[0]
@@ -149,39 +169,40 @@ def _split(texts: list[str], stages: tuple[str, ...]) -> _Changes:
                 raise Refusal(f"override '{text}': there is no stage {head} here, as --pretrained stands for it")
             if not dot:
                 raise Refusal(f"override '{text}' is not of the form stage.section.key=value")
-            changes.of[head].append(rest)
+            split.stage[head].append(rest)
         elif head in (*Recipe.model_fields, *overrides.SHORT):
             rest = text
-            changes.everywhere.append(text)
+            split.all.append(text)
         else:
             known = [*STAGES, *Recipe.model_fields]
             raise Refusal(f"override '{text}': '{head}' is neither a stage nor a section{did_you_mean(head, known)}")
         key = rest.partition("=")[0]
-        if key in _OURS or (key == "run.folder" and rest != text):
-            way = _OURS.get(key, "run.folder=FOLDER for all stages")
-            raise Refusal(f"override '{text}': a pipeline sets {key} itself; use {way}")
-    return changes
+        if key in _SET_BY_PIPELINE or (key == "run.folder" and rest != text):
+            alternative = _SET_BY_PIPELINE.get(key, "run.folder=FOLDER for all stages")
+            raise Refusal(f"override '{text}': a pipeline sets {key} itself; use {alternative}")
+    return split
 
 
-def _finetune(asked: Asked) -> tuple[str, list[str]]:
-    """The recipe of the fine-tuning, and what it changes for these labels: BASE_finetune_1pct for 1 % where there is
-    one, else BASE_finetune."""
-    base = _beside(asked.recipe, "_finetune")
-    if asked.labels is None:
+def _finetune(request: PipelineRequest) -> tuple[str, list[str]]:
+    """The name of the fine-tuning's recipe, and its overrides for the labels. For 1 % of them the recipe is
+    BASE_finetune_1pct where that exists, else BASE_finetune."""
+    base = _sibling(request.recipe, "_finetune")
+    if request.labels is None:
         return base, []
-    share = _share(asked.labels)
+    share = _share(request.labels)
     if share is None:
-        if not Path(asked.labels).is_file():
-            raise Refusal(f"--labels {asked.labels} is neither a share, such as 1% or 0.01, nor a file that is here")
-        return base, [f"data.labels.list={json.dumps(str(Path(asked.labels).absolute()))}"]
-    named = _beside(asked.recipe, f"_finetune_{float(share * 100):g}pct")
-    if _exists(named):
-        return named, []
+        if not Path(request.labels).is_file():
+            raise Refusal(f"--labels {request.labels} is neither a share, such as 1% or 0.01, nor a file that is here")
+        return base, [f"data.labels.list={json.dumps(str(Path(request.labels).absolute()))}"]
+    name = _sibling(request.recipe, f"_finetune_{float(share * 100):g}pct")
+    if _exists(name):
+        return name, []
     return base, [f"data.labels.share={float(share)}"]
 
 
 def _share(text: str) -> Decimal | None:
-    """Of `1%` or `0.01`; None for what is no number. Raises Refusal for one that is no share."""
+    """The share that `1%` or `0.01` means; None for text that is not a number. Raises Refusal for a number that is not
+    a share."""
     try:
         number = Decimal(text.removesuffix("%"))
     except InvalidOperation:
@@ -192,29 +213,30 @@ def _share(text: str) -> Decimal | None:
     return share
 
 
-def _beside(name: str, suffix: str) -> str:
-    """simclr_v2_digits -> simclr_v2_digits_distill; of a file, the one beside it."""
+def _sibling(name: str, suffix: str) -> str:
+    """The recipe whose name has the suffix, such as simclr_v2_digits_distill; for a file, in the same folder."""
     path = Path(name)
     return str(path.with_name(path.stem + suffix + path.suffix)) if path.suffix in (".yaml", ".yml") else name + suffix
 
 
-def _no_recipe(base: str, name: str, stage: str) -> str:
-    whole = [known for known in catalogue.names() if {f"{known}_finetune", f"{known}_distill"} <= {*catalogue.names()}]
-    near = f"recipes with all stages: {', '.join(whole)}"
+def _missing_recipe_message(base: str, name: str, stage: str) -> str:
+    names = catalogue.recipe_names()
+    complete = [known for known in names if {f"{known}_finetune", f"{known}_distill"} <= {*names}]
+    near = f"recipes with all stages: {', '.join(complete)}"
     return f"a pipeline of {base} needs the recipe '{name}' for its stage {stage}, which is not there; {near}"
 
 
 def _exists(name: str) -> bool:
-    return Path(name).is_file() if name.endswith((".yaml", ".yml")) or "/" in name else name in catalogue.names()
+    return Path(name).is_file() if catalogue.is_path(name) else name in catalogue.recipe_names()
 
 
 @contextmanager
-def of_stage(stage: str, everywhere: Sequence[str] = ()) -> Iterator[None]:
-    """Refusals say which stage they are about, and how to change one stage alone."""
+def naming_stage(stage: str, overrides_of_all: Sequence[str] = ()) -> Iterator[None]:
+    """Adds to the message of a Refusal the stage that it is about, and how to change that stage alone."""
     try:
         yield
     except Refusal as refusal:
-        said = str(refusal)
-        alone = next((text for text in everywhere if f"override '{text}'" in said), None)
-        hint = f"; for one stage alone: STAGE.{alone}, with STAGE one of {', '.join(STAGES)}" if alone else ""
-        raise Refusal(f"{stage}: {said}{hint}") from refusal
+        message = str(refusal)
+        override = next((text for text in overrides_of_all if f"override '{text}'" in message), None)
+        hint = f"; for one stage alone: STAGE.{override}, with STAGE one of {', '.join(STAGES)}" if override else ""
+        raise Refusal(f"{stage}: {message}{hint}") from refusal

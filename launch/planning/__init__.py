@@ -1,1 +1,1 @@
-"""Memory, traffic and time of a run, without its machines."""
+"""Estimates memory, traffic and time of a run without its machines."""

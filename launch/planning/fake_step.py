@@ -1,7 +1,6 @@
-"""One step of a recipe's own method, on tensors without data: what it holds, computes and sends. Takes no memory."""
+"""Runs one step of a recipe's method on fake tensors, to count what it holds, computes and sends. Takes no memory."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,23 +8,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import Batch
-from kilobatch.launch.planning.fake_tensors import Sent, pretended
+from kilobatch.launch.planning.fake_tensors import Traffic, fake_ranks
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.references import recipe_of
-from kilobatch.launch.worker.pretrained import build
+from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
 from kilobatch.methods.method import Memory, Method, Tensors
-from kilobatch.methods.networks import batch_norm as norm
-from kilobatch.trainer.costs.memory_probe import Watch
+from kilobatch.methods.networks import batch_norm
+from kilobatch.trainer.costs.memory_probe import MemoryTracker
+from kilobatch.trainer.engine import autocast
 from kilobatch.trainer.optim import optimizers
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Parts = Mapping[str, int]  # bytes by what they are
+Parts = Mapping[str, int]  # bytes by label, such as "activations"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a rank computes: `samples` of the global batch of so many `ranks`, in equal chunks."""
+class StepLayout:
+    """The part of a global batch that a rank computes: so many samples, in equal chunks; ranks: of the whole run."""
 
     ranks: int
     samples: int
@@ -34,14 +33,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """Bytes and floating-point operations of one rank.
+    """Bytes and floating-point operations of a step of one rank.
 
-    held: all that lives from step to step but the optimizer's state; trained: elements of the parameters that are
-    trained, groups: of each of the optimizer's groups, tensors: their number; state: bytes of the optimizer's,
-    unsharded; updating: what its step takes for itself, unsharded.
-    kept: one chunk's graph, between its forward and its backward; moments: what a step has beside that, by moment, at
-    its peak. forward, backward, target: operations of one chunk; loss: of the whole batch.
-    in_chunks: whether the batch can be computed in chunks.
+    held: bytes that live from step to step, without the optimizer's state; trained: elements of the parameters that are
+    trained; groups: the same by group of the optimizer; tensors: number of these parameters; state: bytes of the
+    optimizer's state, unsharded; updating: bytes that its step allocates for itself, unsharded.
+    kept: bytes of one chunk's graph, between its forward and its backward; moments: bytes at the peak of each moment of
+    the step, besides `held`. forward, backward, target: operations of one chunk; loss: of the whole batch.
+    sent: collectives, of one chunk where they are per chunk; in_chunks: whether the batch can be computed in chunks.
     """
 
     held: Parts
@@ -56,148 +55,196 @@ class Step:
     backward: int
     target: int
     loss: int
-    sent: Sent
+    sent: Traffic
     in_chunks: bool
 
-    def flops(self, layout: Layout, keep: int) -> int:
-        """Of a step, `keep` of whose chunks run once."""
-        again = max(0, layout.chunks - keep) * self.forward if layout.chunks > 1 else 0
-        return layout.chunks * (self.target + self.forward + self.backward) + again + self.loss
+    def flops(self, layout: StepLayout, keep: int) -> int:
+        """The operations of a step. keep: chunks that keep their graph; the forward of the others runs twice."""
+        repeated = max(0, layout.chunks - keep) * self.forward if layout.chunks > 1 else 0
+        return layout.chunks * (self.target + self.forward + self.backward) + repeated + self.loss
 
 
-def step(recipe: Recipe, layout: Layout, images: int, classes: int) -> Step:
-    """images, classes: of data.train. Raises Refusal where the method does, for this many ranks or samples."""
-    with pretended(layout.ranks) as sent:
+def run_fake_step(recipe: Recipe, layout: StepLayout, images: int, classes: int) -> Step:
+    """Runs a step of the recipe on fake tensors. images, classes: of data.train.
+
+    Raises Refusal where the method does, for this many ranks or samples.
+    """
+    with fake_ranks(layout.ranks) as sent:
         method = _method(recipe, images, classes)
-        # The teacher is no part of the method's state, and is asked for by its reference.
+        # A teacher is no submodule of the method, so it is noted here when the method loads it.
         teachers: list[Method] = []
 
-        def trained(where: str) -> Method:
+        def load(where: str) -> Method:
             teachers.append(_method(recipe_of(where), images, classes).eval().requires_grad_(False))
             return teachers[-1]
 
-        method.take(trained, fresh=False)
+        method.load_pretrained(load, fresh=False)
         return _run(recipe, layout, method, teachers, sent)
 
 
 def _method(recipe: Recipe, images: int, classes: int) -> Method:
     options = recipe.method
     queue = getattr(options, "queue", None)
-    if queue is not None:  # counted full from the start, for how full it is would be data
+    if queue is not None:  # counted as full from the start: fake tensors hold no number of keys
         options = options.model_copy(update={"queue": queue.model_copy(update={"start": "random"})})
-    return build(recipe.model_copy(update={"method": options}), images, classes)
+    return build_of_recipe(recipe.model_copy(update={"method": options}), images, classes)
 
 
-def _run(recipe: Recipe, layout: Layout, method: Method, teachers: list[Method], sent: Sent) -> Step:
+def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:
     views, n = recipe.data.views, layout.samples
-    small = n // layout.chunks
     batch = Batch(torch.empty(n, views.count, 3, views.size, views.size), *torch.zeros(2, n, dtype=torch.int64))
-    chunk = batch.chunks(layout.chunks)[0]
     parameters = [p for p in method.parameters() if p.requires_grad]
-    moments: dict[str, Parts] = {}
     for p in parameters:
-        if layout.chunks > 1:  # of the chunks before
+        if layout.chunks > 1:  # the gradients of the chunks before
             p.grad = torch.zeros_like(p)
 
-    with Watch() as watch, FlopCounterMode(display=False) as count:
+    with MemoryTracker() as tracker, FlopCounterMode(display=False) as counter:
         for p in parameters:
-            p.register_post_accumulate_grad_hook(lambda p: watch.relabel(p.grad, "gradients"))  # pyright: ignore
+            p.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))  # pyright: ignore
+        parts = _StepParts(method, batch, layout.chunks, recipe.engine.precision, tracker, counter, sent)
+        parts.targets()
+        parts.forward()
+        if layout.chunks == 1:
+            parts.loss_and_backward()
+        else:
+            parts.loss_and_backward_in_chunks()
+        parts.update()
 
-        @contextmanager
-        def doing(label: str, purpose: str) -> Iterator[None]:
-            watch.label, sent.purpose = label, purpose
-            yield
-
-        with doing("outputs", "targets"), torch.no_grad(), _autocast(recipe):
-            t = method.target(chunk.views)
-        target = count.get_total_flops()
-        moments["targets"] = dict(watch.at_peak)
-
-        watch.restart()
-        with doing("activations", "BatchNorm"), _autocast(recipe):
-            z = method.embed(chunk.views)
-        kept, forward = watch.labelled["activations"], count.get_total_flops() - target
-        moments["forward"] = dict(watch.at_peak)
-
-        watch.restart()
-        with doing("loss and embeddings", "loss"):
-            if layout.chunks == 1:
-                loss = method.loss(z, t, batch)
-                done = count.get_total_flops()
-                watch.label, sent.purpose = "activations", "BatchNorm"
-                loss.backward()
-                of_loss = done - forward - target
-            else:
-                leaves, t = _whole(z, n, True), _whole(t, n, False)
-                loss = method.loss(leaves, t, batch)
-                loss.backward()
-                moments["loss"] = dict(watch.at_peak)
-                of_loss = count.get_total_flops() - forward - target
-                watch.restart()
-                watch.label, sent.purpose = "activations", "BatchNorm"
-                back = [(x * leaves[name].grad[:small]).sum() for name, x in z.items() if leaves[name].grad is not None]  # pyright: ignore
-                torch.stack(back).sum().backward()
-                z = leaves
-        backward = count.get_total_flops() - forward - target - of_loss
-        moments["backward"] = dict(watch.at_peak)
-        del loss
-
-        with doing("outputs", "BatchNorm's running statistics"):
-            norm.commit(method)
-        with doing("outputs", "memories"):
-            method.update({name: x.detach() for name, x in z.items()}, t, batch, 0.5)
-
-    groups, state, updating = _update(recipe, method, parameters)
+    groups, state, updating = _optimizer_memory(recipe, method, parameters)
     return Step(
-        _held(method, teachers, parameters),
-        sum(p.numel() for p in parameters),
-        groups,
-        len(parameters),
-        state,
-        updating,
-        kept,
-        moments,
-        forward,
-        backward,
-        target,
-        of_loss,
-        sent,
-        not (method.whole_batch or norm.requires_whole_batch(method)),
+        held=_held(method, teachers, parameters),
+        trained=sum(p.numel() for p in parameters),
+        groups=groups,
+        tensors=len(parameters),
+        state=state,
+        updating=updating,
+        kept=parts.kept,
+        moments=parts.moments,
+        forward=parts.flops["forward"],
+        backward=parts.flops["backward"],
+        target=parts.flops["targets"],
+        loss=parts.flops["loss"],
+        sent=sent,
+        in_chunks=not (method.whole_batch or batch_norm.requires_whole_batch(method)),
     )
 
 
-def _autocast(recipe: Recipe) -> torch.autocast:
-    precision = recipe.engine.precision
-    return torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision != "fp32")
+class _StepParts:
+    """The parts of a step, called in order. moments: bytes by label at the peak of each; flops: operations of each.
+
+    z, t: outputs and targets, first of one chunk, then of the batch. They are attributes so that replaced tensors are
+    freed at once: a caller's variable would keep them alive, and memory would be counted too large.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        batch: Batch,
+        chunks: int,
+        precision: str,
+        tracker: MemoryTracker,
+        counter: FlopCounterMode,
+        sent: Traffic,
+    ) -> None:
+        self.method, self.batch, self.chunk, self.precision = method, batch, batch.chunks(chunks)[0], precision
+        self.tracker, self.counter, self.sent = tracker, counter, sent
+        self.z: Tensors = {}
+        self.t: Tensors = {}
+        self.kept = 0
+        self.moments: dict[str, Parts] = {}
+        self.flops: dict[str, int] = {}
+
+    def targets(self) -> None:
+        self._begin("outputs", "targets")
+        with torch.no_grad(), autocast(self.precision, "cpu"):
+            self.t = self.method.target(self.chunk.views)
+        self._count("targets")
+        self._end_moment("targets")
+
+    def forward(self) -> None:
+        self._begin("activations", "BatchNorm")
+        with autocast(self.precision, "cpu"):
+            self.z = self.method.embed(self.chunk.views)
+        self.kept = self.tracker.labelled["activations"]
+        self._count("forward")
+        self._end_moment("forward")
+
+    def loss_and_backward(self) -> None:
+        self._begin("loss and embeddings", "loss")
+        loss = self.method.loss(self.z, self.t, self.batch)
+        self._count("loss")
+        self._begin("activations", "BatchNorm")
+        loss.backward()
+        self._count("backward")
+        self._end_moment("backward")
+
+    def loss_and_backward_in_chunks(self) -> None:
+        """The loss of the whole batch and its gradient with respect to the embeddings; then the backward of one chunk,
+        as in trainer/step.py."""
+        samples, size = len(self.batch), len(self.chunk)
+        self._begin("loss and embeddings", "loss")
+        leaves = _whole(self.z, samples, leaf=True)
+        self.t = _whole(self.t, samples, leaf=False)
+        loss = self.method.loss(leaves, self.t, self.batch)
+        loss.backward()
+        self._count("loss")
+        self._end_moment("loss")
+        self._begin("activations", "BatchNorm")
+        gradients = {name: leaf.grad[:size] for name, leaf in leaves.items() if leaf.grad is not None}
+        products = [(x * gradients[name]).sum() for name, x in self.z.items() if name in gradients]
+        torch.stack(products).sum().backward()
+        self.z = leaves
+        self._count("backward")
+        self._end_moment("backward")
+
+    def update(self) -> None:
+        self._begin("outputs", "BatchNorm's running statistics")
+        batch_norm.commit(self.method)
+        self._begin("outputs", "memories")
+        self.method.update({name: x.detach() for name, x in self.z.items()}, self.t, self.batch, 0.5)
+
+    def _begin(self, label: str, purpose: str) -> None:
+        """label: of the memory allocated from here on; purpose: of the bytes sent from here on."""
+        self.tracker.label, self.sent.purpose = label, purpose
+
+    def _count(self, part: str) -> None:
+        """Takes the operations since the last call for those of this part."""
+        self.flops[part] = self.counter.get_total_flops() - sum(self.flops.values())
+
+    def _end_moment(self, name: str) -> None:
+        self.moments[name] = dict(self.tracker.at_peak)
+        self.tracker.restart()
 
 
 def _whole(x: Tensors, n: int, leaf: bool) -> dict[str, Tensor]:
-    """The outputs of all chunks, from one's; as leaves in fp32, as trainer.step has them."""
-    every = {name: torch.empty(n, *part.shape[1:], dtype=part.dtype) for name, part in x.items()}
+    """Outputs of the whole batch in the shapes of one chunk's; as leaves in fp32 as in trainer/step.py."""
+    whole = {name: torch.empty(n, *part.shape[1:], dtype=part.dtype) for name, part in x.items()}
     if not leaf:
-        return every
-    return {k: x.float().requires_grad_() if x.is_floating_point() else x for k, x in every.items()}
+        return whole
+    return {k: x.float().requires_grad_() if x.is_floating_point() else x for k, x in whole.items()}
 
 
-def _update(recipe: Recipe, method: Method, parameters: list[nn.Parameter]) -> tuple[tuple[int, ...], int, int]:
-    """Elements of the optimizer's groups, bytes of its state, and what its step takes for itself."""
+def _optimizer_memory(
+    recipe: Recipe, method: Method, parameters: list[nn.Parameter]
+) -> tuple[tuple[int, ...], int, int]:
+    """Elements of each of the optimizer's groups, bytes of its state, and bytes that its step allocates for itself."""
     for p in parameters:
         p.grad = torch.zeros_like(p)
-    optimizer = optimizers.build(recipe.optimizer, method, recipe.data.batch)
-    with Watch() as watch:
+    optimizer = optimizers.build_optimizer(recipe.optimizer, method, recipe.data.batch)
+    with MemoryTracker() as tracker:
         optimizer.step()
-        held = sum(
+        state = sum(
             x.numel() * x.element_size() for s in optimizer.state.values() for x in s.values() if isinstance(x, Tensor)
         )
     groups = tuple(sum(p.numel() for p in group["params"]) for group in optimizer.param_groups)
-    return groups, held, watch.peak - held
+    return groups, state, tracker.peak - state
 
 
 def _held(method: Method, teachers: list[Method], parameters: list[nn.Parameter]) -> dict[str, int]:
-    """What lives on a rank's device from step to step."""
+    """Bytes that live on a rank's device from step to step, by label."""
     trained = {id(p) for p in parameters}
     memories = {id(x) for m in method.modules() if isinstance(m, Memory) for x in m.buffers()}
-    followers = {id(x) for m in method.modules() if isinstance(m, MomentumEncoder) for x in _tensors(m)}
+    momentum_encoders = {id(x) for m in method.modules() if isinstance(m, MomentumEncoder) for x in _tensors(m)}
     held: dict[str, int] = {}
 
     def add(label: str, x: Tensor) -> None:
@@ -208,7 +255,7 @@ def _held(method: Method, teachers: list[Method], parameters: list[nn.Parameter]
             add("weights", x)
         elif id(x) in memories:
             add("queue or bank", x)
-        elif id(x) in followers:
+        elif id(x) in momentum_encoders:
             add("momentum encoder", x)
         else:
             add("frozen weights and statistics", x)

@@ -1,4 +1,5 @@
-"""Tensors without data on ranks that are not there: what a method does to shapes, and what it would send."""
+"""Fake tensors (shapes without data) and a fake process group of any size, to count what a method's step computes and
+sends."""
 
 import warnings
 from collections import Counter
@@ -16,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # registers t
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.trainer.costs.collective_time import Kind
 
 aten = torch.ops.aten
@@ -29,10 +30,11 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass
-class Sent:
-    """calls and whole: bytes that the calls' largest tensor has, summed; by purpose and kind."""
+class Traffic:
+    """The collectives of a step, by purpose and kind. calls: their number; whole: the bytes of each call's largest
+    tensor, summed over the calls."""
 
-    purpose: str = ""  # of what is sent from here on
+    purpose: str = ""  # of the collectives that are noted from here on
     calls: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     whole: Counter[tuple[str, Kind]] = field(default_factory=Counter)
 
@@ -42,10 +44,10 @@ class Sent:
 
 
 class _Shapes(TorchDispatchMode):
-    """Answers what only data could: a whole number that is read is 0, and a mask picks everything, so that nothing
-    is counted too small. Collectives are noted."""
+    """Supplies values where an operation needs data: an integer that is read is 0, and a mask selects everything, so
+    that no memory is counted too small. Notes collectives."""
 
-    def __init__(self, sent: Sent) -> None:
+    def __init__(self, sent: Traffic) -> None:
         super().__init__()
         self.sent = sent
 
@@ -58,17 +60,19 @@ class _Shapes(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 0  # optimizers divide by what follows from their steps
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-            args = (args[0], [_everything(where) for where in args[1]], *args[2:])
+            args = (args[0], [_all_rows(index) for index in args[1]], *args[2:])
         if kind := KINDS.get(func.name().split(".")[0]):
             tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
             size = max(x.numel() * x.element_size() for x in tensors)
-            if tensors[0].is_floating_point() or size > 8 * across.size():  # not refuse_unequal's question
+            if (
+                tensors[0].is_floating_point() or size > 8 * collectives.world_size()
+            ):  # else it is the comparison of sizes by refuse_unequal
                 self.sent.note(kind, size)
         return func(*args, **(kwargs or {}))
 
 
-def _everything(where: Tensor | None) -> Tensor | None:
-    return torch.arange(len(where)) if where is not None and where.dtype == torch.bool else where
+def _all_rows(index: Tensor | None) -> Tensor | None:
+    return torch.arange(len(index)) if index is not None and index.dtype == torch.bool else index
 
 
 class _Mode(FakeTensorMode):
@@ -77,10 +81,10 @@ class _Mode(FakeTensorMode):
 
 
 @contextmanager
-def pretended(ranks: int) -> Iterator[Sent]:
-    """Inside, every tensor has a shape and no data, and this process is rank 0 of `ranks`, the others of which answer
-    nothing. Yields what is sent. Outside of a process group alone."""
-    sent = Sent()
+def fake_ranks(ranks: int) -> Iterator[Traffic]:
+    """Makes all tensors of the context fake, and this process rank 0 of a fake process group of `ranks`. Yields the
+    traffic. To be called outside of any process group."""
+    sent = Traffic()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,7 +93,7 @@ def pretended(ranks: int) -> Iterator[Sent]:
                 _Mode(allow_fallback_kernels=False),
                 _Shapes(sent),
                 patch.object(FakeTensor, "__deepcopy__", _copied, create=True),
-                patch.object(across, "exchange", _exchange(sent)),
+                patch.object(collectives, "exchange", _exchange(sent)),
             ):
                 yield sent
         finally:
@@ -97,14 +101,14 @@ def pretended(ranks: int) -> Iterator[Sent]:
 
 
 def _copied(x: Tensor, memo: dict[int, Any]) -> Tensor:
-    """torch's own copies by address, and there is none."""
+    """Replaces Tensor.__deepcopy__, which copies by the storage's address: a fake tensor has none."""
     copy = x.detach().clone()
     memo[id(x)] = nn.Parameter(copy, x.requires_grad) if isinstance(x, nn.Parameter) else copy
     return memo[id(x)]
 
 
-def _exchange(sent: Sent) -> Callable[[Tensor, Tensor], Tensor]:
-    """across.exchange, whose lists of who gets how much are data."""
+def _exchange(sent: Traffic) -> Callable[[Tensor, Tensor], Tensor]:
+    """A replacement for collectives.exchange, which needs data to know how many rows each rank gets."""
 
     def exchange(x: Tensor, order: Tensor) -> Tensor:
         sent.note("all_to_all", x.numel() * x.element_size())

@@ -1,5 +1,4 @@
-"""What a plan takes for granted about machines: data sheets, published rates, and assumptions, each with its source.
-Loads no torch."""
+"""The machines of a plan: data sheets, published rates and assumptions, each with its source. Loads no torch."""
 
 import json
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Machine:
-    """Of one GPU. memory: bytes; bandwidth: of that memory; inside, between: of a GPU's link to the others of its node,
-    and to other nodes, one way; all in bytes per second. None: not known beforehand."""
+    """A kind of GPU and its links. memory: bytes of one GPU; bandwidth: of that memory; inside, between: of a GPU's
+    link to the other GPUs of its node and to other nodes, one way; all three in bytes per second. None: not known
+    beforehand. usual: the machine that these numbers describe."""
 
     name: str
     memory: int | None
@@ -48,19 +48,17 @@ MACHINES = dict(
 # ResNet-50 at 224 pixels, forward and backward, takes 24.3 GFLOP an image (counted by the same pass as a plan's), of
 # which an A100 of 2.039 TB/s trains 2,470 a second in 16 bits and 938 in TF32: NVIDIA's DeepLearningExamples,
 # PyTorch/Classification/ConvNets/resnet50v1.5. The same pages have 1,156 in 16 bits and 356 in fp32 for a V100 of
-# 0.9 TB/s: 31.2 and 9.6 operations a byte. So what binds these networks is taken to be memory's bandwidth.
+# 0.9 TB/s: 31.2 and 9.6 operations a byte. So memory's bandwidth is taken to be the limit of these networks.
 FLOP_PER_BYTE = {"bf16": 29.4, "fp16": 29.4, "fp32": 11.2}
 
-LINK_SHARE = 0.8  # of a link's data sheet that a large collective gets: 235 of an A100's 300 GB/s, measured by others
-# Seconds from a rank to the next. In a node: an all-reduce of 32 KiB over eight H200 takes 18 µs, 14 hops. Between
-# nodes: NCCL's own constant for trees; one over four nodes of eight B200 has been measured at 18 µs a hop.
+LINK_SHARE = 0.8  # of a link's rate in the data sheet, for a large collective: 235 of an A100's 300 GB/s, by others
+# Seconds of a hop from a rank to the next. In a node: an all-reduce of 32 KiB over eight H200 takes 18 µs, 14 hops.
+# Between nodes: NCCL's own constant for trees; one over four nodes of eight B200 has been measured at 18 µs a hop.
 HOPS = 1.3e-6, 5e-6
-RESERVED = 2 * GIB  # of a GPU, for CUDA, NCCL and cuDNN; an assumption
-FRAGMENTS = 0.05  # of a GPU's memory that its allocator cannot give out; an assumption
-VIEWS_PER_CORE = {
-    "cuda": 4352.0,
-    "cpu": 2283.0,
-}  # a second, of 224 pixels from 256-pixel JPEGs; measured, see README.md
+RESERVED = 2 * GIB  # of a GPU's memory, for CUDA, NCCL and cuDNN; an assumption
+FRAGMENTS = 0.05  # share of a GPU's memory that its allocator cannot use; an assumption
+# Views a second of one core, of 224 pixels from 256-pixel JPEGs; measured, see README.md.
+VIEWS_PER_CORE = {"cuda": 4352.0, "cpu": 2283.0}
 
 ASSUMED = (
     f"compute: {FLOP_PER_BYTE['bf16']} (16 bits) or {FLOP_PER_BYTE['fp32']} (fp32) operations per byte of the GPU's "
@@ -74,7 +72,7 @@ ASSUMED = (
 
 
 class Measured(BaseModel):
-    """What `kilobatch bench --json FILE` found, in a plan's place of what is assumed. Rates a second."""
+    """Rates a second that `kilobatch bench --json FILE` has measured; a plan uses them instead of the assumed ones."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -85,20 +83,15 @@ class Measured(BaseModel):
     latency: Annotated[float, Field(gt=0, description="seconds from a rank to the next")] | None = None
 
 
-def words(size: int) -> str:
-    """Bytes, for people."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
-
-
-def machine(name: str) -> Machine:
-    """Raises Refusal for an unknown name."""
+def find_machine(name: str) -> Machine:
+    """The machine of this name. Raises Refusal for an unknown one."""
     if name not in MACHINES:
         raise Refusal(f"--gpu is '{name}'{did_you_mean(name, MACHINES)}")
     return MACHINES[name]
 
 
-def measured(file: Path) -> Measured:
-    """Raises Refusal for a file that `kilobatch bench --json` has not written."""
+def read_measured(file: Path) -> Measured:
+    """Reads the rates in a file. Raises Refusal for a file that `kilobatch bench --json` has not written."""
     try:
         return Measured.model_validate(json.loads(file.read_text())["rates"])
     except OSError as error:

@@ -1,24 +1,26 @@
-"""`kilobatch plan`: what a run will hold, send and take on machines that need not be there. Takes no memory itself.
+"""Plans a run: the memory, traffic and time that it will need on machines that need not be there. Takes no memory.
 
-What imports torch stands in the functions that need it, so that a bad recipe is refused before it is loaded.
+Modules that import torch are imported in the functions that need them, so that a bad recipe is refused before that.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from kilobatch.data.errors import Refusal
+from kilobatch.data.files import describe_bytes
 from kilobatch.data.loading.labels import count_labelled
-from kilobatch.data.sources.specs import count
-from kilobatch.launch.planning import machines as planning_machines
-from kilobatch.launch.planning.fit import Fit, Fitting, ways_out
+from kilobatch.data.sources.specs import count_images
+from kilobatch.launch.planning import machines
+from kilobatch.launch.planning.fit import Fit, FitSearch, ways_out
 from kilobatch.launch.planning.machines import Machine, Measured
-from kilobatch.launch.planning.step_time import Time, time
+from kilobatch.launch.planning.step_time import Time, estimate_time
 from kilobatch.launch.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Plan:
-    """steps: from the recipe's start to its end; stages: bytes of optimizer and ZeRO, and the total, by ZeRO stage."""
+    """The plan of a run. steps: of the whole training; stages: bytes of optimizer and ZeRO, and of all memory, by ZeRO
+    stage; measured: the rates that took the place of assumed ones."""
 
     recipe: Recipe
     machine: Machine
@@ -54,13 +56,13 @@ class Plan:
             "steps": self.steps,
             "days": None if seconds is None else seconds / 86_400,
             "gpu_hours": None if seconds is None else seconds / 3600 * ranks,
-            "assumed": list(planning_machines.ASSUMED),
+            "assumed": list(machines.ASSUMED),
             "measured": None if self.measured is None else self.measured.model_dump(),
         }
 
 
 def make_plan(
-    chosen: Recipe,
+    recipe: Recipe,
     machine: Machine,
     nodes: int,
     gpus: int,
@@ -69,43 +71,47 @@ def make_plan(
     cores: int | None,
     rates: Measured | None,
 ) -> Plan:
-    fitting = Fitting(chosen, machine, images, classes)
-    fit = fitting.best(chosen, nodes * gpus)
+    """Plans a run on nodes with so many GPUs each. cores: of a node; None: not known. rates: measured ones.
+
+    Raises Refusal for a run that does not fit, with the smallest change with which it does.
+    """
+    search = FitSearch(recipe, machine, images, classes)
+    fit = search.best(recipe, nodes * gpus)
     if fit.memory.total > fit.limit:
-        way_out = ways_out(fitting, chosen, nodes, gpus)
-        raise Refusal(f"{fit.words()}, and {machine.name} has {planning_machines.words(fit.limit)}; {way_out}")
-    step = fitting.step(fit.layout)
-    stages = {zero: fitting.stage(fit, zero) for zero in (0, 1, 2)}
-    took = time(chosen, step, fit.layout, fit.keep, nodes, machine, rates, cores)
-    steps = chosen.schedule.epochs * (images // chosen.data.batch)
-    return Plan(chosen, machine, nodes, fit, stages, took, steps, rates)
+        way_out = ways_out(search, recipe, nodes, gpus)
+        raise Refusal(f"{fit.describe()}, and {machine.name} has {describe_bytes(fit.limit)}; {way_out}")
+    step = search.step(fit.layout)
+    stages = {zero: search.stage(fit, zero) for zero in (0, 1, 2)}
+    step_time = estimate_time(recipe, step, fit.layout, fit.keep, nodes, machine, rates, cores)
+    steps = recipe.schedule.epochs * (images // recipe.data.batch)
+    return Plan(recipe, machine, nodes, fit, stages, step_time, steps, rates)
 
 
-def has_images(chosen: Recipe) -> bool:
+def has_images(recipe: Recipe) -> bool:
     """Whether the training images are on this machine."""
     try:
-        return count(chosen.data.train, "train") > 0
+        return count_images(recipe.data.train, "train") > 0
     except Refusal:
         return False
 
 
-def images_per_epoch(chosen: Recipe, images: int | None) -> int:
-    """Images of an epoch."""
-    labels = chosen.data.labels
+def images_per_epoch(recipe: Recipe, images: int | None) -> int:
+    """The images that an epoch trains on. images: of data.train; None: they are counted."""
+    labels = recipe.data.labels
     if images is None:
-        images = count(chosen.data.train, "train")
-        if not labels.all and chosen.data.unlabelled == "drop":
-            return count_labelled(chosen.data.train, labels)
+        images = count_images(recipe.data.train, "train")
+        if not labels.all and recipe.data.unlabelled == "drop":
+            return count_labelled(recipe.data.train, labels)
         return images
-    if chosen.data.unlabelled == "drop" and not labels.all:
+    if recipe.data.unlabelled == "drop" and not labels.all:
         return max(1, round(labels.share * images))
     return images
 
 
 def free_memory() -> int:
-    """Bytes that are free here."""
+    """Bytes of memory that are free on this machine."""
     import torch
 
-    from kilobatch.trainer.costs.memory_probe import free
+    from kilobatch.trainer.costs import memory_probe
 
-    return free(torch.device("cpu"), 1)
+    return memory_probe.free_memory(torch.device("cpu"), 1)

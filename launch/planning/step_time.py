@@ -1,4 +1,4 @@
-"""Seconds of a step: compute, communication, loader; and what each collective sends. Loads no torch."""
+"""Estimates the seconds of a step (compute, communication, loader) and the bytes of its collectives. Loads no torch."""
 
 import math
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 from kilobatch.launch.planning.machines import FLOP_PER_BYTE, HOPS, LINK_SHARE, VIEWS_PER_CORE, Machine, Measured
 from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.trainer.costs import collective_time as traffic
+from kilobatch.trainer.costs import collective_time
 from kilobatch.trainer.costs.collective_time import Kind, Link
 from kilobatch.trainer.costs.zero_memory import ALL_REDUCE, BUCKET, FP32
 
 if TYPE_CHECKING:
-    from kilobatch.launch.planning.fake_step import Layout, Step
+    from kilobatch.launch.planning.fake_step import Step, StepLayout
 
 PURPOSES = {"targets": "targets", "BatchNorm": "BatchNorm's statistics", "loss": "embeddings and sums"}
 
 
 @dataclass(frozen=True)
 class Collective:
-    """sent: bytes that one rank sends in a step; seconds: None where no rate is known."""
+    """A collective's calls in a step. sent: bytes that one rank sends; seconds: None where no rate is known."""
 
     purpose: str
     kind: str
@@ -30,7 +30,8 @@ class Collective:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of a step; None: not known. cores: of a node that the loader keeps busy; sent: by collective."""
+    """Seconds of a step and of its parts; None: not known. cores: of a node, which the loader keeps busy; flops: of a
+    rank."""
 
     compute: float | None
     communication: float | None
@@ -42,7 +43,7 @@ class Time:
 
     @property
     def binds(self) -> str | None:
-        """What a step waits for most."""
+        """The part that a step waits for most: loader, compute or communication."""
         known = {"compute": self.compute, "communication": self.communication, "loader": self.loader}
         if self.compute is None or self.communication is None:
             return None
@@ -51,27 +52,28 @@ class Time:
         return max(("compute", "communication"), key=lambda name: known[name] or 0)
 
 
-def time(
+def estimate_time(
     recipe: Recipe,
     step: "Step",
-    layout: "Layout",
+    layout: "StepLayout",
     keep: int,
     nodes: int,
     machine: Machine,
     measured: Measured | None,
     cores: int | None,
 ) -> Time:
-    """cores: of a node, where they are known: then the loader's time counts, else what it needs is said alone."""
+    """Estimates the time of a step. cores: of a node; None: not known, so that the loader's time is left out, and only
+    the number of cores that it needs is given."""
     collectives = list(_collectives(recipe, step, layout, nodes, machine, measured))
     flops = step.flops(layout, keep)
     rate = measured.flops if measured else None
     if rate is None and machine.bandwidth is not None:
         rate = FLOP_PER_BYTE[recipe.engine.precision] * machine.bandwidth
     compute = flops / rate if rate else None
-    seconds = [one.seconds for one in collectives]
+    seconds = [collective.seconds for collective in collectives]
     communication = None if None in seconds else sum(s for s in seconds if s is not None)
-    own = measured.views if measured else VIEWS_PER_CORE["cpu" if machine.bandwidth is None else "cuda"]
-    work = layout.samples * layout.ranks / nodes * recipe.data.views.count / own  # core-seconds of a node
+    rate_per_core = measured.views if measured else VIEWS_PER_CORE["cpu" if machine.bandwidth is None else "cuda"]
+    work = layout.samples * layout.ranks / nodes * recipe.data.views.count / rate_per_core  # core-seconds of a node
     loader = work / cores if cores else None
     if compute is None or communication is None:
         return Time(compute, communication, loader, None, None, flops, collectives)
@@ -80,37 +82,39 @@ def time(
 
 
 def _collectives(
-    recipe: Recipe, step: "Step", layout: "Layout", nodes: int, machine: Machine, measured: Measured | None
+    recipe: Recipe, step: "Step", layout: "StepLayout", nodes: int, machine: Machine, measured: Measured | None
 ) -> Iterator[Collective]:
-    """What the method sends in a step, and what the engine does."""
+    """Yields the collectives of a step: the method's, then the engine's."""
     ranks, zero = layout.ranks, recipe.engine.zero
     if ranks == 1:
         return
     link = _link(machine, ranks // nodes, nodes, measured)
 
-    def one(purpose: str, kind: Kind, calls: int, whole: float) -> Collective:
-        took = calls * traffic.seconds(kind, round(whole / calls), ranks, link) if link else None
-        return Collective(purpose, kind.replace("_", "-"), calls, round(traffic.sent(kind, round(whole), ranks)), took)
+    def collective(purpose: str, kind: Kind, calls: int, whole: float) -> Collective:
+        duration = calls * collective_time.seconds(kind, round(whole / calls), ranks, link) if link else None
+        return Collective(
+            purpose, kind.replace("_", "-"), calls, round(collective_time.sent(kind, round(whole), ranks)), duration
+        )
 
     for (purpose, kind), calls in step.sent.calls.items():
-        # The step that was looked at computed one chunk.
+        # The fake step computed one chunk.
         times = layout.chunks if purpose in ("targets", "BatchNorm") else 1
-        yield one(PURPOSES.get(purpose, purpose), kind, times * calls, times * step.sent.whole[purpose, kind])
+        yield collective(PURPOSES.get(purpose, purpose), kind, times * calls, times * step.sent.whole[purpose, kind])
     gradients = FP32 * step.trained
     if zero == 0:
-        yield one("gradients", "all_reduce", math.ceil(step.trained / ALL_REDUCE), gradients)
+        yield collective("gradients", "all_reduce", math.ceil(step.trained / ALL_REDUCE), gradients)
     else:
         # DeepSpeed averages buckets of all ranks' parts by all-reduce; at stage 2 after each backward.
         times = layout.chunks if zero == 2 else 1
-        yield one("gradients", "all_reduce", times * math.ceil(step.trained / BUCKET), times * gradients)
-        yield one("weights after the update", "all_gather", len(step.groups), gradients)
+        yield collective("gradients", "all_reduce", times * math.ceil(step.trained / BUCKET), times * gradients)
+        yield collective("weights after the update", "all_gather", len(step.groups), gradients)
         if recipe.optimizer.name == "lars":
-            yield one("LARS's norms", "all_reduce", 1, 2 * FP32 * step.tensors)
-    yield one("finite, stop, checkpoint", "all_reduce", 1, 8 * (2 * ranks + 2))
+            yield collective("LARS's norms", "all_reduce", 1, 2 * FP32 * step.tensors)
+    yield collective("finite, stop, checkpoint", "all_reduce", 1, 8 * (2 * ranks + 2))
 
 
 def _link(machine: Machine, node: int, nodes: int, measured: Measured | None) -> Link | None:
-    """How ranks reach each other; None where that is not known."""
+    """The link between ranks; None where its rates are not known."""
     if measured and measured.link and measured.latency and nodes == 1:
         return Link("measured", node, measured.link, measured.latency, measured.link, measured.latency)
     if machine.inside is None or machine.between is None:

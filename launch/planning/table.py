@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""Prints a plan on the terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,7 +7,7 @@ from kilobatch.launch.planning.machines import ASSUMED, GIB
 from kilobatch.launch.planning.plan import Plan
 
 
-def show(plan: Plan) -> None:
+def print_plan(plan: Plan) -> None:
     console = Console()
     console.print(_memory(plan), _stages(plan), _sent(plan), sep="\n")
     console.print("\n".join(_time(plan)))
@@ -38,8 +38,8 @@ def _stages(plan: Plan) -> Table:
     table.add_column("optimizer and ZeRO, GiB", justify="right")
     table.add_column("in all, GiB", justify="right")
     for zero, (own, total) in plan.stages.items():
-        here = " (this recipe)" if zero == plan.fit.zero else ""
-        table.add_row(f"{zero}{here}", f"{own / GIB:.3f}", f"{total / GIB:.3f}")
+        note = " (this recipe)" if zero == plan.fit.zero else ""
+        table.add_row(f"{zero}{note}", f"{own / GIB:.3f}", f"{total / GIB:.3f}")
     return table
 
 
@@ -47,9 +47,10 @@ def _sent(plan: Plan) -> Table:
     table = Table("collective", "", title="sent by a rank in a step", title_justify="left")
     for column in ("calls", "MB", "ms"):
         table.add_column(column, justify="right")
-    for one in plan.time.collectives:
-        ms = "" if one.seconds is None else f"{one.seconds * 1e3:.2f}"
-        table.add_row(one.purpose, one.kind, f"{one.calls}", f"{one.sent / 1e6:,.2f}", ms)
+    for collective in plan.time.collectives:
+        ms = "" if collective.seconds is None else f"{collective.seconds * 1e3:.2f}"
+        megabytes = f"{collective.sent / 1e6:,.2f}"
+        table.add_row(collective.purpose, collective.kind, f"{collective.calls}", megabytes, ms)
     if not plan.time.collectives:
         table.add_row("nothing: there is one rank", "", "", "", "")
     return table

@@ -1,1 +1,1 @@
-"""The worker processes of one machine: started, supervised, ended."""
+"""Starts, supervises and ends the worker processes of one machine."""

@@ -1,4 +1,4 @@
-"""What the agents of a run tell each other, in one order that all of them see, and what it comes to."""
+"""The events that the agents of a run share, in one order on every node, and the outcome that follows from them."""
 
 import signal
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from kilobatch.launch.processes.exit_status import REFUSED, Ending, in_words
+from kilobatch.launch.processes.exit_status import REFUSED, RunOutcome, describe_exit
 
 LAST_LINES = 20
-STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2)  # exit codes of a worker that did not listen yet
-# What a worker writes that has lost another: it is not the first to have failed.
+STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2)  # exit codes of a worker that had no handlers yet
+# Parts of the last lines of a worker that lost the connection to another one, which had failed before.
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset",
@@ -23,8 +23,8 @@ LOST_PEER = (
 
 
 @dataclass(frozen=True)
-class Came:
-    """A node's agent has come to the meeting."""
+class AgentJoined:
+    """A node's agent has connected to node 0."""
 
     node: int
     host: str
@@ -32,16 +32,16 @@ class Came:
 
 
 @dataclass(frozen=True)
-class Together:
-    """All have. outward: node 0's address among machines, empty where there is only one."""
+class AllJoined:
+    """The agents of all nodes have joined. address: of node 0, for other machines; "" where there is only one."""
 
-    outward: str
+    address: str
     kind: Literal["together"] = "together"
 
 
 @dataclass(frozen=True)
-class Stop:
-    """The workers are to save and leave; level 2: to be killed. by: what asked, and where."""
+class StopRequested:
+    """A request to stop: at level 1 the workers save and exit, at level 2 they are killed. by: its origin, in words."""
 
     level: int
     by: str
@@ -49,8 +49,8 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A worker, or (rank None) an agent, ended in its own way."""
+class WorkerFailed:
+    """A worker, or (rank None) an agent, has ended with an error. code: exit code, or minus the signal's number."""
 
     rank: int | None
     host: str
@@ -60,8 +60,11 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Left:
-    """A worker was asked to stop while it did not listen yet, and has ended: the others would wait for it for good."""
+class StoppedEarly:
+    """A worker got the stop signal before it had installed its handlers, and died of it.
+
+    The other ranks would wait for it for ever, so all workers are ended.
+    """
 
     rank: int
     kind: Literal["left"] = "left"
@@ -69,7 +72,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Stalled:
-    """No worker of a node gave a sign of life for so many minutes."""
+    """No worker of a node has sent a heartbeat for so many minutes."""
 
     host: str
     minutes: float
@@ -77,8 +80,8 @@ class Stalled:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A node's agent is gone."""
+class AgentLost:
+    """The connection to a node's agent is lost."""
 
     node: int
     host: str
@@ -87,8 +90,9 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """How far a worker that hangs had come, and where it hangs. answered: it could still write its stacks."""
+class HungWorker:
+    """A worker that hangs. pace: how far it had come (see Worker); answered: it could still write its stacks; lines: of
+    these stacks, where it hangs."""
 
     rank: int
     host: str
@@ -98,96 +102,101 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The workers of a node are all gone. stopped: some of them because they were asked to."""
+class NodeDone:
+    """All workers of a node have ended. stopped: some of them because they were asked to."""
 
     node: int
     stopped: bool
-    hung: list[Reached]
+    hung: list[HungWorker]
     kind: Literal["done"] = "done"
 
 
 @dataclass(frozen=True)
-class Over:
-    """Node 0's last word."""
+class RunEnded:
+    """The outcome of the run, decided by node 0; its last event."""
 
-    ending: Ending
+    outcome: RunOutcome
     kind: Literal["over"] = "over"
 
 
-News = Came | Together | Stop | Failed | Left | Stalled | Lost | Done | Over
-Trouble = Failed | Left | Stalled | Lost  # whatever ends all workers
-_reader: TypeAdapter[News] = TypeAdapter(Annotated[News, Field(discriminator="kind")])
+Event = (
+    AgentJoined | AllJoined | StopRequested | WorkerFailed | StoppedEarly | Stalled | AgentLost | NodeDone | RunEnded
+)
+Failure = WorkerFailed | StoppedEarly | Stalled | AgentLost  # the events after which all workers are ended
+_reader: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
-def to_line(news: News) -> bytes:
-    return _reader.dump_json(news) + b"\n"
+def to_line(event: Event) -> bytes:
+    return _reader.dump_json(event) + b"\n"
 
 
-def from_line(line: bytes) -> News:
+def from_line(line: bytes) -> Event:
     return _reader.validate_json(line)
 
 
-def ending(news: Sequence[News]) -> Ending:
-    """What a run's news come to, once every node is done or lost.
+def run_outcome(events: Sequence[Event]) -> RunOutcome:
+    """The verdict on a run, once every node is done or lost. The first that applies:
 
-    A refusal goes first (that of the lowest rank: all may have met it), then a death by a signal, then an exit that
-    nobody else's death explains, then a lost node; the earliest of each.
+    a worker that refused (the lowest rank's message, as all may have met the same error); a worker killed by a signal;
+    an exit code that no other death explains; a lost node; a stall; a stop that was asked for; a worker that died
+    because another had; finished. Of several of a kind the earliest counts.
     """
-    stop = next((one for one in news if isinstance(one, Stop)), None)
-    by_request = [one for one in news if isinstance(one, Left)]
-    failures: list[Failed] = []
-    for one in news:
-        if isinstance(one, Failed) and not (stop and one.code in STOPS):
-            failures.append(one)
-        elif isinstance(one, Failed) and one.rank is not None:  # by the scheduler, before its agent knew
-            by_request.append(Left(one.rank))
-    failures.sort(key=lambda failed: (_blame(failed), (failed.rank or 0) if failed.code == REFUSED else 0))
-    lost = next((one for one in news if isinstance(one, Lost)), None)
-    if failures and _blame(failures[0]) < 3:
+    stop = next((event for event in events if isinstance(event, StopRequested)), None)
+    by_request = [event for event in events if isinstance(event, StoppedEarly)]
+    failures: list[WorkerFailed] = []
+    for event in events:
+        if isinstance(event, WorkerFailed) and not (stop and event.code in STOPS):
+            failures.append(event)
+        elif isinstance(event, WorkerFailed) and event.rank is not None:
+            # The scheduler signalled this worker before the agent knew of the stop.
+            by_request.append(StoppedEarly(event.rank))
+    failures.sort(key=lambda failed: (_severity(failed), (failed.rank or 0) if failed.code == REFUSED else 0))
+    lost = next((event for event in events if isinstance(event, AgentLost)), None)
+    if failures and _severity(failures[0]) < 3:
         return _failed(failures[0])
     if lost:
-        return Ending("lost", None, lost.host, lost.how)
-    stalled = next((one for one in news if isinstance(one, Stalled)), None)
+        return RunOutcome("lost", None, lost.host, lost.how)
+    stalled = next((event for event in events if isinstance(event, Stalled)), None)
     if stalled and not failures:
-        return _stalled(stalled, [one for done in news if isinstance(done, Done) for one in done.hung])
-    if by_request or any(isinstance(one, Done) and one.stopped for one in news):
-        return Ending("interrupted", how=stop.by if stop else "the workers were asked to stop")
-    return _failed(failures[0]) if failures else Ending("finished")
+        return _stalled(stalled, [worker for done in events if isinstance(done, NodeDone) for worker in done.hung])
+    if by_request or any(isinstance(event, NodeDone) and event.stopped for event in events):
+        return RunOutcome("interrupted", how=stop.by if stop else "the workers were asked to stop")
+    return _failed(failures[0]) if failures else RunOutcome("finished")
 
 
-def _blame(failed: Failed) -> int:
+def _severity(failed: WorkerFailed) -> int:
+    """0 to 3: the smaller, the more likely this is the first failure, which the others followed from."""
     lost_peer = any(sign in line for line in failed.lines[-LAST_LINES:] for sign in LOST_PEER)
     if failed.code == REFUSED:
         return 0
-    if failed.code < 0 and not (lost_peer and failed.code == -signal.SIGABRT):  # libraries abort for a lost peer, too
+    if failed.code < 0 and not (lost_peer and failed.code == -signal.SIGABRT):  # libraries abort after a lost peer, too
         return 1
     return 3 if lost_peer else 2
 
 
-def _failed(failed: Failed) -> Ending:
+def _failed(failed: WorkerFailed) -> RunOutcome:
     if failed.code == REFUSED:
-        return Ending("refused", failed.rank, failed.host, "refused", _last_message(failed.lines))
-    return Ending("failed", failed.rank, failed.host, in_words(failed.code), failed.lines[-LAST_LINES:])
+        return RunOutcome("refused", failed.rank, failed.host, "refused", _last_message(failed.lines))
+    return RunOutcome("failed", failed.rank, failed.host, describe_exit(failed.code), failed.lines[-LAST_LINES:])
 
 
 def _last_message(lines: list[str]) -> list[str]:
-    """It may be of several lines, the first of which begins with our name."""
+    """The last message of a worker that refused: its first line begins with "kilobatch: ", others may follow."""
     starts = [i for i, line in enumerate(lines) if line.startswith("kilobatch: ")]
     return lines[starts[-1] :] if starts else lines[-1:]
 
 
-def _stalled(stalled: Stalled, hung: list[Reached]) -> Ending:
-    """Names the workers for which the others wait: those that cannot even write their stacks, or else that came the
-    least far. Where all are alike, nobody is named."""
+def _stalled(stalled: Stalled, hung: list[HungWorker]) -> RunOutcome:
+    """The outcome of a stall. Names the workers for which the others wait: those that could not write their stacks, or
+    else those that came the least far; nobody where all are alike."""
     how = f"no sign of life for {stalled.minutes:g} minutes"
     if not hung:
-        return Ending("stalled", None, stalled.host, how)
+        return RunOutcome("stalled", None, stalled.host, how)
     hung = sorted(hung, key=lambda worker: worker.rank)
-    deaf = [worker for worker in hung if not worker.answered]
+    unresponsive = [worker for worker in hung if not worker.answered]
     behind = [worker for worker in hung if worker.pace == min(worker.pace for worker in hung)]
-    for named, why in ((deaf, "stopped, or stuck in the kernel: no stacks written"), (behind, "the least far")):
+    for named, why in ((unresponsive, "stopped, or stuck in the kernel: no stacks written"), (behind, "the least far")):
         if 0 < len(named) < len(hung):
             ranks = f"rank{'s' * (len(named) > 1)} {', '.join(str(worker.rank) for worker in named)}"
-            return Ending("stalled", named[0].rank, named[0].host, f"{how}; {ranks}: {why}", named[0].lines)
-    return Ending("stalled", None, stalled.host, f"{how}; all ranks came as far", hung[0].lines)
+            return RunOutcome("stalled", named[0].rank, named[0].host, f"{how}; {ranks}: {why}", named[0].lines)
+    return RunOutcome("stalled", None, stalled.host, f"{how}; all ranks came as far", hung[0].lines)

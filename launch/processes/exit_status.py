@@ -1,4 +1,4 @@
-"""How a run's workers ended, and the exit codes by which a worker says so itself."""
+"""The outcome of a run, the exit codes of workers, and their description in words."""
 
 import os
 import signal
@@ -9,26 +9,26 @@ from typing import Literal
 INTERRUPTED = 75  # the exit code of a worker that was asked to stop, has saved, and left (sysexits' EX_TEMPFAIL)
 REFUSED = 2  # the exit code of a worker that met a refusal and has printed it
 
-Kind = Literal["finished", "interrupted", "refused", "failed", "stalled", "lost"]
+OutcomeKind = Literal["finished", "interrupted", "refused", "failed", "stalled", "lost"]
 
 
 @dataclass(frozen=True)
-class Ending:
-    """kind: interrupted: asked to stop, and did; lost: a node's agent went silent.
+class RunOutcome:
+    """The end of a run. kind: interrupted: it stopped on request; lost: the connection to a node's agent broke.
 
-    rank, host: of the first to fail, where there is one; how: in a line of plain words; lines: the last it wrote, or
-    the whole message of a refusal.
+    rank, host: of the first worker to fail, where there is one; how: a description of one line; lines: the last that
+    this worker wrote, or the whole message of a refusal.
     """
 
-    kind: Kind
+    kind: OutcomeKind
     rank: int | None = None
     host: str = ""
     how: str = ""
     lines: list[str] = field(default_factory=list)
 
 
-def in_words(code: int) -> str:
-    """How a process with this exit code (negative: a signal's number) ended."""
+def describe_exit(code: int) -> str:
+    """Describes in words how a process with this exit code (negative: a signal's number) ended."""
     if code >= 0:
         return f"exit code {code}"
     how = f"ended by {signal.Signals(-code).name}"
@@ -36,5 +36,5 @@ def in_words(code: int) -> str:
 
 
 def this_host() -> str:
-    """This machine's name as its users know it: SLURM's, where there is one."""
+    """This machine's name: the one that SLURM uses, where SLURM runs this process, else the host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -1,4 +1,4 @@
-"""What a worker writes: as timed lines in its log, the last of them kept, rank 0's on this terminal as well."""
+"""Forwards a worker's output: as lines with their times to its log, and rank 0's to this terminal as well."""
 
 import errno
 import os
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>78]")
-KEPT = 200  # lines: the longest message of a failing worker
+KEPT_LINES = 200  # of each worker's last output: the longest message of a failing worker
 
 
-class Output:
-    """A pipe whose reading end is here.
+class WorkerOutput:
+    """A pipe that a worker writes to and this process reads.
 
-    log: gets whole lines, without colours and with the last state of each line only, each after the time at which it
-    came, in UTC: `2026-11-22T07:50:01.123Z step 7`. shown: our own output gets every byte as well, and where that is a
-    terminal the worker has one, too, so that a progress bar shows.
+    log: gets whole lines, each after the time at which it came, in UTC: `2026-11-22T07:50:01.123Z step 7`; without
+    colours, and only the last state of a line that was overwritten. shown: every byte goes to our own output as well;
+    where that is a terminal, the pipe is a pseudo-terminal, so that the worker shows a progress bar.
     """
 
     def __init__(self, log: Path, *, shown: bool) -> None:
-        self.lines: deque[str] = deque(maxlen=KEPT)  # the last, without their times
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)  # the last ones, without their times
         self._shown = shown
         self._line = b""
         self._log: BinaryIO = log.open("ab", buffering=0)
@@ -40,43 +40,44 @@ class Output:
     def fileno(self) -> int:
         return self._ours
 
-    def opened(self) -> None:
-        """The worker has its end: ours of that goes, or the pipe would never end."""
+    def close_workers_end(self) -> None:
+        """Closes this process's copy of the worker's end, once the worker has it: else the pipe would never end."""
         if self.workers_end >= 0:
             os.close(self.workers_end)
             self.workers_end = -1
 
     def forward(self) -> bool:
-        """Passes on what has come. False once there will be no more."""
+        """Forwards what the worker has written. False once there will be no more."""
         try:
             data = os.read(self._ours, 1 << 16)
         except BlockingIOError:
             return True
-        except OSError:  # EIO: how a pseudo-terminal says that the other end is closed
+        except OSError:  # EIO: a pseudo-terminal whose other end is closed
             return False
         if self._shown:
-            with _unheard(sys.stdout):
+            with _ignoring_closed_terminal(sys.stdout):
                 sys.stdout.buffer.write(data)
                 sys.stdout.flush()
         *lines, self._line = (self._line + data).split(b"\n")
-        self._keep(lines)
-        if len(self._line) > 1 << 16:  # a bar overwrites its line for hours and never ends it
+        self._log_lines(lines)
+        if len(self._line) > 1 << 16:  # a progress bar overwrites its line for hours without ending it
             self._line = self._line[self._line.rfind(b"\r", 0, -1) + 1 :]
         return bool(data)
 
     def drain(self) -> None:
-        """Passes on all that has been written so far; a process that a worker left behind may hold the pipe open."""
+        """Forwards all that has been written so far. It does not wait for the pipe's end: a process that a worker left
+        behind may hold the pipe open."""
         while select.select([self._ours], [], [], 0)[0] and self.forward():
             pass
 
     def close(self) -> None:
-        self.opened()
+        self.close_workers_end()
         os.close(self._ours)
         if self._line:
-            self._keep([self._line])
+            self._log_lines([self._line])
         self._log.close()
 
-    def _keep(self, lines: list[bytes]) -> None:
+    def _log_lines(self, lines: list[bytes]) -> None:
         if not lines:
             return
         plain = [_plain(line) for line in lines]
@@ -86,14 +87,14 @@ class Output:
 
 
 def tell(message: str) -> None:
-    """Prints on stderr, if anyone is left to read it."""
-    with _unheard(sys.stderr):
+    """Prints on stderr; does nothing where the terminal or pipe behind it is closed."""
+    with _ignoring_closed_terminal(sys.stderr):
         print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _unheard(stream: TextIO) -> Iterator[None]:
-    """A closed terminal or pipe ends no run: from then on, what is written to `stream` goes nowhere."""
+def _ignoring_closed_terminal(stream: TextIO) -> Iterator[None]:
+    """Sends what is written to `stream` nowhere once its terminal or pipe is closed, so that this ends no run."""
     try:
         yield
     except OSError as error:
@@ -104,4 +105,5 @@ def _unheard(stream: TextIO) -> Iterator[None]:
 
 
 def _plain(line: bytes) -> bytes:
+    """A line without control sequences, as it looked after its last carriage return."""
     return _CONTROL.sub(b"", line).rstrip(b"\r").rpartition(b"\r")[2]

@@ -1,10 +1,12 @@
 """Runs a module that dies with its launcher:
 `python -m kilobatch.launch.processes.parent_death <launcher's pid> <module> [arguments]`.
 
-A launcher that is killed cannot tell its workers, which would train on, unseen, into a folder that is resumed
-elsewhere; so the kernel kills them. Stands before the module, because the module takes seconds to import.
+Has the kernel kill this process when its launcher dies (PR_SET_PDEATHSIG). Without that, workers of a killed launcher
+would go on writing into a run folder that somebody else may resume. It is set before the module is imported, since that
+takes seconds in which the launcher may die.
 
-On SIGUSR1 the module's process writes the stacks of all its threads to stderr: what a launcher asks of one that hangs.
+On SIGUSR1 the module's process writes the stacks of all its threads to stderr: a launcher asks this of a worker that
+hangs.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Which ports a job tries."""
+"""Chooses the ports that a job tries, and listens on the first free one."""
 
 import errno
 import hashlib
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 from kilobatch.data.errors import Refusal
 
-FIRST_PORT, PORTS = 20000, 10000  # below those that the kernel gives out
+FIRST_PORT, PORTS = 20000, 10000  # below the ports that the kernel gives out by itself
 
 
 def ports(name: str) -> Iterator[int]:
-    """Ports for a job, or whatever else has a name of its own: mostly others for another name, in the same order for
-    the same."""
+    """The ports to try for a name, such as a job's, in order. They depend on the name alone: the processes of a job get
+    the same, and two jobs mostly different ones."""
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return (FIRST_PORT + (start + n) % PORTS for n in range(PORTS))
 
 
 def listen(name: str) -> socket.socket:
-    """On the first free port of a name. Raises Refusal where there is none."""
+    """A socket that listens on the first free port of a name. Raises Refusal where there is none."""
     dual = socket.has_dualstack_ipv6()
     for port in ports(name):
         try:

@@ -1,23 +1,24 @@
-"""How long nothing has been heard."""
+"""A timer for the silence of workers, which leaves out time in which this process was itself suspended."""
 
 import time
 
 
-class Silence:
-    """Counts the time in which we listened ourselves: that of a suspended job, or of a slow disk, does not count, since
-    what was said meanwhile is heard afterwards."""
+class StallTimer:
+    """Seconds since the last message. Each call of seconds() adds at most one second, so time in which this process was
+    itself suspended or blocked is not counted: messages that came meanwhile are read afterwards."""
 
-    AT_MOST = 1.0  # seconds from one look to the next that count
+    AT_MOST = 1.0  # seconds that one call adds
 
     def __init__(self) -> None:
-        self._seconds, self._looked = 0.0, time.monotonic()
+        self._seconds, self._last_call = 0.0, time.monotonic()
 
-    def broken(self) -> None:
-        self._seconds, self._looked = 0.0, time.monotonic()
+    def reset(self) -> None:
+        """Starts at zero again: a message has come."""
+        self._seconds, self._last_call = 0.0, time.monotonic()
 
     def seconds(self) -> float:
-        """To be called about every second or more often."""
+        """The seconds since the last message. It must be called at least about every second."""
         now = time.monotonic()
-        self._seconds += min(now - self._looked, self.AT_MOST)
-        self._looked = now
+        self._seconds += min(now - self._last_call, self.AT_MOST)
+        self._last_call = now
         return self._seconds

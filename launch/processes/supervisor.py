@@ -1,4 +1,4 @@
-"""One machine's workers, watched to their end, together with those of the run's other machines."""
+"""Supervises the workers of one machine until they end, together with the supervisors of the run's other machines."""
 
 import signal
 import time
@@ -8,180 +8,191 @@ from typing import Protocol
 from kilobatch.launch.processes.events import (
     LAST_LINES,
     STOPS,
-    Came,
-    Done,
-    Failed,
-    Left,
-    Lost,
-    News,
-    Over,
-    Reached,
+    AgentJoined,
+    AgentLost,
+    AllJoined,
+    Event,
+    Failure,
+    HungWorker,
+    NodeDone,
+    RunEnded,
     Stalled,
-    Stop,
-    Together,
-    Trouble,
-    ending,
+    StoppedEarly,
+    StopRequested,
+    WorkerFailed,
+    run_outcome,
 )
-from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED, Ending, this_host
-from kilobatch.launch.processes.stall_timer import Silence
+from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED, RunOutcome, this_host
+from kilobatch.launch.processes.stall_timer import StallTimer
 from kilobatch.launch.processes.worker_processes import Worker, Workers
 
-GRACE = 5.0  # seconds between SIGTERM and SIGKILL for the workers that a failed one leaves behind
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL for the remaining workers after one has failed
 DUMP = 2.0  # seconds for the workers that hang to write their stacks
-TICK = 0.2
+TICK = 0.2  # seconds between two looks at the events
 
 
-class Board(Protocol):
-    """Where agents put up their news for all. A lost agent is news by itself."""
+class EventLog(Protocol):
+    """The events of a run, shared by its agents. When an agent is lost, an event that says so is appended."""
 
-    def post(self, news: News) -> None: ...
+    def post(self, event: Event, /) -> None:
+        """Appends an event."""
+        ...
 
-    def read(self) -> list[News]:
-        """What has come since the last call, our own included, in the same order on every node."""
+    def read(self) -> list[Event]:
+        """The events since the last call, our own included, in the same order on every node."""
         ...
 
 
-class Alone:
-    """The board of a run on one machine."""
+class LocalEventLog:
+    """The events of a run on one machine."""
 
     def __init__(self) -> None:
-        self._posted: list[News] = []
+        self._posted: list[Event] = []
 
-    def post(self, news: News) -> None:
-        self._posted.append(news)
+    def post(self, event: Event) -> None:
+        self._posted.append(event)
 
-    def read(self) -> list[News]:
+    def read(self) -> list[Event]:
         posted, self._posted = self._posted, []
         return posted
 
 
-class Watch:
-    """node: which this is; asked: to stop, so far; stall_minutes: without a sign of life until the workers are taken to
-    hang; gather: seconds after a failure in which others are listened to, since the news of the first may be late."""
+class Supervisor:
+    """The supervisor of one node's workers.
+
+    node: its number; stop_requested: the request to stop so far; stall_minutes: minutes without a heartbeat after which
+    the workers are taken to hang; gather: seconds after a failure in which further failures are collected, since the
+    event of the one that came first may arrive later.
+    """
 
     def __init__(
         self,
-        board: Board,
+        event_log: EventLog,
         node: int,
-        asked: Callable[[], Stop | None],
+        stop_requested: Callable[[], StopRequested | None],
         stall_minutes: float | None,
         gather: float,
     ) -> None:
-        self.board, self.node = board, node
-        self.asked, self.stall_minutes, self.gather = asked, stall_minutes, gather
-        self.news: list[News] = []
-        self._posted = 0  # level of the last stop that was put up
-        self._told = 0  # level of the last stop that the workers were told of
+        self.event_log, self.node = event_log, node
+        self.stop_requested, self.stall_minutes, self.gather = stop_requested, stall_minutes, gather
+        self.events: list[Event] = []
+        self._posted_level = 0  # level of the last stop that this node posted
+        self._signalled_level = 0  # level of the last stop that was signalled to the workers
         self._stopped = False
-        self._beats, self._silence = 0, Silence()
+        self._heartbeats, self._stall_timer = 0, StallTimer()
 
     def wait(self) -> None:
-        """A moment, before there are workers."""
+        """Waits a moment and exchanges events, before there are workers."""
         time.sleep(TICK)
-        self._listen(None)
+        self._exchange_events(None)
 
-    def come(self) -> set[int]:
-        """The nodes whose agents are there, or have been."""
-        return {0} | {one.node for one in self.news if isinstance(one, Came)}
+    def joined_nodes(self) -> set[int]:
+        """The nodes whose agents have joined, also those that are lost by now."""
+        return {0} | {event.node for event in self.events if isinstance(event, AgentJoined)}
 
-    def met(self) -> Together | None:
-        """Whether all agents have met, and nothing had ended the run before."""
-        first = next((one for one in self.news if isinstance(one, Together | Trouble | Stop | Over)), None)
-        return first if isinstance(first, Together) else None
+    def all_joined(self) -> AllJoined | None:
+        """The event that all agents have joined; None before that, and where something ended the run first."""
+        first = next(
+            (event for event in self.events if isinstance(event, AllJoined | Failure | StopRequested | RunEnded)), None
+        )
+        return first if isinstance(first, AllJoined) else None
 
-    def over_before_it_began(self) -> bool:
-        """The same on every node, since all see the same order."""
-        return self.met() is None and any(isinstance(one, Trouble | Stop | Over) for one in self.news)
+    def ended_before_start(self) -> bool:
+        """Whether the run ended before its workers started: the same on every node, as all see the same order."""
+        return self.all_joined() is None and any(
+            isinstance(event, Failure | StopRequested | RunEnded) for event in self.events
+        )
 
-    def run(self, workers: Workers) -> Ending:
-        """The same on every node."""
-        while workers.alive and not self._trouble():
-            self._look(workers)
+    def run(self, workers: Workers) -> RunOutcome:
+        """Supervises the workers until the run ends. The outcome is the same on every node."""
+        while workers.alive and not self._first_failure():
+            self._poll(workers)
         until = time.monotonic() + self.gather
         while workers.alive and time.monotonic() < until:
-            self._look(workers)
-        hung: list[Reached] = []
-        if isinstance(self._trouble(), Stalled):
-            hung = _stacks(workers)
-        left = list(workers.alive)
+            self._poll(workers)
+        hung: list[HungWorker] = []
+        if isinstance(self._first_failure(), Stalled):
+            hung = _dump_stacks(workers)
+        remaining = list(workers.alive)
         workers.end(grace=0.0 if hung else GRACE)
-        for worker in left:
-            if worker.process.returncode == REFUSED:  # it has met the same as the first
-                self._note(worker)
+        for worker in remaining:
+            if worker.process.returncode == REFUSED:  # for the same reason as the first
+                self._handle_exit(worker)
         return self.conclude(self._stopped, hung)
 
-    def conclude(self, stopped: bool, hung: list[Reached]) -> Ending:
-        """This node's workers are gone: waits for the other nodes', and for node 0's last word."""
-        self.board.post(Done(self.node, stopped, hung))
-        said = False
+    def conclude(self, stopped: bool, hung: list[HungWorker]) -> RunOutcome:
+        """Posts that this node's workers have ended, and waits for the other nodes and for the outcome from node 0."""
+        self.event_log.post(NodeDone(self.node, stopped, hung))
+        posted_outcome = False
         while True:
-            self._listen(None)
-            for one in self.news:
-                if isinstance(one, Over):
-                    return one.ending
-            gone = {one.node for one in self.news if isinstance(one, Done | Lost)}
-            if self.node == 0 and gone >= self.come() and not said:
-                self.board.post(Over(ending(self.news)))
-                said = True
-            elif any(isinstance(one, Lost) and one.node == 0 for one in self.news):
-                return ending(self.news)
+            self._exchange_events(None)
+            for event in self.events:
+                if isinstance(event, RunEnded):
+                    return event.outcome
+            finished = {event.node for event in self.events if isinstance(event, NodeDone | AgentLost)}
+            if self.node == 0 and finished >= self.joined_nodes() and not posted_outcome:
+                self.event_log.post(RunEnded(run_outcome(self.events)))
+                posted_outcome = True
+            elif any(isinstance(event, AgentLost) and event.node == 0 for event in self.events):
+                return run_outcome(self.events)
             else:
                 time.sleep(TICK)
 
-    def _trouble(self) -> Trouble | None:
-        return next((one for one in self.news if isinstance(one, Trouble)), None)
+    def _first_failure(self) -> Failure | None:
+        return next((event for event in self.events if isinstance(event, Failure)), None)
 
-    def _look(self, workers: Workers) -> None:
+    def _poll(self, workers: Workers) -> None:
         for worker in workers.wait(TICK):
-            self._note(worker)
-        self._listen(workers)
-        beats = sum(worker.beats for worker in workers.all)
-        if beats > self._beats:
-            self._beats = beats
-            self._silence.broken()
-        elif self.stall_minutes is not None and self._silence.seconds() > 60 * self.stall_minutes:
-            self._silence.broken()
-            self.board.post(Stalled(this_host(), self.stall_minutes))
+            self._handle_exit(worker)
+        self._exchange_events(workers)
+        heartbeats = sum(worker.heartbeats for worker in workers.all)
+        if heartbeats > self._heartbeats:
+            self._heartbeats = heartbeats
+            self._stall_timer.reset()
+        elif self.stall_minutes is not None and self._stall_timer.seconds() > 60 * self.stall_minutes:
+            self._stall_timer.reset()
+            self.event_log.post(Stalled(this_host(), self.stall_minutes))
 
-    def _listen(self, workers: Workers | None) -> None:
-        """Passes a stop on, from here to all and from all to the workers."""
-        if (stop := self.asked()) and stop.level > self._posted:
-            self._posted = stop.level
-            self.board.post(stop)
-        new = self.board.read()
-        self.news += new
-        for one in new:
-            if isinstance(one, Stop) and workers and one.level > self._told:
-                self._told = one.level
-                workers.signal(signal.SIGTERM if one.level == 1 else signal.SIGKILL)
+    def _exchange_events(self, workers: Workers | None) -> None:
+        """Posts this node's request to stop, reads the new events, and signals a request among them to the workers."""
+        if (stop := self.stop_requested()) and stop.level > self._posted_level:
+            self._posted_level = stop.level
+            self.event_log.post(stop)
+        new = self.event_log.read()
+        self.events += new
+        for event in new:
+            if isinstance(event, StopRequested) and workers and event.level > self._signalled_level:
+                self._signalled_level = event.level
+                workers.signal(signal.SIGTERM if event.level == 1 else signal.SIGKILL)
 
-    def _note(self, worker: Worker) -> None:
-        """What the end of a worker means."""
+    def _handle_exit(self, worker: Worker) -> None:
+        """Posts the event that the end of a worker amounts to, if any."""
         code = worker.process.returncode
         if code == 0:
             return
-        killed = self._told > 1 and code == -signal.SIGKILL
+        killed = self._signalled_level > 1 and code == -signal.SIGKILL
         if code == INTERRUPTED:
             self._stopped = True
-        elif killed or (self._told and code in STOPS):
+        elif killed or (self._signalled_level and code in STOPS):
             self._stopped = True
-            self.board.post(Left(worker.rank))
+            self.event_log.post(StoppedEarly(worker.rank))
         else:
-            self.board.post(Failed(worker.rank, this_host(), code, list(worker.output.lines)))
+            self.event_log.post(WorkerFailed(worker.rank, this_host(), code, list(worker.output.lines)))
 
 
-def _stacks(workers: Workers) -> list[Reached]:
-    """Has every worker write its stacks."""
+def _dump_stacks(workers: Workers) -> list[HungWorker]:
+    """Has every worker write its stacks, and collects them."""
     workers.signal(signal.SIGUSR1)
     until = time.monotonic() + DUMP
     while time.monotonic() < until:
         workers.wait(until - time.monotonic())
-    return [_reached(worker) for worker in workers.alive]
+    return [_hung_worker(worker) for worker in workers.alive]
 
 
-def _reached(worker: Worker) -> Reached:
-    """Its lines: the frames in which the main thread hangs. That is the last one dumped, its latest frames first."""
+def _hung_worker(worker: Worker) -> HungWorker:
+    """A worker that hangs, with the frames in which its main thread hangs: faulthandler dumps that thread last, and its
+    latest frames first."""
     lines = list(worker.output.lines)
     heads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
-    shown = lines[heads[-1] :][:LAST_LINES] if heads else lines[-LAST_LINES:]
-    return Reached(worker.rank, this_host(), worker.pace, bool(heads), shown)
+    frames = lines[heads[-1] :][:LAST_LINES] if heads else lines[-LAST_LINES:]
+    return HungWorker(worker.rank, this_host(), worker.pace, bool(heads), frames)

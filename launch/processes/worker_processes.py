@@ -1,4 +1,4 @@
-"""The workers of one machine: started, listened to, signalled, ended."""
+"""Starts the workers of one machine, reads their output and heartbeats, signals and ends them."""
 
 import os
 import selectors
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilobatch.data.cpus import spare_threads
-from kilobatch.launch.processes.output import Output
-from kilobatch.trainer.ranks import heartbeat as pulse
+from kilobatch.launch.processes.output import WorkerOutput
+from kilobatch.trainer.ranks import heartbeat
 
-# glibc gives large blocks back to the kernel at once and takes them anew, zeroed page by page: a third of a small
-# network's step on a CPU. Activations have the same sizes in every step, so they are kept.
+# By default glibc returns large blocks to the kernel at once and gets them again, zeroed page by page: a third of a
+# small network's step on a CPU. Activations have the same sizes in every step, so their blocks are kept.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 @dataclass(frozen=True)
-class Place:
-    """A machine's share of the workers. first: its first rank; world: the ranks of all machines; address, port: of the
-    store where they meet; environment: what else its workers get."""
+class WorkerGroup:
+    """The workers of one machine. first: their lowest rank; world: the number of ranks of all machines; address, port:
+    of the store through which all ranks connect; environment: further variables for these workers."""
 
     first: int
     world: int
@@ -33,51 +33,52 @@ class Place:
 
 
 class Worker:
-    """beats: its signs of life so far (trainer.ranks.heartbeat); pace: those of them that the others give as often."""
+    """A worker process. heartbeats: received so far (trainer.ranks.heartbeat); pace: those that every rank sends
+    equally often (twice a step), so that the rank with the fewest is the one that hangs."""
 
-    def __init__(self, rank: int, process: subprocess.Popen[bytes], output: Output, beats: int) -> None:
+    def __init__(self, rank: int, process: subprocess.Popen[bytes], output: WorkerOutput, heartbeat_pipe: int) -> None:
         self.rank, self.process, self.output = rank, process, output
-        self.beats = self.pace = 0
-        self._beats_from = beats  # a pipe
+        self.heartbeats = self.pace = 0
+        self._heartbeat_pipe = heartbeat_pipe
 
-    def listen(self) -> bool:
-        """Counts the signs of life that have come. False once there will be no more."""
+    def read_heartbeats(self) -> bool:
+        """Counts the heartbeats that have come. False once there will be no more."""
         try:
-            data = os.read(self._beats_from, 1 << 16)
+            data = os.read(self._heartbeat_pipe, 1 << 16)
         except BlockingIOError:
             return True
-        self.beats += len(data)
-        self.pace += data.count(pulse.PACE)
+        self.heartbeats += len(data)
+        self.pace += data.count(heartbeat.PACE)
         return bool(data)
 
     def signal(self, number: signal.Signals) -> None:
-        """To the worker and whatever it has started."""
+        """Signals the worker and the processes that it has started."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)
 
 
 class Workers:
-    """Some workers that run, or have."""
+    """The workers of a machine. all: also those that have ended; alive: those that run."""
 
     def __init__(self, all: list[Worker], selector: selectors.BaseSelector) -> None:
         self.all, self.alive = all, list(all)
         self._selector = selector
 
     def wait(self, seconds: float) -> list[Worker]:
-        """Passes on what is written and counts signs of life, until some workers have ended, which are returned, or
-        for about so long. Whoever ends is seen at once, so that the first is seen first."""
+        """Forwards output and counts heartbeats until some workers have ended, or for about so many seconds. Returns
+        the workers that have ended, each as soon as it ends, so that the first to fail is known to be the first."""
         until = time.monotonic() + seconds
         while True:
             ended: list[Worker] = []
             for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
-                worker, does = key.data
-                if does == "end":
+                worker, source = key.data
+                if source == "end":
                     self._selector.unregister(key.fileobj)
                     worker.process.wait()
                     worker.output.drain()
                     self.alive.remove(worker)
                     ended.append(worker)
-                elif not (worker.output.forward() if does == "write" else worker.listen()):
+                elif not (worker.output.forward() if source == "write" else worker.read_heartbeats()):
                     self._selector.unregister(key.fileobj)
             if ended or time.monotonic() >= until:
                 return ended
@@ -87,7 +88,7 @@ class Workers:
             worker.signal(number)
 
     def end(self, grace: float) -> None:
-        """SIGTERM, and after `grace` seconds SIGKILL: the workers hang in a collective, or soon will."""
+        """Sends SIGTERM, and SIGKILL after `grace` seconds: once a worker has failed, others hang in a collective."""
         self.signal(signal.SIGTERM)
         until = time.monotonic() + grace
         while self.alive and time.monotonic() < until:
@@ -98,65 +99,67 @@ class Workers:
 
 
 @contextmanager
-def started(folder: Path, count: int, place: Place, command: list[str]) -> Iterator[Workers]:
-    """Runs `python -m <command>` in `count` processes; none of them outlives this.
+def start_workers(folder: Path, count: int, group: WorkerGroup, command: list[str]) -> Iterator[Workers]:
+    """Runs `python -m <command>` in `count` processes, which are killed on exit from the context.
 
     Each gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and its share of the CPUs as
-    OMP_NUM_THREADS; what it writes goes to `folder/logs/rank-K.log`, and rank 0's to our own output, too.
+    OMP_NUM_THREADS; its output goes to `folder/logs/rank-K.log`, and rank 0's to our own output, too.
     """
     (folder / "logs").mkdir(exist_ok=True)
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         workers: list[Worker] = []
         for local in range(count):
-            rank = place.first + local
-            output = Output(folder / "logs" / f"rank-{rank}.log", shown=rank == 0)
+            rank = group.first + local
+            output = WorkerOutput(folder / "logs" / f"rank-{rank}.log", shown=rank == 0)
             stack.callback(output.close)
             ours, theirs = os.pipe()
             stack.callback(os.close, ours)
             for end in (ours, theirs):
                 os.set_blocking(end, False)
             try:
-                process = _start(_environment(place, local, count, theirs), output, theirs, command)
+                process = _start(_environment(group, local, count, theirs), output, theirs, command)
             finally:
                 os.close(theirs)
             stack.callback(_kill, process)
-            death = os.pidfd_open(process.pid)
-            stack.callback(os.close, death)
-            output.opened()
+            process_end = os.pidfd_open(process.pid)  # becomes readable when the process ends
+            stack.callback(os.close, process_end)
+            output.close_workers_end()
             worker = Worker(rank, process, output, ours)
             workers.append(worker)
-            selector.register(death, selectors.EVENT_READ, (worker, "end"))
+            selector.register(process_end, selectors.EVENT_READ, (worker, "end"))
             selector.register(output, selectors.EVENT_READ, (worker, "write"))
             selector.register(ours, selectors.EVENT_READ, (worker, "beat"))
         yield Workers(workers, selector)
 
 
-def _environment(place: Place, local: int, count: int, pulse_end: int) -> dict[str, str]:
+def _environment(group: WorkerGroup, local: int, count: int, heartbeat_end: int) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": str(spare_threads(count))} | KEEP_MEMORY
     ours = {
-        "RANK": str(place.first + local),
-        "WORLD_SIZE": str(place.world),
+        "RANK": str(group.first + local),
+        "WORLD_SIZE": str(group.world),
         "LOCAL_RANK": str(local),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": place.address,
-        "MASTER_PORT": str(place.port),
+        "MASTER_ADDR": group.address,
+        "MASTER_PORT": str(group.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the store as well, instead of opening one
         "TORCHELASTIC_RESTART_COUNT": "0",
         "PYTHONUNBUFFERED": "1",
-        pulse.VARIABLE: str(pulse_end),
+        heartbeat.VARIABLE: str(heartbeat_end),
     }
-    return defaults | os.environ | place.environment | ours
+    return defaults | os.environ | group.environment | ours
 
 
-def _start(environment: dict[str, str], output: Output, pulse_end: int, command: list[str]) -> subprocess.Popen[bytes]:
+def _start(
+    environment: dict[str, str], output: WorkerOutput, heartbeat_end: int, command: list[str]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "kilobatch.launch.processes.parent_death", str(os.getpid()), *command],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output.workers_end,
         stderr=output.workers_end,
-        pass_fds=[pulse_end],
-        start_new_session=True,  # Ctrl-C reaches the launcher alone, which asks the workers
+        pass_fds=[heartbeat_end],
+        start_new_session=True,  # so Ctrl-C reaches only the launcher, which asks the workers to stop
     )
 
 

@@ -1,1 +1,1 @@
-"""Recipes read, validated, checked; no torch."""
+"""Reads, validates and checks recipes; loads no torch."""

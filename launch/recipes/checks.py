@@ -1,27 +1,18 @@
-"""What no single option can know: whether a recipe's parts fit each other, the data and the number of workers.
-Loads no torch; what this machine has is asked in devices.py."""
+"""Checks whether a recipe's parts fit each other, the data and the number of workers: what no single option can know.
+Loads no torch; devices are checked in worker/devices.py, on the machine that the workers run on."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
 
 from kilobatch.data.errors import Refusal
 from kilobatch.data.loading.labels import count_labelled
-from kilobatch.data.sources.specs import Split, count, count_classes
-from kilobatch.launch.recipes import method_options, references
-from kilobatch.launch.recipes import validation_errors as explain
+from kilobatch.data.sources.specs import Split, count_classes, count_images
+from kilobatch.launch.recipes import method_options, references, validation_errors
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.methods.options import Beside, Fitting
+from kilobatch.methods.options import Constraint, OptionContext
 from kilobatch.trainer.evaluate.options import CLASSIFYING
 
-
-@runtime_checkable
-class Checked(Protocol):
-    """A group of a method's options that knows which batches it cannot work with, as a queue does."""
-
-    def check(self, batch: int) -> None:
-        """batch: the global one. Raises Refusal."""
-        ...
+Refuse = Callable[[str, str], Refusal]  # from an option, such as data.batch, and a message; says where it was written
 
 
 def check(
@@ -46,8 +37,27 @@ def check(
     def refuse(dotted: str, message: str) -> Refusal:
         return Refusal(f"{settings.where(tuple(dotted.split('.')))}: {message}")
 
-    declared = method_options.declared(recipe.method.name)
-    views, wanted = recipe.data.views.count, declared.views
+    chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
+    training = evaluators is None
+    _check_views(recipe, refuse)
+    _check_batch(recipe, workers, chunks, refuse)
+    _check_engine(recipe, chunks, refuse)
+    if training:
+        context = OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch)
+        _check_options(recipe, context, settings)
+    samples = images if images is not None else _count(recipe, "train", refuse)
+    classes = _count_classes(recipe, refuse) if images is None else None
+    used = _used(recipe, samples, refuse) if training and images is None else samples
+    _check_size(recipe, workers * chunks, samples, used, refuse)
+    if training and not begun:
+        references.check_references(recipe, awaited or {}, refuse, classes)
+    if recipe.data.test is not None and images is None:
+        _count(recipe, "test", refuse)
+        _check_evaluators(recipe, workers, samples, evaluators, refuse)
+
+
+def _check_views(recipe: Recipe, refuse: Refuse) -> None:
+    views, wanted = recipe.data.views.count, method_options.declared(recipe.method.name).views
     if wanted not in (None, views):
         raise refuse(
             "data.views.count",
@@ -55,9 +65,10 @@ def check(
             f"use {wanted}",
         )
 
-    batch, chunks = recipe.data.batch, 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
-    parts = workers * chunks
-    if batch < 2 and not declared.classifies:
+
+def _check_batch(recipe: Recipe, workers: int, chunks: int, refuse: Refuse) -> None:
+    batch, parts = recipe.data.batch, workers * chunks
+    if batch < 2 and not method_options.declared(recipe.method.name).classifies:
         raise refuse("data.batch", f"data.batch {batch} has no other image to contrast with; use 2 or more")
     if batch % parts:
         below, above = batch // parts * parts, -(-batch // parts) * parts
@@ -66,6 +77,9 @@ def check(
             "data.batch",
             f"data.batch {batch} does not divide over {workers} workers × {chunks} chunks = {parts}; use {use}",
         )
+
+
+def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse) -> None:
     if recipe.encoder.norm == "global" and chunks > 1:
         raise refuse(
             "engine.chunks",
@@ -78,18 +92,61 @@ def check(
             f"engine.zero {recipe.engine.zero} with optimizer.name lamb: it would take the norms of a rank's pieces "
             "for those of whole tensors; use engine.zero=0, or optimizer.name=lars or adamw",
         )
-    _check_groups(recipe, settings)
-    if evaluators is None:
-        _check_options(recipe, Beside(recipe.method, recipe.encoder, workers, chunks), settings)
-    samples = images if images is not None else _count(recipe, "train", refuse)
-    classes = count_classes(recipe.data.train, "train") if images is None and declared.classifies else None
+
+
+def _check_options(recipe: Recipe, context: OptionContext, settings: Settings) -> None:
+    """The constraints of the method's options: of groups of options first, then those that a type carries."""
+    constraints = [(name, type(value)) for name, value in recipe.method]
+    for name, field in type(recipe.method).model_fields.items():
+        constraints += [(name, constraint) for constraint in field.metadata]
+    for name, constraint in constraints:
+        if not isinstance(constraint, Constraint):
+            continue
+        try:
+            constraint.check(getattr(recipe.method, name), context)
+        except Refusal as refusal:
+            key, message = ("method", name), str(refusal)
+            where = validation_errors.where_of_parts(key, message, settings) or settings.where(key)
+            raise Refusal(f"{where}: {message}") from refusal
+
+
+def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
+    """Classes of data.train for a method that learns them, else None. Raises Refusal for a single one."""
+    name = recipe.method.name
+    classes = count_classes(recipe.data.train, "train") if method_options.declared(name).classifies else None
     if classes == 1:
         raise refuse(
             "data.train",
-            f"data.train '{recipe.data.train}' has a single class, and method {recipe.method.name} nothing to tell "
+            f"data.train '{recipe.data.train}' has a single class, and method {name} nothing to tell "
             "apart; a folder: source needs a folder for each class",
         )
-    used = samples if evaluators is not None or images is not None else _used(recipe, samples, refuse)
+    return classes
+
+
+def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
+    """Training images that are trained on: all, or those with labels."""
+    labels = recipe.data.labels
+    if labels.all:
+        return samples
+    try:
+        labelled = count_labelled(recipe.data.train, labels)
+    except Refusal as refusal:
+        raise refuse("data.labels.list" if labels.list else "data.labels", str(refusal)) from refusal
+    if recipe.data.unlabelled == "drop":
+        return labelled
+    declared = method_options.declared(recipe.method.name)
+    if declared.classifies and "teacher" not in declared.arguments and labelled < samples:
+        raise refuse(
+            "data.unlabelled",
+            f"data.unlabelled is keep, but method {recipe.method.name} learns from labels alone, and "
+            f"{samples - labelled} of {samples} images have none; use data.unlabelled=drop",
+        )
+    return samples
+
+
+def _check_size(recipe: Recipe, parts: int, samples: int, used: int, refuse: Refuse) -> None:
+    """samples, used: images of data.train, and those of them that are trained on."""
+    batch = recipe.data.batch
     if used < batch:
         most = used // parts * parts
         way_out = f"use at most {most}" if most >= 2 else f"{max(2, parts)} is the least here: add images"
@@ -98,70 +155,19 @@ def check(
             "data.batch",
             f"data.batch {batch} is more than the {used} {which} of data.train '{recipe.data.train}'; {way_out}",
         )
-    if evaluators is None and not begun:
-        references.check(recipe, awaited or {}, refuse, classes)
-    if recipe.data.test is not None and images is None:
-        _count(recipe, "test", refuse)
-        _check_evaluators(recipe, workers, samples, evaluators, refuse)
 
 
-def _check_groups(recipe: Recipe, settings: Settings) -> None:
-    """The method's own groups of options."""
-    for name, group in recipe.method:
-        if not isinstance(group, Checked):
-            continue
-        try:
-            group.check(recipe.data.batch)
-        except Refusal as refusal:
-            key, said = ("method", name), str(refusal)
-            where = explain.where_of_parts(key, said, settings) or settings.where(key)
-            raise Refusal(f"{where}: {said}") from refusal
-
-
-def _check_options(recipe: Recipe, beside: Beside, settings: Settings) -> None:
-    """The method's options that go with some values of others only."""
-    for name, field in type(recipe.method).model_fields.items():
-        for kind in field.metadata:
-            if not isinstance(kind, Fitting):
-                continue
-            try:
-                kind.fits(getattr(recipe.method, name), beside)
-            except Refusal as refusal:
-                raise Refusal(f"{settings.where(('method', name))}: {refusal}") from refusal
-
-
-def _used(recipe: Recipe, samples: int, refuse: Any) -> int:
-    """How many of the training images are trained on."""
-    labels = recipe.data.labels
-    if labels.all:
-        return samples
-    try:
-        some = count_labelled(recipe.data.train, labels)
-    except Refusal as refusal:
-        raise refuse("data.labels.list" if labels.list else "data.labels", str(refusal)) from refusal
-    if recipe.data.unlabelled == "drop":
-        return some
-    declared = method_options.declared(recipe.method.name)
-    if declared.classifies and "teacher" not in declared.arguments and some < samples:
-        raise refuse(
-            "data.unlabelled",
-            f"data.unlabelled is keep, but method {recipe.method.name} learns from labels alone, and {samples - some} "
-            f"of {samples} images have none; use data.unlabelled=drop",
-        )
-    return samples
-
-
-def _check_evaluators(recipe: Recipe, workers: int, samples: int, evaluators: list[str] | None, refuse: Any) -> None:
-    """samples: of data.train, which k-NN looks into and probes learn from."""
+def _check_evaluators(recipe: Recipe, workers: int, samples: int, evaluators: list[str] | None, refuse: Refuse) -> None:
+    """samples: images of data.train, among which k-NN searches and from which probes learn."""
     final = recipe.evaluate.final if evaluators is None else evaluators
     during = [recipe.evaluate.during] if evaluators is None and recipe.evaluate.every_epochs else []
     for option, names in (("evaluate.during", during), ("evaluate.final", final)):
-        asked = [name for name in names if name in CLASSIFYING]
-        if asked and not method_options.declared(recipe.method.name).classifies:
-            able = [name for name in method_options.names() if method_options.declared(name).classifies]
+        classifying = [name for name in names if name in CLASSIFYING]
+        if classifying and not method_options.declared(recipe.method.name).classifies:
+            able = [name for name in method_options.method_names() if method_options.declared(name).classifies]
             raise refuse(
                 option,
-                f"{option if evaluators is None else 'the evaluation'} asks for {asked[0]}, but method "
+                f"{option if evaluators is None else 'the evaluation'} asks for {classifying[0]}, but method "
                 f"{recipe.method.name} has no classifier (these have: {', '.join(able)}); ask for knn or fast_linear",
             )
     if "knn" in (*during, *final) and recipe.evaluate.knn.k > samples:
@@ -182,11 +188,11 @@ def _check_evaluators(recipe: Recipe, workers: int, samples: int, evaluators: li
     raise refuse("evaluate.linear.batch", f"evaluate.linear.batch {batch} {wrong}")
 
 
-def _count(recipe: Recipe, split: Split, refuse: Any) -> int:
-    """Images of data.train or data.test, none decoded."""
+def _count(recipe: Recipe, split: Split, refuse: Refuse) -> int:
+    """The number of images of data.train or data.test. Decodes none of them."""
     spec = recipe.data.train if split == "train" else recipe.data.test
     assert spec is not None
     try:
-        return count(spec, split)
+        return count_images(spec, split)
     except Refusal as refusal:
         raise refuse(f"data.{split}", str(refusal)) from refusal

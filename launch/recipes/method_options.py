@@ -1,4 +1,4 @@
-"""Methods found by file name, and their constructors' arguments as the recipe's `method` section."""
+"""Finds methods by file name, and makes the recipe's `method` section of their constructors' arguments."""
 
 import importlib
 from functools import cache
@@ -22,16 +22,16 @@ class MethodOptions(BaseModel):
     name: str
 
 
-def names() -> list[str]:
-    """Every file of methods/ that defines a Method."""
+def method_names() -> list[str]:
+    """The files of methods/papers/ that define a Method."""
     return [name for name in method_source.files() if method_source.declared(name)]
 
 
 def declared(name: str) -> Declared:
-    """What methods/<name>.py says of its Method. Raises Refusal for an unknown name."""
+    """What methods/papers/<name>.py declares of its Method. Raises Refusal for an unknown name."""
     found = method_source.declared(name) if name in method_source.files() else None
     if found is None:
-        raise Refusal(f"there is no method '{name}'{did_you_mean(name, names())}")
+        raise Refusal(f"there is no method '{name}'{did_you_mean(name, method_names())}")
     return found
 
 
@@ -45,12 +45,12 @@ def options_of(name: str) -> type[MethodOptions]:
 
 
 def method_class(name: str) -> "type[Method]":
-    """Imports it, and with it torch. Raises Refusal for an unknown name."""
+    """The class of a method; imports it, and with it torch. Raises Refusal for an unknown name."""
     class_name = declared(name).class_name
     return getattr(importlib.import_module(f"kilobatch.methods.papers.{name}"), class_name)
 
 
-def build(options: MethodOptions, encoder: "Encoder") -> "Method":
+def build_method(options: MethodOptions, encoder: "Encoder") -> "Method":
     """The method that a recipe's section describes, around `encoder`."""
     arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "name"}
     return method_class(options.name)(encoder, **arguments)

@@ -1,17 +1,26 @@
-"""What a method's file declares, read without importing it: that would import torch, which takes seconds."""
+"""Reads what a method's file declares without importing it: that would import torch, which takes seconds."""
 
 import ast
 import builtins
 import importlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kilobatch.data.errors import Refusal
+from kilobatch.launch.recipes.settings import format_path
 from kilobatch.methods import papers
 
-FOLDER = Path(papers.__file__).parent
+FOLDER = Path(papers.__file__).resolve().parent  # of a checkout, not the link to it under src/
+PACKAGE = "kilobatch.methods.papers"
+ATTRIBUTES: dict[str, Any] = {"views": None, "classifies": False, "head_layers": 0}  # with Method's own values
+SOURCES = (
+    "take it from the standard library, from pydantic, or from a file in methods/ or data/ whose name ends in "
+    "'options' and which imports no torch"
+)
 
 
 @dataclass(frozen=True)
@@ -28,90 +37,210 @@ class Declared:
 
 
 def files() -> list[str]:
-    """The names of all files in methods/."""
+    """The names of all files in methods/papers/."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 @cache
 def declared(name: str) -> Declared | None:
-    """The Method that methods/<name>.py defines, derived from Method or from another file's; None without one."""
+    """The Method that methods/papers/<name>.py defines, derived from Method or from another file's; None without one.
+
+    Raises Refusal, with the file and the line, for what cannot be read without importing the file.
+    """
     file = _file(name)
-    found = [lines for cls in file.classes.values() if (lines := _lineage(file, cls))]
-    assert len(found) <= 1, f"methods/{name}.py defines {len(found)} methods; a file holds one"
-    if not found:
+    lineages = [lineage for cls in file.classes.values() if (lineage := _lineage(file, cls))]
+    if not lineages:
         return None
+    if len(lineages) > 1:
+        _, second = lineages[1][0]
+        raise file.refusal(second.lineno, f"the file defines {len(lineages)} methods; a file holds one: move this one")
     arguments: dict[str, tuple[Any, Any]] = {}
-    for origin, cls in found[0]:
-        if constructor := _constructor(cls):
+    for origin, cls in lineages[0]:
+        if constructor := origin.constructor(cls):
             arguments = origin.arguments(constructor)
             break
-
-    def told(attribute: str, default: Any) -> Any:
-        return next((value for origin, cls in found[0] for value in origin.assigned_in(cls, attribute)), default)
-
-    return Declared(
-        found[0][0][1].name,
-        arguments,
-        views=told("views", None),
-        classifies=told("classifies", False),
-        head_layers=told("head_layers", 0),
-    )
+    attributes = ATTRIBUTES | {}
+    for origin, cls in reversed(lineages[0]):
+        attributes |= origin.attributes(cls)
+    return Declared(lineages[0][0][1].name, arguments, **attributes)
 
 
 class _File:
-    """A file of methods/: its classes, and what the other names at its top stand for."""
+    """A file of methods/papers/: its classes, and what the other names at its top stand for."""
 
     def __init__(self, name: str) -> None:
         self.path = FOLDER / f"{name}.py"
         self.classes: dict[str, ast.ClassDef] = {}
         self.imported: dict[str, tuple[str, str | None]] = {}  # name -> module and what of it; None: itself
         self.assigned: dict[str, ast.expr] = {}
-        for node in ast.parse(self.path.read_text("utf-8")).body:
+        self.unreadable: dict[str, int] = {}  # names bound in any other way, and the line
+        try:
+            statements = ast.parse(self.path.read_text("utf-8")).body
+        except SyntaxError as error:
+            raise self.refusal(error.lineno or 1, f"not valid Python: {error.msg}") from error
+        for node in statements:
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                self.imported |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                module = ".".join(filter(None, [_package(node.level), node.module]))
+                self.imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
             elif isinstance(node, ast.Import):
                 self.imported |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
-            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                self.assigned |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+            else:
+                names, value = _plain_assignment(node)
+                for bound, line in _bound_names(node):
+                    if value and bound in names and bound not in self.assigned:
+                        self.assigned[bound] = value
+                    else:  # also at the second assignment: which of the two holds where it is used?
+                        self.unreadable[bound] = line
 
-    def arguments(self, constructor: ast.FunctionDef) -> dict[str, tuple[Any, Any]]:
-        found: dict[str, tuple[Any, Any]] = {}
-        for argument, default in zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True):
-            assert argument.annotation, f"{self.path}: argument '{argument.arg}' has no type"
-            found[argument.arg] = (self.value(argument.annotation), ... if default is None else self.value(default))
+    def refusal(self, line: int, message: str) -> Refusal:
+        return Refusal(f"{format_path(self.path)} line {line}: {message}")
+
+    def constructor(self, cls: ast.ClassDef) -> ast.FunctionDef | None:
+        """The class's own __init__. Raises Refusal where it is made in another way than by `def`."""
+        found = None
+        for node in cls.body:
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                found = node
+            elif line := dict(_bound_names(node)).get("__init__"):
+                raise self.refusal(
+                    line,
+                    f"{cls.name}.__init__ cannot be read without importing this file: write `def __init__` directly "
+                    "in the class's body",
+                )
         return found
 
-    def assigned_in(self, cls: ast.ClassDef, name: str) -> list[Any]:
-        """The value that the class's body gives to `name`, if it does."""
-        return [
-            self.value(node.value)
-            for node in cls.body
-            if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name
-        ]
+    def arguments(self, constructor: ast.FunctionDef) -> dict[str, tuple[Any, Any]]:
+        """Type and default of each keyword argument. Raises Refusal for an argument that no recipe could give."""
+        signature = constructor.args
+        positional = [*signature.posonlyargs, *signature.args][2:]  # after self and the encoder
+        if extra := [*positional, *filter(None, (signature.vararg, signature.kwarg))]:
+            raise self.refusal(
+                extra[0].lineno,
+                f"argument '{extra[0].arg}' is not given by keyword alone, so that no recipe can set it; write the "
+                "options after a `*`, each by name: def __init__(self, encoder, *, temperature: float = 0.1)",
+            )
+        found: dict[str, tuple[Any, Any]] = {}
+        for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True):
+            annotation = argument.annotation
+            if annotation is None or (isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)):
+                has = "no type" if annotation is None else "its type in quotes"
+                raise self.refusal(
+                    argument.lineno,
+                    f"argument '{argument.arg}' has {has}; write one, such as `{argument.arg}: float`, by which "
+                    "recipes are validated",
+                )
+            found[argument.arg] = (self.value(annotation), ... if default is None else self.value(default))
+        return found
+
+    def attributes(self, cls: ast.ClassDef) -> dict[str, Any]:
+        """The values that the class's body gives to any of ATTRIBUTES, by `name = value` or `name: type = value`.
+
+        Raises Refusal where it sets one in another way.
+        """
+        found = {}
+        for node in cls.body:
+            names, value = _plain_assignment(node)
+            for name, line in (*_bound_names(node), *_set_on_instances(node)):
+                if name in ATTRIBUTES and name in names and value:
+                    found[name] = self.value(value)
+                elif name in ATTRIBUTES:
+                    raise self.refusal(
+                        line,
+                        f"{cls.name}.{name} cannot be read without importing this file: write `{name} = VALUE` "
+                        "directly in the class's body, under no condition",
+                    )
+        return found
 
     def value(self, expression: ast.expr) -> Any:
-        names = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)}
-        known = {name: self.named(name) for name in names if not hasattr(builtins, name)}
-        return eval(compile(ast.Expression(expression), str(self.path), "eval"), known)
+        """What an expression comes to. Raises Refusal for one that needs torch, or that fails."""
+        nodes = list(ast.walk(expression))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        inner = {node.arg for node in nodes if isinstance(node, ast.arg)}  # of a lambda
+        inner |= {node.id for node in names if isinstance(node.ctx, ast.Store)}  # of a comprehension
+        ours = self.assigned.keys() | self.imported.keys() | self.unreadable.keys() | self.classes.keys()
+        needed = {node.id: node.lineno for node in names if node.id not in inner}
+        known = {
+            name: self.named(name, line) for name, line in needed.items() if name in ours or not hasattr(builtins, name)
+        }
+        try:
+            return eval(compile(ast.Expression(expression), str(self.path), "eval"), known)
+        except Exception as error:
+            raise self.refusal(
+                expression.lineno,
+                f"`{ast.unparse(expression)}` cannot be evaluated ({type(error).__name__}: {error}); write a value "
+                "that needs no more than the standard library and pydantic",
+            ) from error
 
-    def named(self, name: str) -> Any:
+    def named(self, name: str, line: int) -> Any:
+        """What a name stands for; line: where it is used. Raises Refusal where that is not known without torch."""
+        if name in self.unreadable or name in self.classes:
+            bound = self.unreadable.get(name) or self.classes[name].lineno
+            raise self.refusal(
+                line,
+                f"'{name}' cannot be read without importing this file, because line {bound} makes it by more than one "
+                f"plain assignment; write `{name} = VALUE` once at the top of the file, or {SOURCES}",
+            )
         if name in self.assigned:
             return self.value(self.assigned[name])
-        assert name in self.imported, f"{self.path}: '{name}' is neither imported nor assigned at the top of the file"
+        if name not in self.imported:
+            raise self.refusal(
+                line,
+                f"'{name}' is neither imported nor assigned at the top of the file; assign it there, or {SOURCES}",
+            )
         module, attribute = self.imported[name]
-        assert _loads_no_torch(module), (
-            f"{self.path}: a constructor's types and defaults are read without torch, so '{name}' cannot come from "
-            f"{module}: take it from the standard library, from pydantic, or from a file in methods/ or data/ "
-            "whose name ends in 'options' and which imports no torch"
-        )
-        loaded = importlib.import_module(module)
-        return loaded if attribute is None else getattr(loaded, attribute)
+        if not _loads_no_torch(module):
+            raise self.refusal(
+                line,
+                "a constructor's types and defaults and a method's attributes are read without torch, so "
+                f"'{name}' cannot come from {module}: {SOURCES}",
+            )
+        try:
+            loaded = importlib.import_module(module)
+            return loaded if attribute is None else getattr(loaded, attribute)
+        except (ImportError, AttributeError) as error:
+            raise self.refusal(line, f"'{name}' cannot be imported from {module} ({error}); mend its import") from error
 
 
 _file = cache(_File)
+
+
+def _package(level: int) -> str:
+    """What the dots of a relative import in a paper's file stand for; "" without dots."""
+    return PACKAGE.rsplit(".", level - 1)[0] if level else ""
+
+
+def _plain_assignment(node: ast.stmt) -> tuple[list[str], ast.expr | None]:
+    """The names and the value of `name = value` and `name: type = value`; none and None for any other statement."""
+    if not isinstance(node, ast.Assign | ast.AnnAssign):
+        return [], None
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return (names, node.value) if len(names) == len(targets) else ([], None)
+
+
+def _bound_names(node: ast.AST) -> Iterator[tuple[str, int]]:
+    """The names that a statement binds in its own scope, and the lines. A type without a value binds nothing."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name, node.lineno
+    elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        yield node.id, node.lineno
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name.partition(".")[0], node.lineno
+    elif not (isinstance(node, ast.AnnAssign) and node.value is None):
+        if isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name, node.lineno
+        if not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            for child in ast.iter_child_nodes(node):
+                yield from _bound_names(child)
+
+
+def _set_on_instances(node: ast.stmt) -> Iterator[tuple[str, int]]:
+    """The attributes that a method sets by `self.name = value`, and the lines."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store) and ast.unparse(inner.value) == "self":
+            yield inner.attr, inner.lineno
 
 
 def _loads_no_torch(module: str) -> bool:
@@ -121,23 +250,43 @@ def _loads_no_torch(module: str) -> bool:
     return first in sys.stdlib_module_names or first == "pydantic"
 
 
-def _lineage(file: _File, cls: ast.ClassDef) -> list[tuple[_File, ast.ClassDef]]:
-    """The class and those that it derives from, up to Method; empty where it is no Method."""
+Lineage = list[tuple[_File, ast.ClassDef]]  # a class and those that it derives from, each with its file
+
+
+def _lineage(file: _File, cls: ast.ClassDef) -> Lineage:
+    """The class and those that it derives from, up to Method; empty where it is no Method.
+
+    Raises Refusal for a Method with other bases beside it, which might set anything.
+    """
     for base in map(ast.unparse, cls.bases):
-        if base == "Method":
-            return [(file, cls)]
-        module, attribute = file.imported.get(base, ("", None))
-        above = file.classes.get(base)
-        if above is None and attribute and module.startswith("kilobatch.methods.papers."):
-            file_above = _file(module.removeprefix("kilobatch.methods.papers."))
-            above = file_above.classes.get(attribute)
-        else:
-            file_above = file
-        if above and (lines := _lineage(file_above, above)):
-            return [(file, cls), *lines]
+        above = _bases(file, cls, base)
+        if above is not None and len(cls.bases) > 1:
+            others = ", ".join(other for other in map(ast.unparse, cls.bases) if other != base)
+            raise file.refusal(
+                cls.lineno,
+                f"{cls.name} derives from {others} beside {base}, and only one line of classes is read; derive from "
+                f"{base} alone",
+            )
+        if above is not None:
+            return [(file, cls), *above]
     return []
 
 
-def _constructor(cls: ast.ClassDef) -> ast.FunctionDef | None:
-    found = (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return next(found, None)
+def _bases(file: _File, cls: ast.ClassDef, base: str) -> Lineage | None:
+    """The classes from `base` up to Method, itself left out; None where it is no Method."""
+    if base in file.classes and file.classes[base] is not cls:
+        return _lineage(file, file.classes[base]) or None
+    prefix, _, name = base.rpartition(".")
+    module, attribute = file.imported.get(prefix or base, ("", None))
+    if prefix:
+        module = f"{module}.{attribute}" if attribute else module
+    else:
+        name = attribute or ""
+    if base == "Method" or (module, name) == ("kilobatch.methods.method", "Method"):
+        return []
+    if not module.startswith(f"{PACKAGE}."):
+        return None
+    stem = module.removeprefix(f"{PACKAGE}.")
+    if stem not in files() or name not in _file(stem).classes:
+        raise file.refusal(cls.lineno, f"{cls.name} derives from {base}, and {module} has no class '{name}'")
+    return _lineage(_file(stem), _file(stem).classes[name]) or None

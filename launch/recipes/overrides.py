@@ -1,4 +1,4 @@
-"""What the command line changes in a recipe: `section.key=value`, the value read as YAML."""
+"""Reads the changes that the command line makes in a recipe: `section.key=value`, the value as YAML."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from kilobatch.data.errors import Refusal
 from kilobatch.launch.recipes.settings import Key, Settings, parse
 
-SHORT = {"seed": "run.seed"}
+SHORT = {"seed": "run.seed"}  # keys that may be written without their section
 
 
-def read(overrides: Sequence[str]) -> Settings:
+def read_overrides(overrides: Sequence[str]) -> Settings:
     """All overrides as one tree; a later one wins. Raises Refusal for a text that is not `section.key=value`."""
     settings = Settings()
     for text in overrides:
-        settings = settings.under(_one(text))
+        settings = settings.under(_read_override(text))
     return settings
 
 
-def _one(text: str) -> Settings:
+def _read_override(text: str) -> Settings:
     path, equals, value_text = text.partition("=")
     names = SHORT.get(path, path).split(".")
     if not equals or not all(name and name == name.strip() for name in names):

@@ -1,5 +1,5 @@
-"""Recipes: YAML and overrides in, validated options out. Each section's options are declared where they are used,
-in files that import no torch: a recipe is read in well under a second."""
+"""Reads recipes: YAML and overrides in, validated options out. Each section's options are declared where they are
+used, in files that import no torch, so that a recipe is read in well under a second."""
 
 import json
 import math
@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from kilobatch.data.errors import Refusal
 from kilobatch.data.loading.options import DataOptions
-from kilobatch.launch.recipes import catalogue, method_options, overrides
-from kilobatch.launch.recipes import validation_errors as explain
+from kilobatch.launch.recipes import catalogue, method_options, overrides, validation_errors
 from kilobatch.launch.recipes.method_options import MethodOptions
-from kilobatch.launch.recipes.settings import Key, Settings, dump, read_file, shown
+from kilobatch.launch.recipes.settings import Key, Settings, dump, format_value, read_file
 from kilobatch.launch.runs.run_folder import RunOptions
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
@@ -41,22 +40,22 @@ class Recipe(BaseModel):
     run: RunOptions
 
     def dump_yaml(self) -> str:
-        """The resolved recipe: every option of every section. `load` reads it back equal."""
+        """The resolved recipe: every option of every section. `load_recipe` reads it back equal."""
         return dump(self.model_dump(mode="json"))
 
 
-def read(name: str, changes: list[str]) -> tuple[Recipe, Settings]:
+def read_recipe(name: str, changes: list[str]) -> tuple[Recipe, Settings]:
     """A recipe by name or path, with overrides (`section.key=value`) on top, and where each of its values was written.
 
     Raises Refusal, one plain message, for whatever is wrong in either.
     """
-    settings = catalogue.read(name).under(overrides.read(changes))
+    settings = catalogue.read_settings(name).under(overrides.read_overrides(changes))
     return _validated(settings), settings
 
 
-def resolve(name: str, changes: list[str]) -> Recipe:
-    """As `read`, the recipe alone."""
-    return read(name, changes)[0]
+def resolve_recipe(name: str, changes: list[str]) -> Recipe:
+    """The recipe that read_recipe returns, without its settings."""
+    return read_recipe(name, changes)[0]
 
 
 def with_test(recipe: Recipe, test: str) -> Recipe:
@@ -64,13 +63,13 @@ def with_test(recipe: Recipe, test: str) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
 
 
-def load(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Settings]:
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Settings]:
     """The resolved recipe of a run folder, from its recipe.yaml, with overrides on top."""
-    settings = read_file(path).under(overrides.read(changes))
+    settings = read_file(path).under(overrides.read_overrides(changes))
     return _validated(settings), settings
 
 
-def given(values: dict[str, Any], origin: str) -> Recipe:
+def recipe_from(values: dict[str, Any], origin: str) -> Recipe:
     """A resolved recipe out of a checkpoint or an exported file; origin: its name, for messages. Raises Refusal."""
     return _validated(Settings(values, {(): origin}))
 
@@ -78,15 +77,15 @@ def given(values: dict[str, Any], origin: str) -> Recipe:
 def _validated(settings: Settings) -> Recipe:
     for section, value in settings.values.items():
         if section in Recipe.model_fields and not isinstance(value, dict):
-            where, held = settings.where((section,)), "empty" if value is None else shown(value)
-            raise Refusal(f"{where}: section '{section}' is {held}; it holds keys, or is left out")
+            where, content = settings.where((section,)), "empty" if value is None else format_value(value)
+            raise Refusal(f"{where}: section '{section}' is {content}; it holds keys, or is left out")
     model = _recipe_of(_method_name(settings))
     sections = {name: {} for name in Recipe.model_fields} | settings.values
     try:
-        # JSON's strictness: no text for numbers and no true for 1, but lists for tuples
+        # Strict as JSON: text is no number and true is not 1, but a list is taken for a tuple.
         recipe = model.model_validate_json(json.dumps(sections), strict=True)
     except ValidationError as error:
-        raise explain.refusal(error, settings, model) from error
+        raise validation_errors.refusal(error, settings, model) from error
     _refuse_not_finite(recipe.model_dump(), (), settings)
     return recipe
 
@@ -95,10 +94,14 @@ def _method_name(settings: Settings) -> str:
     key = ("method", "name")
     section = settings.values.get("method", {})
     if "name" not in section:
-        raise Refusal(f"{settings.where(())}: method.name is missing; known: {', '.join(method_options.names())}")
+        raise Refusal(
+            f"{settings.where(())}: method.name is missing; known: {', '.join(method_options.method_names())}"
+        )
     name = section["name"]
     if not isinstance(name, str):
-        raise Refusal(f"{settings.where(key)}: method.name is {shown(name)}; it is the name of a file in methods/")
+        raise Refusal(
+            f"{settings.where(key)}: method.name is {format_value(name)}; it is the name of a file in methods/"
+        )
     try:
         method_options.declared(name)
     except Refusal as refusal:
@@ -112,7 +115,7 @@ def _recipe_of(method: str) -> type[Recipe]:
 
 
 def _refuse_not_finite(value: Any, key: Key, settings: Settings) -> None:
-    """Bounds such as `gt=0` let infinity pass."""
+    """Raises Refusal for infinity and nan, which pydantic's bounds such as `gt=0` let pass."""
     if isinstance(value, float) and not math.isfinite(value):
         raise Refusal(f"{settings.where(key)}: {'.'.join(map(str, key))} is {value}; it should be a finite number")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
@@ -122,7 +125,7 @@ def _refuse_not_finite(value: Any, key: Key, settings: Settings) -> None:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors. Nothing is required: what is left out may come by `extends`."""
-    options: Any = Union[tuple(method_options.options_of(name) for name in method_options.names())]  # noqa: UP007
+    options: Any = Union[tuple(method_options.options_of(name) for name in method_options.method_names())]  # noqa: UP007
     model = create_model(
         "Recipe",
         __base__=Recipe,

@@ -1,4 +1,4 @@
-"""What a recipe takes from other runs: where it lies, and whether it fits. Loads no torch.
+"""Finds the runs and files that a recipe's method starts or learns from, and checks that they fit. Loads no torch.
 
 A reference is a run (its folder, or its name under runs/), one of its checkpoints, or an exported .safetensors file.
 """
@@ -11,48 +11,48 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.recipes import method_options, recipe
-from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.recipes import method_options
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe, recipe_from
+from kilobatch.launch.runs import run_folder
 from kilobatch.methods.networks.options import EncoderOptions, refuse_layers
 from kilobatch.methods.options import Reference
-from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, unsealed
+from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, unsealed
 
 PINNED = "trained.json"  # in a run's folder: the files that its references stood for when it began
 
 
-def references(chosen: Recipe) -> dict[str, str]:
+def references(recipe: Recipe) -> dict[str, str]:
     """The references of the recipe's method, by the option's name: `start`, starting weights, and `teacher`."""
-    kinds = {name: kind for name, (kind, _) in method_options.declared(chosen.method.name).arguments.items()}
+    kinds = {name: kind for name, (kind, _) in method_options.declared(recipe.method.name).arguments.items()}
     names = [name for name, kind in kinds.items() if Reference in (kind, *get_args(kind))]
-    return {name: where for name in names if (where := getattr(chosen.method, name)) is not None}
+    return {name: where for name in names if (where := getattr(recipe.method, name)) is not None}
 
 
-def place(where: str) -> Path:
-    """A run's folder, a checkpoint's or a file. Raises Refusal where there is none of them."""
+def locate_reference(where: str) -> Path:
+    """The path of a reference: a run's folder, a checkpoint's, or a file. Raises Refusal where it is none of them."""
     path = Path(where).expanduser()
     if path.is_file() and path.suffix != ".safetensors":
         raise Refusal(f"{path} is no .safetensors file; kilobatch export makes one, or name a run's folder")
-    return path if path.is_file() or is_checkpoint(path) else runs.find(where)
+    return path if path.is_file() or is_checkpoint(path) else run_folder.find_run(where)
 
 
-def absolute(where: str) -> str:
-    """The same, named so that the folder which a program stands in does not matter."""
-    paths = Path(where).expanduser(), runs.FOLDER / where
+def absolute_reference(where: str) -> str:
+    """A reference as an absolute path, so that it can be used from any folder."""
+    paths = Path(where).expanduser(), run_folder.FOLDER / where
     return str(next((path for path in paths if path.exists()), paths[0]).absolute())
 
 
 def recipe_of(where: str) -> Recipe:
-    """What a run, a checkpoint or an exported file was trained with. Raises Refusal."""
-    path = place(where)
+    """The recipe that a run, a checkpoint or an exported file was trained with. Raises Refusal."""
+    path = locate_reference(where)
     if path.is_file():
         return recipe_in(metadata_of(path), path)
     if not is_checkpoint(path):
-        return recipe.load(path / "recipe.yaml")[0]
+        return load_recipe(path / "recipe.yaml")[0]
     meta = _meta(path)
     if "recipe" not in meta:
         raise Refusal(f"checkpoint {path} says nothing of its recipe; name one that `kilobatch train` has made")
-    return recipe.given(meta["recipe"], str(path))
+    return recipe_from(meta["recipe"], str(path))
 
 
 def _meta(checkpoint: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _meta(checkpoint: Path) -> dict[str, Any]:
 
 
 def metadata_of(file: Path) -> dict[str, str]:
-    """What an exported file says of itself. Raises Refusal where it is not whole."""
+    """The metadata of an exported file. Raises Refusal where the file is not whole."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return opened.metadata() or {}
@@ -72,25 +72,26 @@ def metadata_of(file: Path) -> dict[str, str]:
 
 
 def recipe_in(metadata: Mapping[str, str], file: Path) -> Recipe:
+    """The recipe in an exported file's metadata. Raises Refusal where it holds none."""
     if "recipe" not in metadata:
         raise Refusal(f"{file} says nothing of its recipe; name a file that `kilobatch export` or import has written")
-    return recipe.given(json.loads(metadata["recipe"]), str(file))
+    return recipe_from(json.loads(metadata["recipe"]), str(file))
 
 
 def begun(run: Path) -> bool:
-    """Whether training has begun, so that references stand for what they stood for then."""
-    return (run / PINNED).exists() or any((run / "checkpoints").glob("step-*"))
+    """Whether a run's training has begun: its references then stand for the weights that it began with."""
+    return (run / PINNED).exists() or bool(list_checkpoints(run / "checkpoints"))
 
 
-def check(
-    chosen: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], Refusal], classes: int | None = None
+def check_references(
+    recipe: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], Refusal], classes: int | None = None
 ) -> None:
     """Raises Refusal, worded by refuse(option, message), for a reference that leads nowhere or does not fit.
 
-    awaited: the recipes of the runs that will have been trained by then, by reference; they are not looked for.
+    awaited: the recipes of the runs that will have been trained by then, by reference; their folders are not read.
     classes: of data.train; None: not known here.
     """
-    for name, where in references(chosen).items():
+    for name, where in references(recipe).items():
         option = f"method.{name}"
         try:
             other = awaited[where] if where in awaited else recipe_of(where)
@@ -98,20 +99,20 @@ def check(
                 _refuse_untrained(where)
         except Refusal as refusal:
             raise refuse(option, f"{option} '{where}': {refusal}") from refusal
-        alone = where not in awaited and _holds_an_encoder_alone(where)
+        encoder_only = where not in awaited and _holds_encoder_only(where)
         if name == "teacher":
-            if alone or not method_options.declared(other.method.name).classifies:
-                made = "holds an encoder alone" if alone else f"was trained by {other.method.name}"
-                use = "kilobatch export --whole writes all" if alone else "fine-tune it first, and name that run"
+            if encoder_only or not method_options.declared(other.method.name).classifies:
+                made = "holds an encoder alone" if encoder_only else f"was trained by {other.method.name}"
+                use = "kilobatch export --whole writes all" if encoder_only else "fine-tune it first, and name that run"
                 raise refuse(option, f"{option} '{where}' {made}, which has no classifier to learn from; {use}")
-            known = 0 if where in awaited else _classes(where)
-            if known and classes and known != classes:
+            taught = 0 if where in awaited else _classes(where)
+            if taught and classes and taught != classes:
                 raise refuse(
                     option,
-                    f"{option} '{where}' knows {known} classes, and data.train '{chosen.data.train}' has {classes}; "
+                    f"{option} '{where}' knows {taught} classes, and data.train '{recipe.data.train}' has {classes}; "
                     "let one teach that was fine-tuned on the same classes",
                 )
-        mine, theirs = chosen.data.views, other.data.views
+        mine, theirs = recipe.data.views, other.data.views
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
             raise refuse(
                 option,
@@ -119,40 +120,40 @@ def check(
                 f"{_numbers(theirs.std)}, here they are {_numbers(mine.mean)} and {_numbers(mine.std)}; "
                 "set them as there",
             )
-        if name == "start" and (differing := _differing(chosen.encoder, other.encoder)):
+        if name == "start" and (differing := _differing(recipe.encoder, other.encoder)):
             raise refuse(
                 option,
                 f"{option} '{where}' has another encoder: {differing}; set these as there, or start from another run",
             )
-        if name == "start" and hasattr(chosen.method, "layer"):
-            _check_head(chosen.method, where, (0, None) if alone else _head(other.method), refuse)
+        if name == "start" and hasattr(recipe.method, "layer"):
+            _check_head(recipe.method, where, (0, None) if encoder_only else _head(other.method), refuse)
 
 
-def _holds_an_encoder_alone(where: str) -> bool:
-    path = place(where)
+def _holds_encoder_only(where: str) -> bool:
+    path = locate_reference(where)
     return path.is_file() and metadata_of(path).get("content") == "encoder"
 
 
 def _classes(where: str) -> int:
-    """How many what lies there tells apart; 0: it does not say."""
-    path = place(where)
+    """The number of classes that a run, a checkpoint or a file was trained on; 0: it does not say."""
+    path = locate_reference(where)
     if path.is_file():
         return int(metadata_of(path).get("classes", 0))
     if is_checkpoint(path):
         return _meta(path).get("classes", 0)
-    for checkpoint in sorted((path / "checkpoints").glob("step-*"), reverse=True):
+    for checkpoint in reversed(list_checkpoints(path / "checkpoints").values()):
         try:
             return _meta(checkpoint).get("classes", 0)
-        except Refusal:  # damaged: training passes over it, too, and says so
+        except Refusal:  # damaged: training passes over it, too, with a warning
             continue
     return 0
 
 
 def _head(options: Any) -> tuple[int, int | None]:
-    """Layers of the projection head that a method of these options has, and the width of the projections that the last
-    makes; None where all are hidden."""
-    said = method_options.declared(options.name).head_layers
-    layers = getattr(options, said) if isinstance(said, str) else said
+    """The number of layers of a method's projection head, and the width of the projections that the last one makes;
+    None where all are hidden layers."""
+    declared = method_options.declared(options.name).head_layers
+    layers = getattr(options, declared) if isinstance(declared, str) else declared
     return layers, options.dim if layers else None
 
 
@@ -168,19 +169,19 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _refuse_untrained(where: str) -> None:
-    path = place(where)
-    if path.is_dir() and not is_checkpoint(path) and not any((path / "checkpoints").glob("step-*")):
+    path = locate_reference(where)
+    if path.is_dir() and not is_checkpoint(path) and not list_checkpoints(path / "checkpoints"):
         raise Refusal(f"it has no checkpoint yet; train it first: kilobatch resume {path}")
 
 
 def _differing(mine: EncoderOptions, theirs: EncoderOptions) -> str:
-    """What decides on shapes and differs, in words; empty where nothing does."""
-    here, there = _shaping(mine), _shaping(theirs)
-    found = [f"encoder.{name} {there[name]} there, {here[name]} here" for name in here if here[name] != there[name]]
+    """The options that decide on shapes and differ, in words; empty where none does."""
+    ours, other = _shape_options(mine), _shape_options(theirs)
+    found = [f"encoder.{name} {other[name]} there, {ours[name]} here" for name in ours if ours[name] != other[name]]
     return ", ".join(found)
 
 
-def _shaping(options: EncoderOptions) -> dict[str, object]:
+def _shape_options(options: EncoderOptions) -> dict[str, object]:
     stem = options.stem if options.name.startswith("resnet") else None
     if options.sk_ratio and stem == "imagenet_same":
         stem = "imagenet"  # with selective kernels the two are the same network

@@ -1,4 +1,4 @@
-"""Trees of settings as people write them, in YAML files and as `a.b=value`, each value knowing where it was written."""
+"""Reads trees of settings from YAML files and from `a.b=value`, with the file and line where each value was written."""
 
 import math
 import os
@@ -24,27 +24,27 @@ class Settings:
     origins: dict[Key, str] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """Where the value at `key` was written, or else the nearest setting around it."""
+        """The place where the value at `key` was written, or else that of the nearest section around it."""
         while key and key not in self.origins:
             key = key[:-1]
         return self.origins.get(key, "the recipe")
 
     def under(self, over: "Settings") -> "Settings":
-        """These settings with `over` laid on top: mappings merge, all else is replaced.
+        """These settings with `over` on top: mappings merge, all other values are replaced.
 
         Another `method.name` replaces the whole method section, since its keys are that method's own.
         """
         merged = Settings(deepcopy(self.values), dict(self.origins))
-        merged._lay(merged.values, over.values, ())
+        merged._merge(merged.values, over.values, ())
         merged.origins.update(over.origins)
         return merged
 
-    def _lay(self, into: dict[str, Any], over: dict[str, Any], at: Key) -> None:
+    def _merge(self, into: dict[str, Any], over: dict[str, Any], at: Key) -> None:
         for name, value in over.items():
             key = (*at, name)
             old = into.get(name)
             if isinstance(old, dict) and isinstance(value, dict) and not _another_method(key, old, value):
-                self._lay(old, value, key)
+                self._merge(old, value, key)
             else:
                 self.origins = {k: origin for k, origin in self.origins.items() if k[: len(key)] != key}
                 into[name] = deepcopy(value)
@@ -55,7 +55,7 @@ def _another_method(key: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: 1e-6 is a number, `off`, `no`, 010, 1:30 and dates are text. No aliases."""
+    """Reads YAML 1.2's scalars: 1e-6 is a number; `off`, `no`, 010, 1:30 and dates are text. Refuses aliases."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what _Loader would otherwise read as something else than text."""
+    """Writes YAML, with quotes around text that _Loader would otherwise read as another type."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -75,7 +75,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _side in (_Loader, _Dumper):
+for _yaml in (_Loader, _Dumper):
     for _tag, _pattern, _first in (
         ("null", r"~|null|", "~n"),
         ("bool", r"true|false", "tf"),
@@ -83,13 +83,13 @@ for _side in (_Loader, _Dumper):
         ("float", r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-+.0123456789"),
     ):
         firsts = [*_first, *([""] if _tag == "null" else [])]
-        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), firsts)
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), firsts)
 
 
 def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key, str]]:
-    """The value that a YAML text stands for, and the origins of all that is in it.
+    """The value of a YAML text, and the origins of all values in it.
 
-    source: the text's name in messages and origins; lines: whether origins tell the line too.
+    source: the text's name in messages and origins; lines: whether origins name the line too.
     Raises Refusal for broken YAML, a key written twice, keys that are not text, and tagged objects.
     """
     origins: dict[Key, str] = {}
@@ -131,7 +131,7 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
 
 def read_file(path: Path) -> Settings:
     """A YAML file of settings. Raises Refusal where it cannot be read or is not a mapping."""
-    source = shown_path(path)
+    source = format_path(path)
     if not path.is_file():
         raise Refusal(f"{source} is not a file" if path.exists() else f"there is no file {source}")
     try:
@@ -144,7 +144,7 @@ def read_file(path: Path) -> Settings:
     if values is None:
         raise Refusal(f"{source} is empty; a recipe holds sections such as `data:`, or `extends: <recipe>`")
     if not isinstance(values, dict):
-        raise Refusal(f"{source} holds {shown(values)}, not sections such as `data:` with keys under them")
+        raise Refusal(f"{source} holds {format_value(values)}, not sections such as `data:` with keys under them")
     return Settings(values, origins | {(): source})
 
 
@@ -153,8 +153,8 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def shown(value: Any) -> str:
-    """A value as a recipe would write it, cut to one short line."""
+def format_value(value: Any) -> str:
+    """A value as a recipe would write it, shortened to one line of at most 60 characters."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
@@ -162,7 +162,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def shown_path(path: Path) -> str:
-    """Relative to the working folder where it lies within, else absolute."""
+def format_path(path: Path) -> str:
+    """A path relative to the working folder if it lies in it, else absolute."""
     relative = os.path.relpath(path)
     return str(path.absolute()) if relative.startswith("..") else relative

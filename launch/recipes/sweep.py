@@ -1,4 +1,4 @@
-"""Sweeps: `--sweep optimizer.lr=0.3,0.6 --sweep seed=0,1` as the changes that each of their points makes."""
+"""Turns `--sweep optimizer.lr=0.3,0.6 --sweep seed=0,1` into the overrides of each of its points."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Point:
 
 
 def points(sweeps: list[str]) -> list[Point]:
-    """Every combination of the values, the last key varying first. Raises Refusal for a text that is no sweep."""
+    """All combinations of the values; the last key varies fastest. Raises Refusal for a text that is no sweep."""
     axes = [_axis(text) for text in sweeps]
     keys = [key for key, _ in axes]
     for key in keys:
@@ -30,7 +30,7 @@ def points(sweeps: list[str]) -> list[Point]:
     width = len(str(len(combinations) - 1))
     return [
         Point(
-            name=_folder(f"{k:0{width}}", keys, combination),
+            name=_folder_name(f"{k:0{width}}", keys, combination),
             changes=[f"{key}={value}" for key, value in zip(keys, combination, strict=True)],
         )
         for k, combination in enumerate(combinations)
@@ -38,22 +38,22 @@ def points(sweeps: list[str]) -> list[Point]:
 
 
 def _axis(sweep: str) -> tuple[str, list[str]]:
-    """The key, and its values as they were written. A comma within brackets or quotes parts nothing."""
+    """The key, and its values as they were written. A comma within brackets or quotes does not separate values."""
     key, _, text = sweep.partition("=")
     key = overrides.SHORT.get(key, key)
     listed = f"[{text}]"
     values, _ = parse(listed, f"--sweep {sweep}", lines=False)
     if not values or not isinstance(values, list) or not text.strip():
         raise Refusal(f"--sweep {sweep} has no values; write it as optimizer.lr=0.3,0.6,1.2")
-    nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value  # parsed before, so that it is a list
+    nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value  # a list, since `parse` above has read one
     texts = [listed[node.start_mark.index : node.end_mark.index] for node in nodes]
     for n, value in enumerate(values):
         if value in values[:n]:
             raise Refusal(f"--sweep {sweep}: {texts[n]} stands twice")
-        overrides.read([f"{key}={texts[n]}"])  # refuses what is not section.key=value
+        overrides.read_overrides([f"{key}={texts[n]}"])  # raises Refusal for a key that is not section.key
     return key, texts
 
 
-def _folder(number: str, keys: list[str], values: tuple[str, ...]) -> str:
+def _folder_name(number: str, keys: list[str], values: tuple[str, ...]) -> str:
     parts = [part for key, value in zip(keys, values, strict=True) for part in (key.rpartition(".")[2], value)]
     return "-".join([number, *(re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("_") for part in parts)])[:100]

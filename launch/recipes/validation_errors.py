@@ -1,4 +1,4 @@
-"""One plain sentence for what pydantic found wrong, with the place where it was written."""
+"""Turns what pydantic found wrong into one plain sentence, with the place where the value was written."""
 
 import re
 from types import UnionType
@@ -7,15 +7,15 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.launch.recipes.settings import Key, Settings, shown
+from kilobatch.launch.recipes.settings import Key, Settings, format_value
 
 
 def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> Refusal:
-    """The first error as a message, unknown keys before all else: a misspelt key also leaves one missing."""
+    """The first error as a message. Unknown keys come first, since a misspelt key also leaves one missing."""
     errors: list[Any] = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     more = {_key(e["loc"], settings.values) for e in errors[1:]} - {_key(errors[0]["loc"], settings.values)}
     tail = f" (and {len(more)} more)" if more else ""
-    # Of a union, such as a number or "auto", each member has its own error: the words that it takes come last.
+    # Each member of a union, such as a number or "auto", has its own error; the words that are allowed come last.
     words = [
         e.get("ctx", {})["expected"]
         for e in errors[1:]
@@ -28,14 +28,14 @@ def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) 
 def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
     key = _key(error["loc"], settings.values)
     where, dotted = settings.where(key), ".".join(map(str, key)) or "the recipe"
-    value = shown(error["input"])
+    value = format_value(error["input"])
     if error["type"] == "extra_forbidden":
         return f"{where}: {_unknown(key, model)}"
     if error["type"] == "missing":
         return f"{settings.where(())}: {dotted} is missing"
     if error["type"] == "value_error":
-        said = str(error["ctx"]["error"])
-        return f"{where_of_parts(key, said, settings) or where}: {dotted}: {said}"
+        message = str(error["ctx"]["error"])
+        return f"{where_of_parts(key, message, settings) or where}: {dotted}: {message}"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         keys = ", ".join(fields(model, key))
         return f"{where}: {dotted} is {value}; it holds keys of its own ({keys})"
@@ -47,12 +47,12 @@ def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
     return f"{where}: {dotted} is {value}; {allowed[:1].lower()}{allowed[1:]}{near}"
 
 
-def where_of_parts(key: Key, said: str, settings: Settings) -> str:
-    """Where the keys of a section stand that a message about the whole section names; empty if nowhere."""
+def where_of_parts(key: Key, message: str, settings: Settings) -> str:
+    """The places of those keys of a section that a message about the section names; "" where it names none."""
     origins = {
         name: origin
         for (*section, name), origin in ((part, origin) for part, origin in settings.origins.items() if part)
-        if tuple(section) == key and re.search(rf"\b{re.escape(str(name))}\b", said)
+        if tuple(section) == key and re.search(rf"\b{re.escape(str(name))}\b", message)
     }
     return ", ".join(dict.fromkeys(origins.values()))
 
@@ -70,7 +70,7 @@ def _unknown(key: Key, model: type[BaseModel]) -> str:
 
 
 def _key(loc: tuple[str | int, ...], values: Any) -> Key:
-    """The place in the settings that pydantic means; its own marks of union members are left out."""
+    """The key in the settings that pydantic means, without its own marks of union members."""
     key: list[str | int] = []
     for part in loc:
         parts: dict[Any, Any] = dict(enumerate(values)) if isinstance(values, list) else {}
@@ -106,7 +106,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a model, dotted."""
+    """All keys of a model, dotted."""
     found = []
     for name, info in model.model_fields.items():
         found.append(prefix + name)

@@ -1,1 +1,1 @@
-"""Run folders and what is known of them; no torch."""
+"""Run folders, their history and their state; loads no torch."""

@@ -1,4 +1,4 @@
-"""What happened to a run's job: job.json, as it was submitted, and attempts.jsonl, a line at each turn. No torch."""
+"""Reads and writes a run's job.json (the job as submitted) and attempts.jsonl (a line for each event). No torch."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from kilobatch.data.errors import Refusal
-from kilobatch.data.files import write_whole
+from kilobatch.data.files import read_model, write_whole
+from kilobatch.trainer.checkpoint.description import list_checkpoints
 
 Reason = Literal["finished", "timed_out", "preempted", "cancelled", "crashed", "refused", "node_failed"]
 
 
 class JobFile(BaseModel):
-    """job.json: what the scheduler was asked for. Times are ISO 8601, UTC.
+    """job.json: the job that was submitted. Times are ISO 8601, UTC.
 
-    job_id: "" while it is being submitted; array_index: of a sweep's point, its place in the array; code: the
-    snapshot, relative to the run; signal_lead_seconds: as the scheduler was told; earlier: ids of the jobs before.
+    job_id: "" while it is being submitted; array_index: of a sweep's point, its index in the job array; code: the
+    snapshot's path, relative to the run; signal_lead_seconds: as given to the scheduler; earlier: ids of earlier jobs.
     """
 
     cluster: Literal["slurm", "local"]
@@ -37,17 +37,13 @@ class JobFile(BaseModel):
     earlier: list[str] = []
 
 
-def job_file(run: Path) -> JobFile | None:
-    """None for a run that was never submitted. Raises Refusal where job.json is damaged."""
+def read_job_file(run: Path) -> JobFile | None:
+    """A run's job.json; None for a run that was never submitted. Raises Refusal where the file is damaged."""
     path = run / "job.json"
     try:
-        return JobFile.model_validate_json(path.read_bytes())
+        return read_model(path, JobFile, "remove it to resume with --workers", with_key=True)
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise Refusal(f"{path} is damaged ({where}: {first['msg']}); remove it to resume with --workers") from error
 
 
 def write_job_file(run: Path, job: JobFile) -> None:
@@ -55,12 +51,12 @@ def write_job_file(run: Path, job: JobFile) -> None:
 
 
 class Attempt(BaseModel):
-    """A job's run from one start to its end; a requeued job has several.
+    """One execution of a job, from a start to an end; a requeued job has several.
 
-    began, asked, ended: times, ISO 8601, UTC; ended None: it runs, or was killed before it could write.
-    from_step, step: of the newest checkpoint when it began; the last step known when it ended. signal: the name of the
-    one that asked it to stop. rank, host, how, lines: who failed first, how, and its last lines. stopped: why it was
-    not requeued.
+    began, asked, ended: times of the start, of the request to stop and of the end, ISO 8601, UTC; ended None: it runs,
+    or was killed before it could write. from_step: of the newest checkpoint when it began; step: the last one known
+    when it ended. signal: the name of the signal that asked it to stop. rank, host, how, lines: of the worker that
+    failed first. stopped: why it was not requeued.
     """
 
     attempt: int
@@ -84,6 +80,8 @@ class Attempt(BaseModel):
 
 
 class Counts(BaseModel):
+    """The number of attempts that ended in each of these ways."""
+
     preemptions: int = 0
     timeouts: int = 0
     crashes: int = 0
@@ -98,66 +96,68 @@ _COUNTED = {
 }
 
 
-def read(run: Path) -> list[Attempt]:
-    """The attempts in order. One that was followed by another without an end has the reason that is known: that of the
-    signal it got, else "node_failed"."""
+def read_attempts(run: Path) -> list[Attempt]:
+    """The attempts in order. An attempt that wrote no end before the next began gets the reason of the signal that it
+    received, else "node_failed"."""
     attempts: list[Attempt] = []
     for line in _lines(run / "attempts.jsonl"):
         if line.pop("event") == "began":
             if attempts:
-                attempts[-1] = lost(attempts[-1])
+                attempts[-1] = with_unreported_end(attempts[-1])
             attempts.append(Attempt(**line))
             continue
-        # An attempt that was taken for dead may still write its end after the next has begun.
-        index = next((i for i, one in enumerate(attempts) if one.attempt == line["attempt"]), None)
+        # An attempt that was thought dead may still write its end after the next one has begun.
+        index = next((i for i, known in enumerate(attempts) if known.attempt == line["attempt"]), None)
         if index is not None:
             attempts[index] = attempts[index].model_copy(update=line)
     return attempts
 
 
-def lost(attempt: Attempt) -> Attempt:
-    """The attempt, once it is known to have ended without a word."""
+def with_unreported_end(attempt: Attempt) -> Attempt:
+    """The attempt with a reason and a description of its end, for one that ended without writing any."""
     if attempt.reason is not None and attempt.ended is not None:
         return attempt
     how = f"killed after {attempt.signal}, before it could end" if attempt.signal else "its first node went down"
     return attempt.model_copy(update={"reason": attempt.reason or "node_failed", "how": attempt.how or how})
 
 
-def counts(attempts: Sequence[Attempt]) -> Counts:
-    """How often each kind of end came."""
-    found = Counts()
-    for name in (_COUNTED[one.reason] for one in attempts if one.reason in _COUNTED):
-        setattr(found, name, getattr(found, name) + 1)
-    return found
+def count_ends(attempts: Sequence[Attempt]) -> Counts:
+    """The number of attempts by kind of end."""
+    counted = Counts()
+    for name in (_COUNTED[attempt.reason] for attempt in attempts if attempt.reason in _COUNTED):
+        setattr(counted, name, getattr(counted, name) + 1)
+    return counted
 
 
-def began(run: Path, job: str, restart: int, nodes: list[str], workers: int) -> int:
-    """Opens an attempt. Returns its number, from 1."""
-    number = len(read(run)) + 1
-    known = {"job": job, "restart": restart, "nodes": nodes, "workers": workers, "from_step": checkpoint_step(run)}
-    _add(run, {"attempt": number, "event": "began", **known, "began": now()})
+def record_start(run: Path, job: str, restart: int, nodes: list[str], workers: int) -> int:
+    """Records that an attempt begins. Returns its number, from 1."""
+    number = len(read_attempts(run)) + 1
+    fields = {"job": job, "restart": restart, "nodes": nodes, "workers": workers, "from_step": checkpoint_step(run)}
+    _add(run, {"attempt": number, "event": "began", **fields, "began": utc_now()})
     return number
 
 
-def asked(run: Path, attempt: int, signal: str, reason: Reason) -> None:
-    """Notes at once that the attempt was asked to stop: it may be killed before it can write its end."""
-    _add(run, {"attempt": attempt, "event": "asked", "asked": now(), "signal": signal, "reason": reason})
+def record_stop_request(run: Path, attempt: int, signal: str, reason: Reason) -> None:
+    """Records at once that the attempt was asked to stop, since it may be killed before it can write its end."""
+    _add(run, {"attempt": attempt, "event": "asked", "asked": utc_now(), "signal": signal, "reason": reason})
 
 
-def ended(run: Path, attempt: int, reason: Reason, **known: Any) -> None:
-    """known: rank, host, how, lines, requeued, stopped, as in Attempt."""
-    _add(run, {"attempt": attempt, "event": "ended", "ended": now(), "reason": reason, "step": step(run), **known})
+def record_end(run: Path, attempt: int, reason: Reason, **fields: Any) -> None:
+    """Records that an attempt has ended. fields: rank, host, how, lines, requeued, stopped, as in Attempt."""
+    end = {"attempt": attempt, "event": "ended", "ended": utc_now(), "reason": reason, "step": last_step(run)}
+    _add(run, end | fields)
 
 
-def stays(run: Path, attempt: int, why: str) -> None:
-    """The attempt was not requeued after all."""
+def record_not_requeued(run: Path, attempt: int, why: str) -> None:
+    """Records that an attempt was not requeued after all, although its end says so."""
     _add(run, {"attempt": attempt, "event": "stopped", "requeued": False, "stopped": why})
 
 
-def step(run: Path) -> int:
-    """The last step known: the newest checkpoint's or the newest line's of metrics.jsonl.
+def last_step(run: Path) -> int:
+    """The last step known: of the newest checkpoint or of the newest line of metrics.jsonl.
 
-    Not a progress report's, which comes by the clock: a crash that repeats is to be found at the same step each time.
+    Progress reports are not used: they are written at intervals of time, so that a crash that repeats at one step would
+    seem to come at different ones.
     """
     logged = 0
     if (metrics := run / "metrics.jsonl").exists():
@@ -169,16 +169,22 @@ def step(run: Path) -> int:
 
 
 def checkpoint_step(run: Path) -> int:
-    """The newest whole checkpoint's, by its folder's name; 0 where there is none."""
-    return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
+    """The step of the newest checkpoint, by its folder's name; 0 where there is none."""
+    return max(list_checkpoints(run / "checkpoints"), default=0)
 
 
-def now() -> str:
+def last_line(lines: Sequence[str]) -> str:
+    """The last line with any text of what a worker wrote, without spaces around it; "" where there is none."""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def utc_now() -> str:
+    """The time, ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _add(run: Path, line: dict[str, Any]) -> None:
-    """One line, synced. A line that a kill left half-written is closed first."""
+    """Appends one line and syncs it. A line that a kill left half-written is ended first."""
     with (run / "attempts.jsonl").open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         if size:
@@ -190,7 +196,7 @@ def _add(run: Path, line: dict[str, Any]) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines; half a line is what a kill left."""
+    """The whole lines of a file of JSON lines. A half line, left by a kill, is passed over."""
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():

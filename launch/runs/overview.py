@@ -1,7 +1,7 @@
-"""What is known of runs, from their folders and one question to each scheduler. Loads no torch."""
+"""Collects the state of runs from their folders and from one query to each scheduler. Loads no torch."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,25 +10,27 @@ from typing import Literal
 from pydantic import BaseModel
 
 from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile
 from kilobatch.launch.schedulers.scheduler import JobState
 from kilobatch.launch.schedulers.select import scheduler_of
-from kilobatch.trainer.monitor.progress_file import Standing
+from kilobatch.trainer.checkpoint.description import list_checkpoints
+from kilobatch.trainer.monitor.progress_file import Progress
 
-RECENT = timedelta(days=7)  # ended longer ago, a run is listed only when it is asked for
+RECENT = timedelta(days=7)  # runs that ended longer ago are listed only when the user names them
 
 
-class Row(BaseModel):
-    """A run as it stands. Ages and eta are seconds; data_wait, knn and top1 shares; None: not known, or does not apply.
+class RunRow(BaseModel):
+    """The present state of a run. Ages and eta are seconds; data_wait, knn and top1 are shares; None: not known, or
+    does not apply.
 
-    waiting: the scheduler's reason for a queued job; nodes: their number; hosts: where it runs; problem: what ended
-    the last attempt, or why nothing can be said; rank, host: of the first to fail; lines: its last ones.
+    waiting: the scheduler's reason why a job is queued; nodes: their number; hosts: names of the nodes it runs on;
+    seen: age of the last progress report; problem: what ended the last attempt, or what is wrong with the folder; rank,
+    host, lines: of the worker that failed first, and its last lines.
     """
 
     run: str
-    state: runs.Status | Literal["damaged"]
+    state: run_folder.Status | Literal["damaged"]
     sweep: str | None = None
     job: str | None = None
     waiting: str | None = None
@@ -59,35 +61,40 @@ class Row(BaseModel):
 class Overview:
     """notes: schedulers that did not answer; older: how many runs were left out."""
 
-    rows: list[Row]
+    rows: list[RunRow]
     notes: list[str]
     older: int = 0
 
 
-def overview(given: Sequence[str], sweep: str | None, everything: bool) -> Overview:
-    """Of the runs and folders of runs in `given`, of a sweep's points (best first), or of all under runs/ (oldest
-    first), there without those that ended long ago, unless `everything`. Raises Refusal for what is not there."""
+def overview(names: Sequence[str], sweep: str | None, everything: bool) -> Overview:
+    """The state of the runs and folders of runs that are named, of a sweep's points (best first), or of all runs under
+    runs/ (oldest first); of these, runs that ended long ago are left out unless `everything`.
+
+    Raises Refusal for a name that is no run, no folder of runs and no sweep.
+    """
     if sweep is not None:
-        folders = _points(sweep)
-    elif given:
-        folders = [folder for name in given for folder in _named(name)]
+        folders = _sweep_runs(sweep)
+    elif names:
+        folders = [folder for name in names for folder in _find_runs(name)]
     else:
-        folders = sorted(_below(runs.FOLDER))
-    states = {folder: _state(folder) for folder in folders}
+        folders = sorted(_runs_in(run_folder.FOLDER))
+    states = {folder: _read_state(folder) for folder in folders}
     listed = folders
-    if not (given or sweep or everything):
-        listed = [folder for folder in folders if not _long_over(states[folder])]
-    jobs, notes = _ask({folder: job for folder in listed if (job := _open_job(folder, states[folder]))})
+    if not (names or sweep or everything):
+        listed = [folder for folder in folders if not _ended_long_ago(states[folder])]
+    jobs, notes = _query_schedulers(
+        {folder: job for folder in listed if (job := _unfinished_job(folder, states[folder]))}
+    )
     rows = {folder: _row(folder, states[folder], jobs.get(folder)) for folder in listed}
     if sweep is not None:
-        listed = sorted(listed, key=lambda folder: _rank(rows[folder]))
-    elif not given:
+        listed = sorted(listed, key=lambda folder: _sort_key(rows[folder]))
+    elif not names:
         listed = sorted(listed, key=lambda folder: _started(states[folder]))
     return Overview([rows[folder] for folder in listed], notes, older=len(folders) - len(listed))
 
 
-def _below(parent: Path) -> list[Path]:
-    """The runs in a folder, and those in its sweeps."""
+def _runs_in(parent: Path) -> list[Path]:
+    """The runs in a folder, and those in the sweeps in it."""
     found: list[Path] = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         if (folder / "recipe.yaml").is_file():
@@ -97,50 +104,54 @@ def _below(parent: Path) -> list[Path]:
     return found
 
 
-def _named(name: str) -> list[Path]:
-    """One run, or those in a folder. Raises Refusal."""
-    for folder in runs.places(name):
-        if not (folder / "recipe.yaml").is_file() and (found := sorted(_below(folder))):
+def _find_runs(name: str) -> list[Path]:
+    """The run of this name, or the runs in the folder of this name. Raises Refusal."""
+    for folder in run_folder.candidate_paths(name):
+        if not (folder / "recipe.yaml").is_file() and (found := sorted(_runs_in(folder))):
             return found
-    return [runs.find(name)]
+    return [run_folder.find_run(name)]
 
 
-def _points(name: str) -> list[Path]:
-    for folder in runs.places(name):
+def _sweep_runs(name: str) -> list[Path]:
+    """The runs of a sweep. Raises Refusal where there is none of this name."""
+    for folder in run_folder.candidate_paths(name):
         if found := sorted(path.parent for path in folder.glob("*/recipe.yaml")):
             return found
-    sweeps = sorted({path.parent.parent.name for path in runs.FOLDER.glob("*/*/recipe.yaml")})
-    hint = did_you_mean(name, sweeps) if sweeps else f"; there are none in {runs.FOLDER}/ (kilobatch submit --sweep)"
+    sweeps = sorted({path.parent.parent.name for path in run_folder.FOLDER.glob("*/*/recipe.yaml")})
+    hint = (
+        did_you_mean(name, sweeps) if sweeps else f"; there are none in {run_folder.FOLDER}/ (kilobatch submit --sweep)"
+    )
     raise Refusal(f"there is no sweep '{name}'{hint}")
 
 
-def _state(folder: Path) -> runs.State | Refusal | None:
-    """None for a folder without state.json, Refusal for a damaged one: the other runs are listed all the same."""
+def _read_state(folder: Path) -> run_folder.State | Refusal | None:
+    """The run's state; None without state.json; a Refusal for a damaged one, since the others are still listed."""
     try:
-        return runs.state(folder) if (folder / "state.json").exists() else None
+        return run_folder.read_state(folder) if (folder / "state.json").exists() else None
     except Refusal as refusal:
         return refusal
 
 
-def _started(state: runs.State | Refusal | None) -> str:
-    return state.started if isinstance(state, runs.State) else ""
+def _started(state: run_folder.State | Refusal | None) -> str:
+    return state.started if isinstance(state, run_folder.State) else ""
 
 
-def _long_over(state: runs.State | Refusal | None) -> bool:
-    if not isinstance(state, runs.State) or state.status in ("queued", "running"):
+def _ended_long_ago(state: run_folder.State | Refusal | None) -> bool:
+    if not isinstance(state, run_folder.State) or state.status in ("queued", "running"):
         return False
     return datetime.fromisoformat(state.updated) < datetime.now(UTC) - RECENT
 
 
-def _open_job(folder: Path, state: runs.State | Refusal | None) -> JobFile | None:
-    """The job that a scheduler knows more about than the folder does."""
-    if not isinstance(state, runs.State) or state.status not in ("queued", "running"):
+def _unfinished_job(folder: Path, state: run_folder.State | Refusal | None) -> JobFile | None:
+    """The job of a run that has not ended, whose scheduler knows more about it than the folder does."""
+    if not isinstance(state, run_folder.State) or state.status not in ("queued", "running"):
         return None
-    return ledger.job_file(folder)
+    return job_history.read_job_file(folder)
 
 
-def _ask(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], list[str]]:
-    """One call for all jobs of a kind. A scheduler that does not answer is a note; its runs are as they wrote last."""
+def _query_schedulers(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], list[str]]:
+    """The states of jobs, by one call to each scheduler, and a note for each scheduler that does not answer: the state
+    of its runs is then what they wrote last."""
     found, notes = {}, []
     clusters: list[Literal["slurm", "local"]] = ["slurm", "local"]
     for cluster in clusters:
@@ -156,30 +167,34 @@ def _ask(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], list[str]]:
     return found, notes
 
 
-def _row(folder: Path, state: runs.State | Refusal | None, job: JobState | None) -> Row:
-    name = str(folder.relative_to(runs.FOLDER)) if folder.is_relative_to(runs.FOLDER) else str(folder)
+def _row(folder: Path, state: run_folder.State | Refusal | None, job: JobState | None) -> RunRow:
+    name = str(folder.relative_to(run_folder.FOLDER)) if folder.is_relative_to(run_folder.FOLDER) else str(folder)
     if isinstance(state, Refusal):
-        return Row(run=name, state="damaged", problem=str(state))
-    submitted, attempts, standing = ledger.job_file(folder), ledger.read(folder), Standing.of(folder)
+        return RunRow(run=name, state="damaged", problem=str(state))
+    submitted, attempts, progress = (
+        job_history.read_job_file(folder),
+        job_history.read_attempts(folder),
+        Progress.of(folder),
+    )
     if state and submitted and job is None:  # being submitted, over, or of a scheduler that does not answer
         status = state.status
     else:
-        status = runs.status(folder, job)
-    row = Row(run=name, state=status, workers=state.workers if state else None)
+        status = run_folder.status(folder, job)
+    row = RunRow(run=name, state=status, workers=state.workers if state else None)
     _add_job(row, submitted, job, attempts)
-    _add_standing(row, standing)
+    _add_progress(row, progress)
     _add_checkpoint(row, folder)
     return row
 
 
-def _add_job(row: Row, submitted: JobFile | None, job: JobState | None, attempts: list[Attempt]) -> None:
+def _add_job(row: RunRow, submitted: JobFile | None, job: JobState | None, attempts: list[Attempt]) -> None:
     if submitted:
         row.sweep, row.job, row.nodes = submitted.sweep, submitted.job_id or None, submitted.nodes
         if row.state == "queued":
             row.waiting = job.why if job else None if submitted.job_id else "being submitted"
     if row.state == "running":
         row.hosts = (job.nodes if job else "") or (",".join(attempts[-1].nodes) if attempts else None)
-    row.requeues = ledger.counts(_requeued(attempts))
+    row.requeues = job_history.count_ends(_requeued(attempts))
     last = attempts[-1] if attempts else None
     if last and row.state in ("failed", "interrupted"):
         row.rank, row.host, row.lines = last.rank, last.host, last.lines
@@ -187,35 +202,33 @@ def _add_job(row: Row, submitted: JobFile | None, job: JobState | None, attempts
 
 
 def _requeued(attempts: list[Attempt]) -> list[Attempt]:
-    """Those that went back to the queue, by themselves or, without a word from them, by the scheduler."""
-    following = [*(after.job for after in attempts[1:]), ""]
-    return [one for one, after in zip(attempts, following, strict=False) if one.requeued or one.job == after]
+    """The attempts that were requeued: by themselves, or by the scheduler, as the same job id of the next one shows."""
+    next_jobs = [*(attempt.job for attempt in attempts[1:]), ""]
+    return [
+        attempt
+        for attempt, next_job in zip(attempts, next_jobs, strict=False)
+        if attempt.requeued or attempt.job == next_job
+    ]
 
 
-def _add_standing(row: Row, standing: Standing | None) -> None:
-    if standing is None:
+def _add_progress(row: RunRow, progress: Progress | None) -> None:
+    if progress is None:
         return
     for name in ("epoch", "epochs", "step", "steps", "loss", "knn", "top1", "images_per_second", "data_wait"):
-        setattr(row, name, getattr(standing, name))
-    row.seen = time.time() - standing.time
-    if row.state == "running" and standing.seconds_left is not None:
-        row.eta = max(0.0, standing.seconds_left - row.seen)
+        setattr(row, name, getattr(progress, name))
+    row.seen = time.time() - progress.time
+    if row.state == "running" and progress.seconds_left is not None:
+        row.eta = max(0.0, progress.seconds_left - row.seen)
 
 
-def _add_checkpoint(row: Row, folder: Path) -> None:
-    found = max(_checkpoints(folder), default=None)
-    if found:
-        row.checkpoint_step, path = found
-        row.checkpoint_age = time.time() - path.stat().st_mtime
+def _add_checkpoint(row: RunRow, folder: Path) -> None:
+    if checkpoints := list_checkpoints(folder / "checkpoints"):
+        row.checkpoint_step = max(checkpoints)
+        row.checkpoint_age = time.time() - checkpoints[row.checkpoint_step].stat().st_mtime
 
 
-def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
-    for path in (folder / "checkpoints").glob("step-*"):
-        yield int(path.name.removeprefix("step-")), path
-
-
-def _rank(row: Row) -> tuple[bool, float, float]:
-    """By top-1 of its own classifier or of k-NN, else by loss; what has none comes last."""
+def _sort_key(row: RunRow) -> tuple[bool, float, float]:
+    """The key that puts the best run first: by top-1 of its classifier or of k-NN, else by loss; others come last."""
     loss = float("inf") if row.loss is None else row.loss
-    right = row.knn if row.top1 is None else row.top1
-    return (right is None, -(right or 0.0), loss)
+    accuracy = row.knn if row.top1 is None else row.top1
+    return (accuracy is None, -(accuracy or 0.0), loss)

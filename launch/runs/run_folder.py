@@ -1,4 +1,4 @@
-"""Run folders: made once, found by name, their state told by state.json."""
+"""Makes run folders, finds them by name, and keeps the state of a run in state.json."""
 
 import errno
 import fcntl
@@ -12,11 +12,11 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.data.files import in_words, write_whole
-from kilobatch.launch.runs import job_history as ledger
+from kilobatch.data.files import describe_os_error, read_model, write_whole
+from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.requeue import RequeueOptions
 from kilobatch.launch.schedulers.scheduler import JobState
 from kilobatch.launch.schedulers.select import scheduler_of
@@ -64,14 +64,14 @@ class State(BaseModel):
     updated: str
 
 
-def create(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int) -> Path:
-    """A new run folder with the resolved recipe and a state in it.
+def create_run(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int) -> Path:
+    """Makes a new run folder with the resolved recipe and a state in it.
 
     `runs/<recipe>-<YYYYmmdd-HHMMSS>`, or `runs/<run.name>`. Raises Refusal where that name is taken or the folder
     cannot be written.
     """
     try:
-        folder = place(options, recipe_name)
+        folder = new_run_path(options, recipe_name)
         folder.mkdir(parents=True, exist_ok=options.name is not None)
         for name in ("checkpoints", "logs", "pictures"):
             (folder / name).mkdir()
@@ -79,19 +79,19 @@ def create(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int
         set_status(folder, "new", workers)
     except OSError as error:
         where = f"run.folder '{options.folder}'"
-        raise Refusal(f"{where}: no run folder can be made there: {in_words(error)}") from error
+        raise Refusal(f"{where}: no run folder can be made there: {describe_os_error(error)}") from error
     return folder
 
 
-def place(options: RunOptions, recipe_name: str) -> Path:
-    """Where a new run's folder will be. Raises Refusal where that name is taken."""
+def new_run_path(options: RunOptions, recipe_name: str) -> Path:
+    """The path of a new run's folder. Raises Refusal where that name is taken."""
     if options.name is None:
         return _unused(Path(options.folder), recipe_name)
     folder = Path(options.folder) / options.name
-    taken = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if taken:
-        way = f"kilobatch resume {folder}" if "recipe.yaml" in taken else "or remove it"
-        raise Refusal(f"run.name '{options.name}': {folder} is not empty; choose another name, {way}")
+    content = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if content:
+        way_out = f"kilobatch resume {folder}" if "recipe.yaml" in content else "or remove it"
+        raise Refusal(f"run.name '{options.name}': {folder} is not empty; choose another name, {way_out}")
     return folder
 
 
@@ -101,48 +101,45 @@ def _unused(parent: Path, recipe_name: str) -> Path:
     return next(path for path in tries if not path.exists())
 
 
-def places(name: str) -> tuple[Path, Path]:
-    """Where a run, a sweep or a pipeline given as a folder or as a name under runs/ may lie."""
+def candidate_paths(name: str) -> tuple[Path, Path]:
+    """The folders that a user may mean by the path of a run, a sweep or a pipeline, or by its name under runs/."""
     return Path(name), FOLDER / name
 
 
-def find(run: str) -> Path:
+def find_run(run: str) -> Path:
     """The folder of a run given as a folder or as a name under runs/. Raises Refusal where there is none."""
-    for folder in places(run):
+    for folder in candidate_paths(run):
         if (folder / "recipe.yaml").is_file():
             return folder
-    for folder in places(run):
+    for folder in candidate_paths(run):
         if folder.exists():
             raise Refusal(f"{folder} is not a run: it holds no recipe.yaml")
-    known = [path.parent.name for path in FOLDER.glob("*/recipe.yaml")]
-    hint = did_you_mean(run, known) if known else f"; there are none in {FOLDER}/ yet (kilobatch train <recipe>)"
+    runs = [path.parent.name for path in FOLDER.glob("*/recipe.yaml")]
+    hint = did_you_mean(run, runs) if runs else f"; there are none in {FOLDER}/ yet (kilobatch train <recipe>)"
     raise Refusal(f"there is no run '{run}'{hint}")
 
 
-def state(folder: Path) -> State:
-    """What state.json says. Raises Refusal where it is missing or damaged."""
+def read_state(folder: Path) -> State:
+    """The content of state.json. Raises Refusal where it is missing or damaged."""
     path = folder / "state.json"
     try:
-        return State.model_validate_json(path.read_bytes())
+        return read_model(path, State, "remove it and give --workers to resume")
     except FileNotFoundError as error:
         raise Refusal(f"{path} is missing; is {folder} a whole run folder?") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refusal(f"{path} is damaged ({first['msg']}); remove it and give --workers to resume") from error
 
 
 def status(folder: Path, job: JobState | None = None) -> Status:
-    """As state.json says; a run whose launcher was killed is interrupted, whatever was written last.
+    """The status in state.json; "interrupted" for a run whose launcher was killed, whatever it wrote last.
 
-    job: what the scheduler says of a submitted run; None: it is asked, if that matters. Raises Refusal where it does
-    not answer.
+    job: the scheduler's answer about a submitted run; None: the scheduler is asked, if that matters. Raises Refusal
+    where it does not answer.
     """
     if not (folder / "state.json").exists():
         return "interrupted"
-    written = state(folder).status
+    written = read_state(folder).status
     if written not in ("queued", "running"):
         return written
-    if submitted := ledger.job_file(folder):
+    if submitted := job_history.read_job_file(folder):
         job = job or scheduler_of(submitted.cluster).states([submitted.job_id])[submitted.job_id]
         match job.state:
             case "queued":
@@ -151,20 +148,20 @@ def status(folder: Path, job: JobState | None = None) -> Status:
                 return "running"
             case "cancelled":
                 return "cancelled"
-        if (folder / "cancelled").exists():  # before it began; and the scheduler has forgotten it
+        if (folder / "cancelled").exists():  # before it began, and the scheduler does not know it any more
             return "cancelled"
     try:
-        with claimed(folder):
+        with locked(folder):
             return "interrupted"
     except Refusal:
         return "running"
 
 
 def set_status(folder: Path, status: Status, workers: int) -> None:
-    """Writes state.json as a whole; `started` stays that of the first time."""
+    """Writes state.json as a whole; `started` keeps its first value."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     path = folder / "state.json"
-    started = state(folder).started if path.exists() else now
+    started = read_state(folder).started if path.exists() else now
     new = State(
         status=status, pid=os.getpid(), host=socket.gethostname(), workers=workers, started=started, updated=now
     )
@@ -172,17 +169,17 @@ def set_status(folder: Path, status: Status, workers: int) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Holds the run: two launchers never train in one folder. The lock goes with the process, however it ends. Some
-    clusters' file systems have none: there, the scheduler alone sees to it.
+def locked(folder: Path) -> Iterator[None]:
+    """Locks the run, so that two launchers never train in one folder. The kernel frees the lock when the process ends,
+    however it ends. File systems of some clusters have no locks: there, only the scheduler prevents a second launcher.
 
-    Raises Refusal where another process holds it.
+    Raises Refusal where another process holds the lock.
     """
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            now = state(folder)
+            now = read_state(folder)
             raise Refusal(f"{folder} is running (process {now.pid} on {now.host}); stop that one first") from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

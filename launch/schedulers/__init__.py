@@ -1,1 +1,1 @@
-"""What is asked of SLURM, or of this machine in its place; no torch."""
+"""Schedulers of jobs: SLURM, or this machine in its place; loads no torch."""

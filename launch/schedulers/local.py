@@ -1,4 +1,4 @@
-"""Jobs in the background of this machine: asked after, signalled, cancelled. Loads no torch."""
+"""Finds, signals and cancels jobs that run in the background of this machine. Loads no torch."""
 
 import os
 import re
@@ -15,14 +15,16 @@ from kilobatch.launch.schedulers.scheduler import Fate, JobState
 
 
 def job_ids(pid: int, jobs: int) -> list[str]:
-    began = _began(pid)
+    """The ids of the jobs that a process runs one after another."""
+    began = _start_ticks(pid)
     assert began is not None, "our own process, or our child that we have not waited for"
     own = f"local-{pid}-{began}"
     return [own] if jobs == 1 else [f"{own}_{k}" for k in range(jobs)]
 
 
-def _began(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did: no two with one pid agree. None where it is gone."""
+def _start_ticks(pid: int) -> int | None:
+    """The start of a process, in clock ticks since the machine started: it tells apart processes that had the same pid.
+    None where the process is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -32,9 +34,11 @@ def _began(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Job:
+    """began: start of its process, in clock ticks; index: among the jobs that the process runs one after another."""
+
     pid: int
     began: int
-    place: int
+    index: int
 
 
 def _parse(job: str) -> _Job | None:
@@ -42,9 +46,10 @@ def _parse(job: str) -> _Job | None:
     return _Job(int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
 
 
-def _turn(job: _Job) -> int | None:
-    """Which of its jobs a process is at, by the name that it gave itself; -1 before that, None when it is over."""
-    if _began(job.pid) != job.began:
+def _current_index(job: _Job) -> int | None:
+    """The index of the job that a process runs, by the name that it gave itself; -1 before the first, None once the
+    process is gone."""
+    if _start_ticks(job.pid) != job.began:
         return None
     with suppress(FileNotFoundError, ProcessLookupError):
         found = re.fullmatch(r"kilobatch (\d+)", Path(f"/proc/{job.pid}/comm").read_text().strip())
@@ -54,29 +59,29 @@ def _turn(job: _Job) -> int | None:
 
 @dataclass(frozen=True)
 class Local:
-    """limit: of the job that asks of itself, by time.monotonic()."""
+    """This machine as a scheduler. limit: end of this process's own job, by time.monotonic(); None: no limit."""
 
     limit: float | None = None
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
-        return {one: self._state(one) for one in ids}
+        return {job: self._state(job) for job in ids}
 
     def _state(self, text: str) -> JobState:
         job = _parse(text)
-        turn = _turn(job) if job else None
-        if job is None or turn is None or turn > job.place:
+        current = _current_index(job) if job else None
+        if job is None or current is None or current > job.index:
             return JobState("gone")
-        if turn < job.place:
-            return JobState("queued", why="" if turn < 0 else "one after another")
+        if current < job.index:
+            return JobState("queued", why="" if current < 0 else "one after another")
         left = None
         if self.limit is not None and job.pid == os.getpid():
             left = self.limit - time.monotonic()
         return JobState("running", nodes=os.uname().nodename, seconds_left=left)
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Of a job that waits for its turn, the run's marker says it."""
-        for one in ids:
-            self._send(one, SIGTERM)
+        """Ends the jobs that run. A job that waits for its turn finds the file `cancelled` in its run's folder."""
+        for job in ids:
+            self._send(job, SIGTERM)
 
     def signal(self, job: str, name: str) -> None:
         if not self._send(job, Numbers[f"SIG{name}"]):
@@ -84,7 +89,7 @@ class Local:
 
     def _send(self, text: str, number: Numbers) -> bool:
         job = _parse(text)
-        if job is None or _turn(job) != job.place:
+        if job is None or _current_index(job) != job.index:
             return False
         with suppress(ProcessLookupError):
             os.kill(job.pid, number)
@@ -92,8 +97,8 @@ class Local:
         return False
 
     def requeue(self, job: str) -> None:
-        """`main` begins it anew."""
+        """Does nothing: the process that runs the jobs starts the job again (jobs/local_queue.py)."""
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:
-        """There is no preemption by SIGTERM here: whoever sends one wants it to end."""
+        """Takes SIGTERM for a request to end: nothing preempts a job on this machine."""
         return "ended" if signal == "SIGTERM" else "runs"

@@ -1,4 +1,4 @@
-"""What is asked of whoever runs jobs: SLURM, or this machine. No torch."""
+"""The interface to a scheduler of jobs, which SLURM and this machine implement. Loads no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Fate = Literal["runs", "requeued", "ended"]
 
 @dataclass(frozen=True)
 class Task:
-    """A process's place in its job, which has one on each node. restart: how often the job was requeued."""
+    """A process's place in its job, which has one process on each node. restart: how often the job was requeued."""
 
     job: str
     restart: int
@@ -21,9 +21,12 @@ class Task:
 
 @dataclass(frozen=True)
 class JobState:
-    """state: "gone" is a job that the scheduler does not know (any more); "ending" one whose processes are being ended,
-    whatever comes then. word: the scheduler's own. why: for a job that waits. nodes: a list as SLURM writes it.
-    seconds_left: until the time limit; None: none, or not known."""
+    """The scheduler's answer about a job.
+
+    state: "gone": the scheduler does not know the job (any more); "ending": its processes are being ended, whatever
+    follows. word: the scheduler's own word for the state. why: the reason why a job is queued. nodes: a list as SLURM
+    writes it. seconds_left: until the time limit; None: there is none, or it is not known.
+    """
 
     state: State
     word: str = ""
@@ -33,32 +36,33 @@ class JobState:
 
     @property
     def open(self) -> bool:
-        """Whether it may still run, so that nobody else should."""
+        """Whether the job may still run, so that no other process may train in its folder."""
         return self.state in ("queued", "running", "ending")
 
 
 class Scheduler(Protocol):
-    """Ids are as the scheduler shows them: "123", or "123_4" for one of an array."""
+    """A scheduler. Ids of jobs are as it shows them: "123", or "123_4" for a job of an array."""
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
-        """Of each id, "gone" included. One call for all; raises Refusal where the scheduler does not answer."""
+        """The state of each job, "gone" for unknown ones, by one call. Raises Refusal where the scheduler does not
+        answer."""
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Ends jobs, queued or running; those that are over already are let be. Raises Refusal."""
+        """Ends jobs, queued or running; ignores those that have ended. Raises Refusal."""
         ...
 
     def signal(self, job: str, name: str) -> None:
-        """name: such as "USR2", to all processes of a running job. Raises Refusal."""
+        """Sends a signal, such as "USR2", to all processes of a running job. Raises Refusal."""
         ...
 
     def requeue(self, job: str) -> None:
-        """Ends a running job and queues it anew. Raises Refusal with the scheduler's words."""
+        """Ends a running job and queues it again. Raises Refusal with the scheduler's message."""
         ...
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:
-        """For a job that asks of itself: whether it runs on, was requeued, or is being ended for good.
+        """Tells a job that got a signal whether it goes on running, was requeued, or is being ended for good.
 
-        restart: how often it had been requeued when it began; signal: the one it was sent. Raises Refusal.
+        restart: how often it had been requeued when it began; signal: the one that it got. Raises Refusal.
         """
         ...

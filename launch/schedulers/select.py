@@ -1,4 +1,4 @@
-"""The scheduler that a run was submitted to. Loads no torch."""
+"""Selects the scheduler that a run was submitted to. Loads no torch."""
 
 from typing import Literal
 

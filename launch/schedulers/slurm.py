@@ -1,4 +1,4 @@
-"""SLURM, by its own commands: what jobs do, and what is to be done with them. No torch."""
+"""Queries and controls SLURM jobs through SLURM's own commands. No torch."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from kilobatch.data.errors import Refusal
 from kilobatch.launch.schedulers.scheduler import Fate, JobState, State, Task
 
-ANSWER = 5.0  # seconds for squeue and sacct
-PATIENCE = 120.0  # seconds in which a job asks again, of itself: the controller may be restarting
-PAUSE = 10.0  # seconds between two such tries
+ANSWER_TIMEOUT = 5.0  # seconds for an answer of squeue or sacct
+RETRY_FOR = 120.0  # seconds in which a job repeats a request about itself: the controller may be restarting
+RETRY_PAUSE = 10.0  # seconds between two such tries
 
 _STATES: dict[str, State] = {
     **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"), "queued"),
@@ -30,7 +30,7 @@ _GONE = JobState("gone")
 
 
 def task() -> Task:
-    """This process's place in its job, as SLURM and submitit export it."""
+    """The place of this process in its job, from the variables that SLURM and submitit export."""
     import submitit
 
     environment = submitit.JobEnvironment()
@@ -45,43 +45,45 @@ def task() -> Task:
 
 
 class Slurm:
-    """Answers come from slurmctld, which all users share: one call for many jobs, and none in a tight loop."""
+    """SLURM as a scheduler. All users share slurmctld, which answers: so there is one call for many jobs, and none in a
+    tight loop."""
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
-        """By squeue; of those that it has forgotten, by sacct where there is accounting."""
-        wanted = sorted({one for one in ids if one})
+        """Asks squeue and, for the jobs that squeue does not list any more, sacct, where there is accounting."""
+        wanted = sorted({job for job in ids if job})
         found = self._squeue(wanted) if wanted else {}
-        if forgotten := [one for one in wanted if one not in found]:
-            found |= self._sacct(forgotten)
-        return {one: found.get(one, _GONE) for one in ids}
+        if unlisted := [job for job in wanted if job not in found]:
+            found |= self._sacct(unlisted)
+        return {job: found.get(job, _GONE) for job in ids}
 
     def _squeue(self, ids: list[str]) -> dict[str, JobState]:
         command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%L|%r", "-j", ",".join(ids)]
         try:
-            lines = _run(*command, timeout=ANSWER).splitlines()
+            lines = _run(*command, timeout=ANSWER_TIMEOUT).splitlines()
         except Refusal as refusal:
-            if "Invalid job id specified" in str(refusal):  # of a single job; among several it is left out
+            if "Invalid job id specified" in str(refusal):  # only for a single job: of several, squeue leaves it out
                 return {}
             raise
         found = {}
         for line in lines:
             job, word, nodes, left, why = line.split("|", 4)
-            state = _STATES.get(word, "ending")  # a word that is newer than this: it may still run
+            state = _STATES.get(word, "ending")  # a state of a newer SLURM: the job may still run
             found[job] = JobState(state, word, why if state == "queued" else "", nodes, _seconds(left))
         return found
 
     def _sacct(self, ids: list[str]) -> dict[str, JobState]:
-        """Nothing where there is no accounting or no answer: many clusters have none, and it says no more than how a
-        job ended that nobody can do anything about."""
+        """The states of jobs that have ended; nothing where there is no accounting or no answer. Many clusters have no
+        accounting, and it tells no more than how an old job ended, so its absence is no error."""
         if shutil.which("sacct") is None:
             return {}
         command = ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)]
         try:
-            lines = _run(*command, timeout=ANSWER).splitlines()
+            lines = _run(*command, timeout=ANSWER_TIMEOUT).splitlines()
         except Refusal:
             return {}
         words = dict(line.split("|", 1) for line in lines)
-        # "CANCELLED by 1000"; a job that runs or waits by sacct alone is one whose end got lost
+        # A state may have more words: "CANCELLED by 1000". A job that only sacct calls running or pending has ended
+        # without its end being recorded, so it is left out.
         known = {job: JobState(_STATES.get(word.split()[0], "gone"), word) for job, word in words.items()}
         return {job: state for job, state in known.items() if not state.open}
 
@@ -93,19 +95,20 @@ class Slurm:
         _run("scancel", f"--signal={name}", job)
 
     def requeue(self, job: str) -> None:
-        _insist("scontrol", "requeue", job)
+        _run_with_retries("scontrol", "requeue", job)
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:
-        """COMPLETING stands for any end; a requeue has counted its restart already, a cancellation has not."""
-        shown = _insist("scontrol", "-o", "show", "job", job)
-        fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+        """Looks at the number of restarts first: a job in the state COMPLETING may be at any end, and only a requeue
+        has raised that number."""
+        description = _run_with_retries("scontrol", "-o", "show", "job", job)
+        fields = dict(word.split("=", 1) for word in description.split() if "=" in word)
         if int(fields["Restarts"]) > restart:
             return "requeued"
         return "runs" if _STATES.get(fields["JobState"]) == "running" else "ended"
 
 
 def _run(*command: str, timeout: float = 30.0) -> str:
-    """What a command prints. Raises Refusal with its own words where it fails, is not here or does not answer."""
+    """The output of a command. Raises Refusal where it fails (with its own message), is missing or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError as error:
@@ -113,30 +116,31 @@ def _run(*command: str, timeout: float = 30.0) -> str:
     except subprocess.TimeoutExpired as error:
         raise Refusal(f"SLURM does not answer: {command[0]} took more than {timeout:.0f} s; try again") from error
     if done.returncode:
-        said = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
-        raise Refusal(f"{' '.join(command[:2])}: {said or f'exit code {done.returncode}'}")
+        message = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
+        raise Refusal(f"{' '.join(command[:2])}: {message or f'exit code {done.returncode}'}")
     return done.stdout
 
 
-def _insist(*command: str) -> str:
-    """As _run, again and again while a controller that restarts does not answer: without it the job would be lost."""
-    deadline = time.monotonic() + PATIENCE
+def _run_with_retries(*command: str) -> str:
+    """Runs a command as _run does, and again while a controller that restarts does not answer: a job that could not
+    reach it would not be requeued."""
+    deadline = time.monotonic() + RETRY_FOR
     while True:
         try:
             return _run(*command)
         except Refusal as refusal:
-            if not _busy(str(refusal)) or time.monotonic() > deadline:
+            if not _unreachable(str(refusal)) or time.monotonic() > deadline:
                 raise
-        time.sleep(PAUSE)
+        time.sleep(RETRY_PAUSE)
 
 
-def _busy(words: str) -> bool:
-    """Whether the controller was not reached, or not in time, rather than refused."""
-    return any(sign in words for sign in ("Unable to contact", "timed out", "does not answer", "temporarily"))
+def _unreachable(message: str) -> bool:
+    """Whether the controller was not reached, or not in time; else it has refused the request."""
+    return any(sign in message for sign in ("Unable to contact", "timed out", "does not answer", "temporarily"))
 
 
 def _seconds(left: str) -> float | None:
-    """Of SLURM's [days-][hours:]minutes:seconds; None for UNLIMITED and the like."""
+    """The seconds in SLURM's [days-][hours:]minutes:seconds; None for UNLIMITED and the like."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
     if found is None:
         return None

@@ -1,1 +1,1 @@
-"""The program of one worker (rank)."""
+"""The program of one worker, which is one rank of a run."""

@@ -1,4 +1,4 @@
-"""What both training and evaluating a recipe are made of: its images, its method, its loader."""
+"""Builds the parts that training and evaluating a recipe share: its images, its method, its loader."""
 
 from functools import cache
 
@@ -6,56 +6,54 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kilobatch.data.beton import Info, verify
+from kilobatch.data.beton import BetonInfo, verify_beton
 from kilobatch.data.cpus import spare_threads
-from kilobatch.data.loading.loader import Loader
+from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.views.options import Views
 from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.worker import pretrained as trained
+from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 
-prepared = cache(prepare)  # the launcher has converted already: this finds and checks, once for each
+prepared_beton = cache(prepare)  # the launcher has converted the sources: here each is found and checked, once
 
 
-def images_of(chosen: Recipe) -> Info:
-    """What the training images are."""
-    return verify(prepared(chosen.data.train, "train"))
+def images_of(recipe: Recipe) -> BetonInfo:
+    """The description of the training images."""
+    return verify_beton(prepared_beton(recipe.data.train, "train"))
 
 
-def method_of(chosen: Recipe) -> Method:
-    """As the run's seed initialises it: the same on every rank."""
-    torch.manual_seed(chosen.run.seed)
-    images = images_of(chosen)
-    return trained.build(chosen, images.samples, len(images.classes))
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method, initialised by the run's seed: the same on every rank."""
+    torch.manual_seed(recipe.run.seed)
+    images = images_of(recipe)
+    return pretrained.build_of_recipe(recipe, images.samples, len(images.classes))
 
 
 def loader_of(
-    chosen: Recipe,
-    here: World,
+    recipe: Recipe,
+    world: World,
     views: Views,
     batch: int,
     jigsaw: bool = False,
-    some: NDArray[np.int64] | None = None,
+    labelled: NDArray[np.int64] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Loader:
-    """The training images, augmented. some: those that have labels; None: all."""
+    """A loader of augmented views of the training images. labelled: the images that have labels; None: all have."""
     return Loader(
-        prepared(chosen.data.train, "train"),
+        prepared_beton(recipe.data.train, "train"),
         views,
+        loader_worker(recipe, world),
         batch=batch,
-        rank=here.rank,
-        world=here.size,
-        seed=chosen.run.seed,
-        threads=threads_of(chosen, here),
-        device=here.device,
+        seed=recipe.run.seed,
         jigsaw=jigsaw,
-        labelled=some,
-        drop_unlabelled=chosen.data.unlabelled == "drop",
+        labelled=labelled,
+        drop_unlabelled=recipe.data.unlabelled == "drop",
         dtype=dtype,
     )
 
 
-def threads_of(chosen: Recipe, here: World) -> int:
-    return chosen.data.threads or spare_threads(here.local_size)
+def loader_worker(recipe: Recipe, world: World) -> LoaderWorker:
+    threads = recipe.data.threads or spare_threads(world.local_size)
+    return LoaderWorker(world.rank, world.size, threads, world.device)

@@ -1,4 +1,4 @@
-"""What this machine has for a recipe's workers: asked where they are to run, not where a job is only submitted."""
+"""Picks the devices of this machine for a recipe's workers. Used where they run, not where a job is only submitted."""
 
 import os
 from typing import Literal
@@ -10,7 +10,8 @@ from kilobatch.launch.recipes.recipe import Recipe
 
 
 def default_workers(recipe: Recipe) -> int:
-    """One for each GPU, or one on a CPU. Raises Refusal where cuda is asked for and not there."""
+    """The number of workers by default: one for each GPU, or one on a CPU. Raises Refusal where run.device is cuda and
+    torch sees none."""
     return torch.cuda.device_count() if pick_device(recipe.run.device, 0).type == "cuda" else 1
 
 
@@ -20,10 +21,13 @@ def check_device(recipe: Recipe, workers: int) -> None:
 
 
 def pick_device(device: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
-    """The device of a machine's worker. Raises Refusal where cuda is asked for, of us or of SLURM, and not there."""
-    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
-    if device == "auto" and given != "0" and not torch.cuda.is_available():
-        raise Refusal(f"SLURM gave this job {given} GPUs here, but torch sees none; mend that, or use run.device=cpu")
+    """The device of a machine's worker. Raises Refusal where cuda is asked for, in the recipe or from SLURM, and torch
+    sees none, and for a worker without a GPU of its own."""
+    slurm_gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if device == "auto" and slurm_gpus != "0" and not torch.cuda.is_available():
+        raise Refusal(
+            f"SLURM gave this job {slurm_gpus} GPUs here, but torch sees none; mend that, or use run.device=cpu"
+        )
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

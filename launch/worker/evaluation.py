@@ -1,22 +1,22 @@
-"""What a run is asked: after its epochs, at its end, and of its newest checkpoint later on."""
+"""Runs a recipe's evaluators: after epochs, at the end of training, and later on the newest checkpoint."""
 
 import json
 from pathlib import Path
 
 from rich.console import Console
 
-from kilobatch.data.beton import verify
+from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import Refusal
 from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.worker import pretrained as trained
-from kilobatch.launch.worker.components import loader_of, method_of, prepared, threads_of
+from kilobatch.launch.worker import pretrained
+from kilobatch.launch.worker.components import loader_of, loader_worker, method_of, prepared_beton
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.evaluate import linear, moved, picture
 from kilobatch.trainer.evaluate.options import Evaluator
-from kilobatch.trainer.evaluate.suite import Scene
+from kilobatch.trainer.evaluate.suite import EvaluationSuite
 from kilobatch.trainer.loop import Loop
 
 LABELS = {
@@ -32,82 +32,73 @@ LABELS = {
 }
 
 
-def scene_of(run: Path, chosen: Recipe, here: World, method: Method) -> Scene | None:
-    """What evaluators look at; None where the recipe has no test set."""
-    if chosen.data.test is None:
+def suite_of(run: Path, recipe: Recipe, world: World, method: Method) -> EvaluationSuite | None:
+    """The models and images for evaluators; None where the recipe has no test set."""
+    if recipe.data.test is None:
         return None
-    train, test = prepared(chosen.data.train, "train"), prepared(chosen.data.test, "test")
-    views, options = chosen.data.views, chosen.evaluate
+    train, test = prepared_beton(recipe.data.train, "train"), prepared_beton(recipe.data.test, "test")
+    views, options = recipe.data.views, recipe.evaluate
 
     def clean(beton: Path) -> PlainLoader:
-        return PlainLoader(
-            beton,
-            views.size,
-            views.mean,
-            views.std,
-            batch=256,
-            rank=here.rank,
-            world=here.size,
-            threads=threads_of(chosen, here),
-            device=here.device,
-        )
+        return PlainLoader(beton, views.size, views.mean, views.std, loader_worker(recipe, world), batch=256)
 
-    return Scene(
+    return EvaluationSuite(
         method=method,
-        untrained=lambda: method_of(chosen).to(here.device),
+        untrained=lambda: method_of(recipe).to(world.device),
         train=clean(train),
         test=clean(test),
-        probe=lambda: loader_of(chosen, here, linear.probe_views(views), options.linear.batch),
+        probe=lambda: loader_of(recipe, world, linear.probe_views(views), options.linear.batch),
         views=views,
-        classes=verify(train).classes,
+        classes=verify_beton(train).classes,
         options=options,
         folder=run,
     )
 
 
-def after_epoch(chosen: Recipe, scene: Scene | None, epoch: int) -> dict[str, float]:
-    every = chosen.evaluate.every_epochs
-    return dict(scene.evaluate(chosen.evaluate.during)) if scene and every and epoch % every == 0 else {}
+def after_epoch(recipe: Recipe, suite: EvaluationSuite | None, epoch: int) -> dict[str, float]:
+    """The values of evaluate.during, after every evaluate.every_epochs epochs; none after the others."""
+    every = recipe.evaluate.every_epochs
+    return dict(suite.evaluate(recipe.evaluate.during)) if suite and every and epoch % every == 0 else {}
 
 
-def final(run: Path, chosen: Recipe, scene: Scene, loop: Loop) -> None:
-    """What the recipe asks for when training has ended."""
+def evaluate_final(run: Path, recipe: Recipe, suite: EvaluationSuite, loop: Loop) -> None:
+    """Runs evaluate.final when training has ended; logs and prints the values."""
     values: dict[str, float] = {}
-    for name in chosen.evaluate.final:
-        values |= dict(scene.evaluate(name))
-    seen = scene.gallery(scene.test, picture.ASKED)
+    for name in recipe.evaluate.final:
+        values |= dict(suite.evaluate(name))
+    sample = suite.image_sample(suite.test, picture.QUERY_IMAGES)
     if loop.monitor:
         loop.monitor.log(loop.steps, {f"final/{name}": value for name, value in values.items()})
-        loop.monitor.embedding(loop.steps, seen, scene.classes)
-        _tell(values, chosen, scene)
-        if "picture" in chosen.evaluate.final:
-            drawn = run / "pictures" / "neighbours.png"
-            loop.monitor.picture(loop.steps, drawn)
-            print(f"picture: {drawn}", flush=True)
+        loop.monitor.embedding(loop.steps, sample, suite.classes)
+        _print_values(values, recipe, suite)
+        if "picture" in recipe.evaluate.final:
+            file = run / "pictures" / "neighbours.png"
+            loop.monitor.picture(loop.steps, file)
+            print(f"picture: {file}", flush=True)
 
 
 def evaluate(
-    run: Path, chosen: Recipe, here: World, method: Method, saved: Saved | None, evaluators: list[Evaluator]
+    run: Path, recipe: Recipe, world: World, method: Method, saved: Saved | None, evaluators: list[Evaluator]
 ) -> None:
-    """The newest checkpoint's answers, on the terminal and in evaluations.jsonl."""
-    scene = scene_of(run, chosen, here, method)
-    if saved is None or scene is None:
+    """Evaluates the newest checkpoint; writes the values to the terminal and to evaluations.jsonl."""
+    suite = suite_of(run, recipe, world, method)
+    if saved is None or suite is None:
         raise Refusal(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
-    trained.restore(method, saved.whole)
-    values = {key: value for name in evaluators for key, value in scene.evaluate(name)}
-    if here.rank == 0:
-        print(f"{run}, {saved.folder.name}, {chosen.data.test}:")
-        _tell(values, chosen, scene)
+    pretrained.restore(method, saved.whole)
+    values = {key: value for name in evaluators for key, value in suite.evaluate(name)}
+    if world.rank == 0:
+        print(f"{run}, {saved.folder.name}, {recipe.data.test}:")
+        _print_values(values, recipe, suite)
         with (run / "evaluations.jsonl").open("a") as file:
-            asked = chosen.evaluate.model_dump(mode="json", include=set(evaluators))
-            line = {"step": saved.step, "test": chosen.data.test, **values, "options": asked}
+            options = recipe.evaluate.model_dump(mode="json", include=set(evaluators))
+            line = {"step": saved.step, "test": recipe.data.test, **values, "options": options}
             file.write(json.dumps(line) + "\n")
 
 
-def _tell(values: dict[str, float], chosen: Recipe, scene: Scene) -> None:
+def _print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:
     console = Console()
     if any(name.startswith("moved/") for name in values):
         console.print(moved.table(values))
     for name, value in values.items():
         if not name.startswith("moved/"):
-            console.print(f"{LABELS[name].format(knn=chosen.evaluate.knn)}: {value:.2%}")
+            console.print(f"{LABELS[name].format(knn=recipe.evaluate.knn)}: {value:.2%}")

@@ -1,5 +1,7 @@
-"""What each worker runs, `python -m kilobatch.launch.worker.main RUN [KEY=VALUE ... --evaluate knn,linear [--test
-DATA]]`: builds the parts and wires them."""
+"""Runs one worker: builds its parts from the run's recipe, then trains or evaluates.
+
+`python -m kilobatch.launch.worker.main RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]]`
+"""
 
 import argparse
 import hashlib
@@ -16,141 +18,150 @@ from typing import NoReturn, cast
 import torch
 import torch.distributed as dist
 
-from kilobatch.data import triton_support as kernels
-from kilobatch.data.errors import Refusal
-from kilobatch.data.loading.labels import labelled
+from kilobatch.data import triton_support
+from kilobatch.data.errors import Refusal, warn
+from kilobatch.data.loading.labels import labelled_samples
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.recipes.recipe import Recipe, with_test
-from kilobatch.launch.worker.components import images_of, loader_of, method_of, prepared
-from kilobatch.launch.worker.evaluation import after_epoch, evaluate, final, scene_of
-from kilobatch.launch.worker.pretrained import Pinned
-from kilobatch.launch.worker.process_group import World, world
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_test
+from kilobatch.launch.worker.components import images_of, loader_of, method_of, prepared_beton
+from kilobatch.launch.worker.evaluation import after_epoch, evaluate, evaluate_final, suite_of
+from kilobatch.launch.worker.pretrained import PinnedReferences
+from kilobatch.launch.worker.process_group import World, world_from_environment
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.evaluate.options import Evaluator
+from kilobatch.trainer.evaluate.suite import EvaluationSuite
 from kilobatch.trainer.loop import Loop
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim import optimizers
 from kilobatch.trainer.optim.schedules import lr_at
-from kilobatch.trainer.ranks.skip_dynamo import spare_the_compiler
+from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
 from kilobatch.trainer.step import NonFinite
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m kilobatch.launch.worker.main.main")
+    parser = argparse.ArgumentParser(prog="python -m kilobatch.launch.worker.main")
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe; stand before --evaluate")
     arguments = parser.parse_args()
-    asked = _listen()  # before anything slow: a signal during the start-up counts as well
-    spare_the_compiler()
-    kernels.log.setLevel(logging.INFO)
-    kernels.log.addHandler(logging.StreamHandler())
-    chosen, _ = recipe.load(arguments.run / "recipe.yaml", arguments.changes)
+    stop_requested = _note_stop_signals()  # before anything slow: a signal during the start-up counts as well
+    skip_dynamo()
+    triton_support.log.setLevel(logging.INFO)
+    triton_support.log.addHandler(logging.StreamHandler())
+    recipe, _ = load_recipe(arguments.run / "recipe.yaml", arguments.changes)
     if arguments.test:
-        chosen = with_test(chosen, arguments.test)
-    here = world(chosen.run.device)
-    here.connect()
+        recipe = with_test(recipe, arguments.test)
+    world = world_from_environment(recipe.run.device)
+    world.connect()
     try:
-        finished = _work(arguments.run, chosen, here, asked, arguments.evaluate)
+        finished = _work(arguments.run, recipe, world, stop_requested, arguments.evaluate)
     except Refusal as reason:
-        _leave(f"kilobatch: {reason}", REFUSED)
+        _exit_now(f"kilobatch: {reason}", REFUSED)
     except NonFinite as reason:
-        _leave(f"kilobatch: {reason}", 1)
+        _exit_now(f"kilobatch: {reason}", 1)
     except BaseException:
-        _leave(traceback.format_exc(), 1)
+        _exit_now(traceback.format_exc(), 1)
     dist.destroy_process_group()
     sys.exit(0 if finished else INTERRUPTED)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    """Ends at once. The others wait in a collective for this rank, so no orderly end may wait for them."""
+def _exit_now(message: str, code: int) -> NoReturn:
+    """Prints the message and exits at once. A normal exit could wait for the other ranks, which hang in a collective
+    that this rank has left."""
     print(message, file=sys.stderr, flush=True)
     os._exit(code)
 
 
-def _stop_at_once() -> None:
-    """From here on nothing is lost by an end at any moment: the last checkpoint is on disk."""
+def _exit_on_signals() -> None:
+    """Lets a stop signal end this process at once from now on: the last checkpoint is on disk, so nothing is lost."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda received, frame: os._exit(INTERRUPTED))
 
 
-def _listen() -> Callable[[], bool]:
-    """Signals are only noted: ranks agree on them once a step."""
+def _note_stop_signals() -> Callable[[], bool]:
+    """Has stop signals only noted, since ranks agree on them once a step; the result tells whether one has come."""
     noted: list[int] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda received, frame: noted.append(received))
     return lambda: bool(noted)
 
 
-def _work(run: Path, chosen: Recipe, here: World, asked: Callable[[], bool], evaluators: list[str]) -> bool:
-    method, saved = method_of(chosen), _newest(run, here)
+def _work(run: Path, recipe: Recipe, world: World, stop_requested: Callable[[], bool], evaluators: list[str]) -> bool:
+    """Trains, or evaluates with these evaluators. Returns whether it finished, that is, was not stopped."""
+    method, saved = method_of(recipe), _newest(run, world)
     if not evaluators:
-        method.take(Pinned(run, here.rank, here.size).trained, fresh=saved is None)
-    method.to(here.device)
-    torch.manual_seed(chosen.run.seed + 1 + here.rank)  # weights are the same on all ranks; dropout is not
+        method.load_pretrained(PinnedReferences(run, world.rank, world.size).load, fresh=saved is None)
+    method.to(world.device)
+    torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; dropout is not
     if evaluators:
-        _stop_at_once()
-        evaluate(run, chosen, here, method, saved, cast(list[Evaluator], evaluators))
+        _exit_on_signals()
+        evaluate(run, recipe, world, method, saved, cast(list[Evaluator], evaluators))
         return True
-    with Checkpoints(run / "checkpoints", chosen.checkpoint, here.rank, here.size) as checkpoints:
-        return _train(run, chosen, here, method, saved, checkpoints, asked)
+    with Checkpoints(run / "checkpoints", recipe.checkpoint, world.rank, world.size) as checkpoints:
+        return _train(run, recipe, world, method, saved, checkpoints, stop_requested)
 
 
 def _train(
     run: Path,
-    chosen: Recipe,
-    here: World,
+    recipe: Recipe,
+    world: World,
     method: Method,
     saved: Saved | None,
     checkpoints: Checkpoints,
-    asked: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> bool:
-    batch, images = chosen.data.batch, images_of(chosen)
-    optimizer = optimizers.build(chosen.optimizer, method, batch)
-    engine = Engine(method, optimizer, chosen.engine, here.device, batch // here.size)
-    base = optimizers.scaled_lr(chosen.optimizer, batch)
-    scene = scene_of(run, chosen, here, method)
-    some = labelled(prepared(chosen.data.train, "train"), chosen.data.labels)
-    # bf16 is what autocast makes of the views anyway; on a CPU they come out of the decoder as fp32.
-    halved = chosen.engine.precision == "bf16" and here.device.type == "cuda"
-    dtype = torch.bfloat16 if halved else torch.float32
-    with loader_of(chosen, here, chosen.data.views, batch, method.jigsaw, some, dtype) as loader:
+    """Trains from the checkpoint, or from the start, to the end or until it is stopped. Returns whether it finished."""
+    batch, images = recipe.data.batch, images_of(recipe)
+    optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
+    engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
+    base_rate = optimizers.scaled_lr(recipe.optimizer, batch)
+    suite = suite_of(run, recipe, world, method)
+    labelled = labelled_samples(prepared_beton(recipe.data.train, "train"), recipe.data.labels)
+    # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
+    to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
+    dtype = torch.bfloat16 if to_bf16 else torch.float32
+    with loader_of(recipe, world, recipe.data.views, batch, method.jigsaw, labelled, dtype) as loader:
         loop = Loop(
             engine=engine,
             loader=loader,
-            views=chosen.data.views,
+            views=recipe.data.views,
             checkpoints=checkpoints,
-            epochs=chosen.schedule.epochs,
-            learning_rate=lambda step: lr_at(chosen.schedule, base, step, loader.steps_per_epoch),
-            evaluate=partial(after_epoch, chosen, scene),
-            asked_to_stop=asked,
+            epochs=recipe.schedule.epochs,
+            learning_rate=lambda step: lr_at(recipe.schedule, base_rate, step, loader.steps_per_epoch),
+            evaluate=partial(after_epoch, recipe, suite),
+            stop_requested=stop_requested,
             monitor=None,
-            log_every=chosen.run.log_every,
-            recipe=chosen.model_dump(mode="json"),
+            log_every=recipe.run.log_every,
+            recipe=recipe.model_dump(mode="json"),
             images=images.samples,
             classes=len(images.classes),
-            data_sha256=images.sha256 if some is None else _sha256(images.sha256.encode(), some.tobytes()),
+            data_sha256=images.sha256 if labelled is None else _sha256(images.sha256.encode(), labelled.tobytes()),
         )
-        step = loop.restore(saved) if saved else 0
-        if here.rank == 0:
-            loop.monitor = Monitor(run, loop.steps, step, loop.epochs)
-            if saved:
-                loop.monitor.say(f"going on from step {step} of {loop.steps} ({saved.folder.name})")
-        try:
-            finished = loop.run(step)
-            if finished and scene:
-                _stop_at_once()
-                final(run, chosen, scene, loop)
-        finally:
-            if loop.monitor:
-                loop.monitor.close()
+        return _run_loop(run, recipe, world, loop, suite, saved)
+
+
+def _run_loop(
+    run: Path, recipe: Recipe, world: World, loop: Loop, suite: EvaluationSuite | None, saved: Saved | None
+) -> bool:
+    step = loop.restore(saved) if saved else 0
+    if world.rank == 0:
+        loop.monitor = Monitor(run, loop.steps, step, loop.epochs)
+        if saved:
+            loop.monitor.say(f"going on from step {step} of {loop.steps} ({saved.folder.name})")
+    try:
+        finished = loop.run(step)
+        if finished and suite:
+            _exit_on_signals()
+            evaluate_final(run, recipe, suite, loop)
+    finally:
+        if loop.monitor:
+            loop.monitor.close()
     return finished
 
 
@@ -158,14 +169,10 @@ def _sha256(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _newest(run: Path, here: World) -> Saved | None:
-    """The newest whole checkpoint, as rank 0 finds it: each file is read once, and all ranks take the same."""
-
-    def report(damage: str) -> None:
-        print(f"kilobatch: warning: {damage}", file=sys.stderr, flush=True)
-
-    found: list[Path | None] = [newest(run / "checkpoints", report) if here.rank == 0 else None]
-    if here.size > 1:
+def _newest(run: Path, world: World) -> Saved | None:
+    """The newest whole checkpoint. Rank 0 looks for it, so that files are verified once and all ranks use the same."""
+    found: list[Path | None] = [newest(run / "checkpoints", warn) if world.rank == 0 else None]
+    if world.size > 1:
         dist.broadcast_object_list(found, src=0)
     return open_saved(found[0], verify=False) if found[0] else None
 

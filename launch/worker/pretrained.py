@@ -1,40 +1,45 @@
-"""Methods as other runs left them: what fine-tuning starts from, and what distillation learns from."""
+"""Loads methods that other runs have trained: fine-tuning starts from them, and distillation learns from them."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.data.files import sha256, write_whole
-from kilobatch.launch.recipes import method_options, recipe
-from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.recipes.references import PINNED, metadata_of, place, recipe_in
+from kilobatch.data.errors import Refusal, did_you_mean, warn
+from kilobatch.data.files import read_model, sha256, write_whole
+from kilobatch.launch.recipes import method_options
+from kilobatch.launch.recipes.recipe import Recipe, recipe_from
+from kilobatch.launch.recipes.references import PINNED, locate_reference, metadata_of, recipe_in
 from kilobatch.methods.method import Method
-from kilobatch.methods.networks import build as encoders
+from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
 from kilobatch.trainer.checkpoint.reader import newest, open_saved
 
-METHOD, ENCODER = "method.", "encoder."  # prefixes of names
-FOREIGN = ("fc.weight", "fc.bias", "heads.head.weight", "heads.head.bias", "encoder.pos_embedding")  # torchvision's own
+METHOD, ENCODER = "method.", "encoder."  # prefixes of tensors' names
+FOREIGN = (
+    "fc.weight",
+    "fc.bias",
+    "heads.head.weight",
+    "heads.head.bias",
+    "encoder.pos_embedding",
+)  # tensors that only torchvision's networks have
 
 
 class EncoderAlone(Method):
-    """What a file that holds an encoder and nothing else gives: no head, no classifier."""
+    """A method of an encoder only, without head and classifier, from a file that holds no more."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
 
-class Origin(BaseModel):
+class ResolvedReference(BaseModel):
     """The checkpoint's folder or the file that a reference stands for, its step, and the SHA-256 of its content (of a
     checkpoint: of its description, which holds those of all its files)."""
 
@@ -43,98 +48,95 @@ class Origin(BaseModel):
     sha256: str
 
 
-class Pinned:
-    """A run's references, each resolved once, by rank 0, and written into its folder: a resume takes up the very same
-    weights, although the other run may have gone on."""
+class PinnedReferences:
+    """A run's references, each resolved once, by rank 0, and written into the run's folder: so a resumed run loads the
+    same weights as at first, although the other run may have been trained on."""
 
     def __init__(self, run: Path, rank: int, ranks: int) -> None:
         self.file, self.rank, self.ranks = run / PINNED, rank, ranks
 
-    def trained(self, where: str) -> Method:
-        """All ranks together. Raises Refusal, on rank 0, where `where` is not what it was at first."""
-        found: list[Origin | None] = [self._origin(where) if self.rank == 0 else None]
+    def load(self, where: str) -> Method:
+        """Loads the method that a reference stands for; all ranks call it together. Raises Refusal, on rank 0, where
+        the reference has changed since this run first loaded it."""
+        found: list[ResolvedReference | None] = [self._resolve(where) if self.rank == 0 else None]
         if self.ranks > 1:
             dist.broadcast_object_list(found, src=0)
         assert found[0]
-        return load(found[0].path)
+        return load_resolved(found[0].path)
 
-    def _origin(self, where: str) -> Origin:
-        known = self._known()
-        if where not in known:
-            known[where] = resolve(where)
-            listed = {name: origin.model_dump(mode="json") for name, origin in known.items()}
+    def _resolve(self, where: str) -> ResolvedReference:
+        pinned = self._read()
+        if where not in pinned:
+            pinned[where] = resolve_reference(where)
+            listed = {name: reference.model_dump(mode="json") for name, reference in pinned.items()}
             write_whole(self.file, [json.dumps(listed, indent=1).encode() + b"\n"])
-            return known[where]
-        then = known[where]
-        if not then.path.exists():
+            return pinned[where]
+        first = pinned[where]
+        if not first.path.exists():
             raise Refusal(
-                f"{then.path}, which this run began with ('{where}' at step {then.step}), is not there any more; put "
+                f"{first.path}, which this run began with ('{where}' at step {first.step}), is not there any more; put "
                 "it back, or start a new run"
             )
-        if resolve(str(then.path)).sha256 != then.sha256:
+        if resolve_reference(str(first.path)).sha256 != first.sha256:
             raise Refusal(
-                f"{then.path} has another content than when this run began with it ('{where}' at step {then.step}); "
+                f"{first.path} has another content than when this run began with it ('{where}' at step {first.step}); "
                 "put the old one back, or start a new run"
             )
-        return then
+        return first
 
-    def _known(self) -> dict[str, Origin]:
+    def _read(self) -> dict[str, ResolvedReference]:
         try:
-            return TypeAdapter(dict[str, Origin]).validate_json(self.file.read_bytes())
+            return read_model(self.file, dict[str, ResolvedReference], "start a new run")
         except FileNotFoundError:
             return {}
-        except ValidationError as error:
-            raise Refusal(f"{self.file} is damaged ({error.errors()[0]['msg']}); start a new run") from None
 
 
-def trained(where: str) -> Method:
+def load_method(where: str) -> Method:
     """A method as training left it: on the CPU, in eval mode, without gradients.
 
     where: a run's folder or its name under runs/ (the newest whole checkpoint), a checkpoint's folder, or a file that
     `kilobatch export` or import wrote. Memories that each rank keeps its own share of are as at the start.
-    Raises Refusal for what is absent or damaged.
+    Raises Refusal where it is absent or damaged.
     """
-    return load(resolve(where).path)
+    return load_resolved(resolve_reference(where).path)
 
 
-def resolve(where: str) -> Origin:
-    """Reads and checks every byte. Raises Refusal for what is absent or damaged."""
-    path = place(where).absolute()
+def resolve_reference(where: str) -> ResolvedReference:
+    """Finds the checkpoint or file of a reference, and verifies every byte of it. Raises Refusal where it is absent or
+    damaged."""
+    path = locate_reference(where).absolute()
     if path.is_file():
         step = metadata_of(path).get("step", "0")
-        return Origin(path=path, step=int(step), sha256=sha256(path))
+        return ResolvedReference(path=path, step=int(step), sha256=sha256(path))
     if is_checkpoint(path):
         open_saved(path)
     else:
-        run, path = path, newest(path / "checkpoints", _warn)
+        run, path = path, newest(path / "checkpoints", warn)
         if path is None:
             raise Refusal(f"{run} has no checkpoint yet; train it first: kilobatch resume {run}")
-    return Origin(path=path, step=open_saved(path, verify=False).step, sha256=sha256(path / DESCRIPTION))
+    return ResolvedReference(path=path, step=open_saved(path, verify=False).step, sha256=sha256(path / DESCRIPTION))
 
 
-def load(path: Path) -> Method:
-    """trained(), of a checkpoint's folder or a file that resolve() has checked."""
+def load_resolved(path: Path) -> Method:
+    """Loads a method, as load_method does, from a checkpoint's folder or a file that resolve_reference has verified."""
     method = _from_file(path) if path.is_file() else _from_checkpoint(path)
     return method.eval().requires_grad_(False)
 
 
-def build(chosen: Recipe, images: int, classes: int) -> Method:
-    """The recipe's method, prepared, as torch's random state initialises it."""
-    method = method_options.build(chosen.method, encoders.build(chosen.encoder))
+def build_of_recipe(recipe: Recipe, images: int, classes: int) -> Method:
+    """The recipe's method, prepared, initialised from torch's random state."""
+    method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder))
     method.prepare(images, classes)
     return method
 
 
 @torch.no_grad()
 def restore(method: Method, read: Callable[[str], Tensor]) -> None:
-    """Weights and buffers, read by their names in checkpoints; not memories that each rank keeps its own share of."""
+    """Sets weights and buffers to what `read` returns for their names in checkpoints; leaves out the memories of which
+    each rank keeps a share."""
     for name, tensor in method.state_dict().items():
         if name not in method.own_buffers:
             tensor.copy_(read(METHOD + name))
-
-
-def _warn(damage: str) -> None:
-    print(f"kilobatch: warning: {damage}", file=sys.stderr, flush=True)
 
 
 def _from_checkpoint(path: Path) -> Method:
@@ -143,24 +145,26 @@ def _from_checkpoint(path: Path) -> Method:
     if missing:
         raise Refusal(f"checkpoint {path} does not say its {' or '.join(missing)}; name one that this version has made")
     with torch.random.fork_rng(devices=[]):
-        method = build(recipe.given(saved.meta["recipe"], str(path)), saved.meta["images"], saved.meta["classes"])
+        method = build_of_recipe(
+            recipe_from(saved.meta["recipe"], str(path)), saved.meta["images"], saved.meta["classes"]
+        )
     restore(method, saved.whole)
     return method
 
 
 def _from_file(path: Path) -> Method:
     metadata = metadata_of(path)
-    chosen = recipe_in(metadata, path)
+    recipe = recipe_in(metadata, path)
     try:
         with safe_open(path, framework="pt") as file, torch.random.fork_rng(devices=[]):
             names = set(file.keys())
             if any(name.startswith(METHOD) for name in names):
-                method = build(chosen, int(metadata["images"]), int(metadata["classes"]))
+                method = build_of_recipe(recipe, int(metadata["images"]), int(metadata["classes"]))
                 own = {METHOD + name for name in method.own_buffers}
                 _refuse_differing(path, names, {METHOD + name for name in method.state_dict()} - own)
                 restore(method, file.get_tensor)
             else:
-                method = EncoderAlone(encoders.build(chosen.encoder))
+                method = EncoderAlone(build.build_encoder(recipe.encoder))
                 _refuse_differing(path, names - {*FOREIGN}, set(method.encoder.state_dict()))
                 restore(method, lambda name: file.get_tensor(name.removeprefix(METHOD + ENCODER)))
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Which worker this process is, on which device, and its connection to the others."""
+"""Finds this worker's rank and device from the environment, and connects it to the other workers."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class World:
-    """rank in [0, size); local_rank in [0, local_size): among the workers on this machine."""
+    """This worker's place. rank in [0, size): among all; local_rank in [0, local_size): among those of this machine."""
 
     rank: int
     size: int
@@ -30,36 +30,38 @@ class World:
     device: torch.device
 
     def connect(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        """Joins the process group: NCCL on cuda, gloo on a CPU. Whoever calls this ends with
+        """Joins the process group: NCCL on cuda, gloo on a CPU. The caller has to end with
         `torch.distributed.destroy_process_group()`, or gloo may abort at exit."""
         backend, device_id = "gloo", None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-            # A resumed run is to equal the uninterrupted one to the bit, so no algorithm may be chosen by its timing.
+            # A resumed run must equal the uninterrupted one bit by bit, so no algorithm may be chosen by its timing.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             backend, device_id = "nccl", self.device
         if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=timeout, rank=self.rank, world_size=self.size, device_id=device_id)
-        else:  # alone: no one to meet, so no port
+        else:  # a single worker connects to no other, so it needs no port
             dist.init_process_group(
                 backend, store=HashStore(), timeout=timeout, rank=0, world_size=1, device_id=device_id
             )
 
 
-def world(device: Literal["auto", "cpu", "cuda"]) -> World:
-    """This process's place, as our own launcher or torchrun exports it, or else srun; alone where neither does.
+def world_from_environment(device: Literal["auto", "cpu", "cuda"]) -> World:
+    """This process's place, as our launcher or torchrun exports it, or else srun; a single worker where none does.
 
     Raises Refusal where it is set in part, is no number, or contradicts itself, and where the device is not there.
     """
-    given = [name for name in _NAMES if name in os.environ]
-    if not given and "SLURM_PROCID" in os.environ:
+    present = [name for name in _NAMES if name in os.environ]
+    if not present and "SLURM_PROCID" in os.environ:
         os.environ |= from_slurm()
-        given = [name for name in _NAMES if name in os.environ]
-    if not given:
+        present = [name for name in _NAMES if name in os.environ]
+    if not present:
         return World(0, 1, 0, 1, pick_device(device, 0))
     if missing := [name for name in _NAMES if name not in os.environ]:
-        raise Refusal(f"{', '.join(given)} set, but {', '.join(missing)} not: set all of them (torchrun does), or none")
+        raise Refusal(
+            f"{', '.join(present)} set, but {', '.join(missing)} not: set all of them (torchrun does), or none"
+        )
     size, rank, local_rank = _number("WORLD_SIZE"), _number("RANK"), _number("LOCAL_RANK")
     local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
     _number("MASTER_PORT")
@@ -72,9 +74,9 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> World:
 
 
 def from_slurm() -> dict[str, str]:
-    """The variables of a task that srun has started, as torchrun would set them; none for a task that is alone.
+    """The variables of a task that srun has started, as torchrun would set them; none for a single task.
 
-    Raises Refusal where several tasks were asked for and srun was not, and where the first host is not to be found.
+    Raises Refusal for several tasks that srun has not started, and where the first host's address is not found.
     """
     if "SLURM_STEP_NUM_TASKS" not in os.environ:  # a batch script's own process, or a shell's in an allocation
         tasks = _number("SLURM_NTASKS") if "SLURM_NTASKS" in os.environ else 1
@@ -113,14 +115,15 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def _first_host() -> str:
+    """The name of the step's first host. Raises Refusal where it is unknown or has no address."""
     nodes = os.environ["SLURM_STEP_NODELIST"]
     try:
-        told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        output = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise Refusal(
             f"scontrol does not tell the hosts of {nodes} ({error}); set MASTER_ADDR and the others"
         ) from error
-    host = told.stdout.split()[0]
+    host = output.stdout.split()[0]
     try:
         socket.getaddrinfo(host, None)
     except socket.gaierror as error:

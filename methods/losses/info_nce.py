@@ -1,4 +1,4 @@
-"""InfoNCE against a queue of keys, in one pass over the keys that this rank holds."""
+"""InfoNCE against a queue, and a queue's log-sum-exp, each in one pass over the keys of this rank."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.options import LARGEST_EXPONENT, Operands
 from kilobatch.methods.tiles.torch_ops import (
     CPU_TILE,
+    MASKED_SIMILARITY,
     add_product_,
     as_operand,
     buffer,
@@ -21,27 +22,27 @@ from kilobatch.methods.tiles.torch_ops import (
     sides,
 )
 
-LEFT_OUT = -1e30  # a similarity that counts for nothing; unlike -inf it can be subtracted from itself
-
 
 class QueueNCE(Function):
-    """q, k (n, D): this rank's unit queries and their keys; keys (m, D): those of the queue that this rank holds;
-    sharded: whether the queue is all ranks' keys together -> the mean of the losses of its queries.
+    """InfoNCE (MoCo, eq. 1): the mean of the losses of this rank's queries.
+
+    q, k (n, D): this rank's unit queries and their keys. keys (m, D): this rank's part of the queue. sharded: True if
+    the queue consists of the keys of all ranks.
 
     L_i = -log( e^s_i / (e^s_i + sum_j e^s_ij) ) = softplus(logsumexp_j s_ij - s_i), s_i = q_i k_i / temperature, j over
-    the whole queue. The sum leaves the positive out, to keep a small loss's digits. With the softmax's share of all but
-    the positive, a_i = sigmoid(logsumexp_j s_ij - s_i), the gradient of the sum of losses is
+    the whole queue. The sum leaves the positive out, which keeps the digits of a small loss. With the share of the
+    softmax that is not the positive's, a_i = sigmoid(logsumexp_j s_ij - s_i), the gradient of the sum of losses is
 
         dq_i = 1/temperature * ( sum_j e^s_ij k_j / (e^s_i + sum_j e^s_ij) - a_i k_i ).
 
-    Both sums come from one pass, so that the gradient is made in the forward: each rank adds [sum e k | sum e] over its
+    Both sums come from one pass, so the gradient is computed in the forward: each rank sums [sum e k | sum e] over its
     own keys, for the queries of all ranks, and a reduce-scatter gives every rank the totals of its own queries.
 
-    further (n, S, D): keys that stand beside the queue, of each query its own; they get no gradient. without (N,)
-    int64: of each query of all ranks, the row of `keys` that does not count for it; where that is negative, all count.
+    extra_keys (n, S, D): for each query, keys of its own in addition to the queue; they get no gradient. excluded (N,)
+    int64: for each query of all ranks, the row of `keys` that does not count for it; if negative, all count.
 
-    operands: what the similarities with keys and the sums over keys are computed from (methods/options.py).
-    Where methods.tiles.torch_ops.fused says so the pass is a kernel of Triton's.
+    operands: the type in which similarities with keys and sums over keys are computed (methods/options.py). The pass is
+    a Triton kernel where methods.tiles.torch_ops.fused is true.
     """
 
     @staticmethod
@@ -52,30 +53,31 @@ class QueueNCE(Function):
         keys: Tensor,
         sharded: bool,
         temperature: float,
-        further: Tensor | None = None,
-        without: Tensor | None = None,
+        extra_keys: Tensor | None = None,
+        excluded: Tensor | None = None,
         operands: Operands = "fp32",
     ) -> Tensor:
         scaled = q / temperature
         positive = (scaled * k).sum(1)  # (n,)
-        further = q.new_empty(len(q), 0, q.shape[1]) if further is None else further
-        beside = (further @ scaled[:, :, None])[:, :, 0]  # (n, S)
-        every = across.gather(scaled) if sharded else scaled  # (N, D)
+        extra_keys = q.new_empty(len(q), 0, q.shape[1]) if extra_keys is None else extra_keys
+        extra_similarities = (extra_keys @ scaled[:, :, None])[:, :, 0]  # (n, S)
+        queries = collectives.gather(scaled) if sharded else scaled  # (N, D)
         if 1 / temperature <= LARGEST_EXPONENT:
             shift = torch.zeros_like(positive)
-            sums = _sums(every, keys, without, operands)
+            sums = _sums(queries, keys, excluded, operands)
         else:
-            # Of what a query's own rank knows of it; -inf on others. Then no exponential here exceeds 1.
-            highest = torch.full_like(every[:, 0], -torch.inf)
-            own = across.own(len(q), q.device) if sharded else slice(None)
-            highest[own] = torch.cat([positive[:, None], beside], 1).amax(1)
-            sums, shift = _careful_sums(every, keys, highest, sharded, without, operands)
+            # On a query's own rank its maximum starts with the positive and the extra keys, on others with -inf. So no
+            # exponential below exceeds 1.
+            row_max = torch.full_like(queries[:, 0], -torch.inf)
+            own = collectives.local_rows(len(q), q.device) if sharded else slice(None)
+            row_max[own] = torch.cat([positive[:, None], extra_similarities], 1).amax(1)
+            sums, shift = _sums_with_shift(queries, keys, row_max, sharded, excluded, operands)
             shift = shift[own]
-        totals = across.scatter_sum(sums) if sharded else sums
+        totals = collectives.reduce_scatter(sums) if sharded else sums
         weighted, total = totals[:, :-1], totals[:, -1]  # (n, D), (n,)
-        if further.shape[1]:
-            e = (beside - shift[:, None]).exp()
-            weighted, total = weighted + (e[:, None] @ further)[:, 0], total + e.sum(1)
+        if extra_keys.shape[1]:
+            e = (extra_similarities - shift[:, None]).exp()
+            weighted, total = weighted + (e[:, None] @ extra_keys)[:, 0], total + e.sum(1)
         margin = total.log() + shift - positive
         denominator = total + (positive - shift).exp()
         dq = weighted / denominator[:, None] - margin.sigmoid()[:, None] * k
@@ -89,25 +91,26 @@ class QueueNCE(Function):
 
 
 class QueueLogSumExp(Function):
-    """scaled (n, D): this rank's rows, unit over the temperature; keys, sharded: as QueueNCE's; bounded: no similarity
-    is beyond methods.options.LARGEST_EXPONENT -> (n,), for each row log sum_j e^s_ij over the whole queue, s = scaled
-    keys^T; -inf where that is empty.
+    """The log-sum-exp of each row's similarities with the keys of the whole queue, (n,); -inf for an empty queue.
 
-    Its gradient, the mean of keys weighed by the softmax, comes from the same pass, and nothing is sent afterwards.
+    scaled (n, D): this rank's unit rows divided by the temperature; keys, sharded: as QueueNCE's; bounded: no
+    similarity exceeds methods.options.LARGEST_EXPONENT. Row i: log sum_j e^s_ij, s = scaled keys^T.
+
+    Its gradient, the mean of keys weighted by the softmax, comes from the same pass; the backward sends nothing.
     """
 
     @staticmethod
     def forward(
         ctx: Any, scaled: Tensor, keys: Tensor, sharded: bool, bounded: bool, operands: Operands = "fp32"
     ) -> Tensor:
-        every = across.gather(scaled) if sharded else scaled  # (N, D)
+        queries = collectives.gather(scaled) if sharded else scaled  # (N, D)
         if bounded:
-            sums, shift = _sums(every, keys, None, operands), torch.zeros_like(scaled[:, 0])
+            sums, shift = _sums(queries, keys, None, operands), torch.zeros_like(scaled[:, 0])
         else:
-            highest = torch.full_like(every[:, 0], LEFT_OUT)
-            sums, shift = _careful_sums(every, keys, highest, sharded, None, operands)
-            shift = shift[across.own(len(scaled), scaled.device)] if sharded else shift
-        totals = across.scatter_sum(sums) if sharded else sums
+            row_max = torch.full_like(queries[:, 0], MASKED_SIMILARITY)
+            sums, shift = _sums_with_shift(queries, keys, row_max, sharded, None, operands)
+            shift = shift[collectives.local_rows(len(scaled), scaled.device)] if sharded else shift
+        totals = collectives.reduce_scatter(sums) if sharded else sums
         weighted, total = totals[:, :-1], totals[:, -1]
         ctx.save_for_backward(weighted / total.clamp_min(torch.finfo(total.dtype).tiny)[:, None])
         return total.log() + shift
@@ -118,60 +121,61 @@ class QueueLogSumExp(Function):
         return grads[0][:, None] * mean, None, None, None, None
 
 
-def _sums(scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands) -> Tensor:
-    """scaled (N, D), keys (m, D) -> (N, D + 1): [sum e k | sum e] over keys."""
+def _sums(scaled: Tensor, keys: Tensor, excluded: Tensor | None, operands: Operands) -> Tensor:
+    """The sums [sum e k | sum e] over keys k, e = e^s: scaled (N, D), keys (m, D) -> (N, D + 1)."""
     if fused("a queue's InfoNCE", scaled, operands):
-        from kilobatch.methods.losses.kernels import info_nce as kernels
+        from kilobatch.methods.losses.kernels import info_nce
 
-        return kernels.sums(scaled, keys, without, operands)
+        return info_nce.sums(scaled, keys, excluded, operands)
     weighted, total = torch.zeros_like(scaled), torch.zeros_like(scaled[:, 0])
-    for rows, tile, s in _similarities(scaled, keys, without, operands):
+    for rows, tile, s in _similarities(scaled, keys, excluded, operands):
         exp_and_sum_(s, total[rows])
         add_product_(weighted[rows], s.to(tile.dtype), tile)
     return torch.cat([weighted, total[:, None]], 1)
 
 
-def _careful_sums(
-    scaled: Tensor, keys: Tensor, highest: Tensor, sharded: bool, without: Tensor | None, operands: Operands
+def _sums_with_shift(
+    scaled: Tensor, keys: Tensor, row_max: Tensor, sharded: bool, excluded: Tensor | None, operands: Operands
 ) -> tuple[Tensor, Tensor]:
-    """As _sums, of e^(s - shift): -> sums (N, D + 1) and shift (N,), the largest of highest and all s, on all ranks."""
+    """The sums of _sums with e = e^(s - shift), (N, D + 1), and shift (N,), the maximum of row_max and s over ranks."""
     if fused("a queue's InfoNCE", scaled, operands):
-        from kilobatch.methods.losses.kernels import info_nce as kernels
+        from kilobatch.methods.losses.kernels import info_nce
 
-        sums, here = kernels.careful_sums(scaled, keys, highest, without, operands)
-        shift = across.all_max(here) if sharded else here
-        return sums * (here - shift).exp()[:, None], shift
+        sums, local_shift = info_nce.sums_with_shift(scaled, keys, row_max, excluded, operands)
+        shift = collectives.all_reduce_max(local_shift) if sharded else local_shift
+        return sums * (local_shift - shift).exp()[:, None], shift
     sums = scaled.new_zeros(len(scaled), scaled.shape[1] + 1)
-    for rows, tile, s in _similarities(scaled, keys, without, operands):
-        now = torch.maximum(highest[rows], s.amax(1))
-        sums[rows] *= (highest[rows] - now).exp()[:, None]
-        highest[rows] = now
-        e = s.sub_(now[:, None]).exp_()
+    for rows, tile, s in _similarities(scaled, keys, excluded, operands):
+        new_max = torch.maximum(row_max[rows], s.amax(1))
+        sums[rows] *= (row_max[rows] - new_max).exp()[:, None]
+        row_max[rows] = new_max
+        e = s.sub_(new_max[:, None]).exp_()
         add_product_(sums[rows, :-1], e.to(tile.dtype), tile)
         sums[rows, -1] += e.sum(1)
-    shift = across.all_max(highest) if sharded else highest
-    sums *= (highest - shift).exp()[:, None]
+    shift = collectives.all_reduce_max(row_max) if sharded else row_max
+    sums *= (row_max - shift).exp()[:, None]
     return sums, shift
 
 
 def _similarities(
-    scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands
+    scaled: Tensor, keys: Tensor, excluded: Tensor | None, operands: Operands
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Tile by tile: rows of scaled, keys as they are computed with, and s of the two in one buffer that the caller may
-    overwrite. Keys outside, so that stored halves are widened once. without: as QueueNCE's.
+    """Yields, tile by tile, rows of scaled, the tile's keys as operands, and the similarities of the two in one buffer
+    that may be overwritten. The outer loop is over keys, so that stored halves are converted once. excluded: as
+    QueueNCE's.
     """
     own = as_operand(scaled, operands)
     height, width = sides(scaled, CPU_TILE)
-    memory = buffer(own, keys, (height, width))
+    scratch = buffer(own, keys, (height, width))
     for first in range(0, len(keys), width):
         tile = keys[first : first + width].to(own.dtype)
         for start in range(0, len(scaled), height):
             rows = slice(start, start + height)
             left = own[rows]
-            s = memory[: len(left) * len(tile)].view(len(left), len(tile))
+            s = scratch[: len(left) * len(tile)].view(len(left), len(tile))
             product_(left, tile.T, s)
-            if without is not None:
-                at = without[rows, None] - first
-                column = at.clamp(0, len(tile) - 1)
-                s.scatter_(1, column, s.gather(1, column).where(at != column, LEFT_OUT))
+            if excluded is not None:
+                row = excluded[rows, None] - first
+                column = row.clamp(0, len(tile) - 1)
+                s.scatter_(1, column, s.gather(1, column).where(row != column, MASKED_SIMILARITY))
             yield rows, tile, s

@@ -1,4 +1,4 @@
-"""The tiles of NT-Xent: at most KEPT bytes of all similarities, and nothing sent between ranks in the backward."""
+"""NT-Xent in tiles: no matrix of all similarities, and no communication in the backward."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.options import Operands
 from kilobatch.methods.tiles.torch_ops import (
     add_product_,
@@ -24,30 +24,32 @@ from kilobatch.methods.tiles.torch_ops import (
 )
 
 CPU_TILE = (512, 256)  # rows x columns: half a megabyte of fp32 stays in a core's level-2 cache
-KEPT = 2**25  # bytes of tiles that the forward leaves to the backward, which makes the others anew
+KEPT_BYTES = 2**25  # of tiles that the forward keeps for the backward, which computes the others again
 
 
 @dataclass(frozen=True)
 class Tile:
     rows: slice  # of this rank's 2n rows
     columns: slice  # of the M rows of all ranks
-    mirrored: bool  # stands for its transpose, too
+    mirrored: bool  # represents its transpose, too
 
     @property
     def elements(self) -> int:
         return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
 
-    def of(self, memory: Tensor) -> Tensor:
-        """As many numbers of flat memory as the tile has, in its shape."""
-        return memory[: self.elements].view(self.rows.stop - self.rows.start, -1)
+    def of(self, scratch: Tensor) -> Tensor:
+        """The tile's elements in flat memory, in the tile's shape."""
+        return scratch[: self.elements].view(self.rows.stop - self.rows.start, -1)
 
 
 class NTXent(Function):
-    """u (2n, D): this rank's unit rows over the root of the temperature, first views then second views; bounded: no
-    similarity is beyond methods.options.LARGEST_EXPONENT -> the mean of the losses of its rows as anchors.
+    """NT-Xent (SimCLR, eq. 1): the mean of the losses of this rank's rows as anchors.
+
+    u (2n, D): this rank's unit rows divided by the root of the temperature, first views, then second views. bounded: no
+    similarity exceeds methods.options.LARGEST_EXPONENT.
 
     L_i = -log( e^s_ip / (e^s_ip + sum_k e^s_ik) ) = softplus(logsumexp_k s_ik - s_ip), with s = u u^T, p the other view
-    of i, k its negatives on all ranks. The sum leaves the positive out, to keep a small loss's digits.
+    of i, k its negatives on all ranks. The sum leaves the positive out, which keeps the digits of a small loss.
 
     Similarity is symmetric, so a rank that knows every row's log-sum-exp has the whole gradient of its rows, as anchors
     and as other anchors' negatives. With P_ik = e^(s_ik - lse_i), lse_i over the positive too, and a_i = sigmoid(...) =
@@ -55,67 +57,67 @@ class NTXent(Function):
 
         du_i = sum_k (P_ik + P_ki) u_k - (a_i + a_p) u_p.
 
-    It presumes that every rank weighs its mean alike, as an average over ranks does.
+    This holds if every rank's mean has the same weight, as in an average over ranks.
 
-    operands: what the similarities and their products with rows are computed from (methods/options.py); the
-    positives' similarities are of u itself. Where methods.tiles.torch_ops.fused says so both passes are Triton's
-    kernels.
+    operands: the type in which similarities and their products with rows are computed (methods/options.py); the
+    positives' similarities are computed from u itself. Both passes are Triton kernels where
+    methods.tiles.torch_ops.fused is true.
 
-    further (2n,): for each row, the log-sum-exp of what stands in its sum besides, such as a memory's keys; then lse_i
-    and a_i are with that, and its gradient is the softmax's share of it, e^(further_i - lse_i).
+    extra_lse (2n,): for each row, the log-sum-exp of further terms of its sum, such as the keys of a queue; lse_i and
+    a_i then include it, and its gradient is its share of the softmax, e^(extra_lse_i - lse_i).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, bounded: bool, operands: Operands = "fp32", further: Tensor | None = None
+        ctx: Any, u: Tensor, bounded: bool, operands: Operands = "fp32", extra_lse: Tensor | None = None
     ) -> Tensor:
         ctx.bounded, ctx.operands, ctx.fused = bounded, operands, fused("NT-Xent", u, operands)
         own = as_operand(u, operands, ctx.fused)
-        every = across.gather(own)  # (M, D)
+        all_rows = collectives.gather(own)  # (M, D)
         if ctx.fused:
-            from kilobatch.methods.losses.kernels import nt_xent as kernels
+            from kilobatch.methods.losses.kernels import nt_xent
 
-            negatives, kept = kernels.negatives(own, every, across.rank() * len(u), bounded, operands), []
+            negatives, kept = nt_xent.negatives(own, all_rows, collectives.rank() * len(u), bounded, operands), []
         else:
-            negatives, kept = _negatives(own, every, bounded)
-        if further is not None:
-            negatives = torch.logaddexp(negatives, further)
+            negatives, kept = _negatives(own, all_rows, bounded)
+        if extra_lse is not None:
+            negatives = torch.logaddexp(negatives, extra_lse)
         first, second = u.tensor_split(2)
         positive = (first * second).sum(1).repeat(2)  # (2n,)
-        lse = across.gather(torch.logaddexp(negatives, positive))  # (M,)
+        lse = collectives.gather(torch.logaddexp(negatives, positive))  # (M,)
         margin = negatives - positive
-        ctx.save_for_backward(u, every, lse, margin.sigmoid(), further, *kept)
+        ctx.save_for_backward(u, all_rows, lse, margin.sigmoid(), extra_lse, *kept)
         return -F.logsigmoid(-margin).mean()  # softplus, but torch's is linear beyond 20
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        u, every, lse, a, further, *kept = ctx.saved_tensors
-        own, minus, each = _own(every), a + _other_view(a), grads[0] / len(u)
+        u, all_rows, lse, a, extra_lse, *kept = ctx.saved_tensors
+        own, positive_weights, scale = _own_rows(all_rows), a + _other_view(a), grads[0] / len(u)
         with torch.autocast(u.device.type, enabled=False):
             if ctx.fused:
-                from kilobatch.methods.losses.kernels import nt_xent as kernels
+                from kilobatch.methods.losses.kernels import nt_xent
 
-                first = across.rank() * len(u)
-                du = kernels.gradient(u, own, every, first, lse, minus, each, ctx.bounded, ctx.operands)
+                offset = collectives.rank() * len(u)
+                du = nt_xent.gradient(u, own, all_rows, offset, lse, positive_weights, scale, ctx.bounded, ctx.operands)
             else:
-                du = _other_view(u).mul_(-minus[:, None])
-                _attract_(du, own, every, lse, ctx.bounded, kept)
-                du.mul_(each)
-            return du, None, None, None if further is None else (further - _own(lse)).exp_().mul_(each)
+                du = _other_view(u).mul_(-positive_weights[:, None])
+                _add_negatives_gradient_(du, own, all_rows, lse, ctx.bounded, kept)
+                du.mul_(scale)
+            return du, None, None, None if extra_lse is None else (extra_lse - _own_rows(lse)).exp_().mul_(scale)
 
 
-def _negatives(own: Tensor, every: Tensor, bounded: bool) -> tuple[Tensor, list[Tensor]]:
-    """own (2n, D), every (M, D) -> (2n,): the log-sum-exp of each row's similarities with its negatives; and the first
-    tiles, of exponentials where bounded, of similarities where not.
+def _negatives(own: Tensor, all_rows: Tensor, bounded: bool) -> tuple[Tensor, list[Tensor]]:
+    """The log-sum-exp of each row's similarities with its negatives: own (2n, D), all_rows (M, D) -> (2n,); and the
+    tiles that are kept, the first ones: of exponentials if bounded, else of similarities.
     """
-    kind, kept, room = summed_in(own), [], KEPT
-    sums = own.new_full((len(own),), 0.0 if bounded else -torch.inf, dtype=kind)  # of e^s, or its logarithm
-    memory = buffer(own, every, sides(own, CPU_TILE))
-    for tile in _tiles(len(own), len(every), sides(own, CPU_TILE)):
-        room -= tile.elements * kind.itemsize
-        s = tile.of(own.new_empty(tile.elements, dtype=kind) if room >= 0 else memory)
-        kept += [s] if room >= 0 else []
-        _similarities_(tile, own, every, s)
+    dtype, kept, bytes_left = summed_in(own), [], KEPT_BYTES
+    sums = own.new_full((len(own),), 0.0 if bounded else -torch.inf, dtype=dtype)  # of e^s, or its logarithm
+    scratch = buffer(own, all_rows, sides(own, CPU_TILE))
+    for tile in _tiles(len(own), len(all_rows), sides(own, CPU_TILE)):
+        bytes_left -= tile.elements * dtype.itemsize
+        s = tile.of(own.new_empty(tile.elements, dtype=dtype) if bytes_left >= 0 else scratch)
+        kept += [s] if bytes_left >= 0 else []
+        _similarities_(tile, own, all_rows, s)
         if bounded:
             exp_and_sum_(s, sums[tile.rows], sums[tile.columns] if tile.mirrored else None)
         else:
@@ -125,34 +127,36 @@ def _negatives(own: Tensor, every: Tensor, bounded: bool) -> tuple[Tensor, list[
     return sums.log_() if bounded else sums, kept
 
 
-def _attract_(du: Tensor, own: Tensor, every: Tensor, lse: Tensor, bounded: bool, kept: list[Tensor]) -> None:
-    """Adds sum_k (P_ik + P_ki) u_k over negatives k to du (2n, D)."""
+def _add_negatives_gradient_(
+    du: Tensor, own: Tensor, all_rows: Tensor, lse: Tensor, bounded: bool, kept: list[Tensor]
+) -> None:
+    """Adds the sum of (P_ik + P_ki) u_k over negatives k to du (2n, D)."""
     weights = (-lse).exp_()  # P_ik = e^s_ik weights_i
-    memory = buffer(own, every, sides(own, CPU_TILE))
-    for i, tile in enumerate(_tiles(len(own), len(every), sides(own, CPU_TILE))):
-        s = tile.of(memory)
+    scratch = buffer(own, all_rows, sides(own, CPU_TILE))
+    for i, tile in enumerate(_tiles(len(own), len(all_rows), sides(own, CPU_TILE))):
+        s = tile.of(scratch)
         if i >= len(kept):
-            _similarities_(tile, own, every, s)
+            _similarities_(tile, own, all_rows, s)
         if not bounded:
             s = kept[i] if i < len(kept) else s
-            s = (s - _own(lse)[tile.rows, None]).exp_().add_((s - lse[tile.columns]).exp_())
+            s = (s - _own_rows(lse)[tile.rows, None]).exp_().add_((s - lse[tile.columns]).exp_())
         elif i < len(kept):
-            torch.add(_own(weights)[tile.rows, None], weights[tile.columns], out=s).mul_(kept[i])
+            torch.add(_own_rows(weights)[tile.rows, None], weights[tile.columns], out=s).mul_(kept[i])
         else:
-            exp_and_weigh_(s, _own(weights)[tile.rows], weights[tile.columns])
+            exp_and_weigh_(s, _own_rows(weights)[tile.rows], weights[tile.columns])
         p = s.to(own.dtype)
-        add_product_(du[tile.rows], p, every[tile.columns])
+        add_product_(du[tile.rows], p, all_rows[tile.columns])
         if tile.mirrored:
             add_product_(du[tile.columns], p.T, own[tile.rows])
 
 
-def _own(every: Tensor) -> Tensor:
-    """(M, ...) -> this rank's (2n, ...)."""
-    return every.unflatten(0, (across.size(), -1))[across.rank()]
+def _own_rows(all_rows: Tensor) -> Tensor:
+    """Rows of all ranks (M, ...) -> this rank's (2n, ...)."""
+    return all_rows.unflatten(0, (collectives.world_size(), -1))[collectives.rank()]
 
 
 def _other_view(x: Tensor) -> Tensor:
-    """(2n, ...) -> row i has what stood in the row of the same image's other view."""
+    """(2n, ...) -> in row i, the row of the same image's other view."""
     return x.roll(len(x) // 2, 0)
 
 
@@ -162,7 +166,8 @@ def _slices(start: int, stop: int, side: int) -> Iterator[slice]:
 
 
 def _tiles(rows: int, columns: int, sides: tuple[int, int]) -> Iterator[Tile]:
-    """No tile has rows of both views. Where this rank has all rows, only tiles on and above the diagonal."""
+    """The tiles of a (rows, columns) matrix, none with rows of both views. If this rank has all rows, only those on and
+    above the diagonal."""
     for half in (0, rows // 2):
         for i in _slices(half, half + rows // 2, sides[0]):
             if rows < columns:
@@ -175,12 +180,12 @@ def _tiles(rows: int, columns: int, sides: tuple[int, int]) -> Iterator[Tile]:
             yield from (Tile(i, j, True) for j in _slices(i.stop, columns, sides[1]))
 
 
-def _similarities_(tile: Tile, own: Tensor, every: Tensor, s: Tensor) -> None:
-    """s becomes the similarities of the tile's rows and columns, -inf at an anchor itself and at its positive."""
-    product_(own[tile.rows], every[tile.columns].T, s)
+def _similarities_(tile: Tile, own: Tensor, all_rows: Tensor, s: Tensor) -> None:
+    """Writes the tile's similarities to s, -inf at an anchor itself and at its positive."""
+    product_(own[tile.rows], all_rows[tile.columns].T, s)
     half = len(own) // 2
-    itself = across.rank() * len(own) + tile.rows.start - tile.columns.start
-    positive = itself + (half if tile.rows.start < half else -half)
-    for diagonal in (itself, positive):
+    self_diagonal = collectives.rank() * len(own) + tile.rows.start - tile.columns.start
+    positive = self_diagonal + (half if tile.rows.start < half else -half)
+    for diagonal in (self_diagonal, positive):
         if -s.shape[0] < diagonal < s.shape[1]:
             s.diagonal(diagonal).fill_(-torch.inf)

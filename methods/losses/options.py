@@ -1,24 +1,26 @@
-"""What a recipe may ask of CLIP's learnt temperature. Without torch, so that a recipe is validated without it."""
+"""Options of a learnt temperature, as CLIP has it. Loads no torch."""
 
 from typing import Annotated
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.options import Beside
+from kilobatch.methods.options import OptionContext
 
-LARGEST_SCALE = 100  # of similarities, 1 / temperature, once learnt: Radford et al. 2021, section 2.5
+LARGEST_SCALE = 100  # the most that 1 / temperature is learnt to be: Radford et al. 2021, section 2.5
 
 
-class WithRoom:
-    def fits(self, value: bool, beside: Beside) -> None:
+class AboveFinalTemperature:
+    """Constraint of learn_temperature: method.temperature is at least 1 / LARGEST_SCALE."""
+
+    def check(self, value: bool, context: OptionContext) -> None:
         if value:
-            refuse_beyond(beside.method.temperature)
+            refuse_small_temperature(context.method.temperature)
 
 
-Learnt = Annotated[bool, WithRoom()]
+LearnTemperature = Annotated[bool, AboveFinalTemperature()]
 
 
-def refuse_beyond(temperature: float) -> None:
-    """Raises Refusal for a temperature that is to be learnt and begins below where one ends."""
+def refuse_small_temperature(temperature: float) -> None:
+    """Raises Refusal if a temperature that is learnt would start below the least that it may become."""
     if temperature < 1 / LARGEST_SCALE:
         raise Refusal(
             f"method.temperature is {temperature:g}, and one that is learnt ends at {1 / LARGEST_SCALE:g}; begin there "

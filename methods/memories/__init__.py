@@ -1,1 +1,1 @@
-"""What is remembered from step to step."""
+"""Memories that methods keep from step to step: momentum encoder, queue, memory bank."""

@@ -7,64 +7,62 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
+from kilobatch.methods.memories.random_rows import random_unit_rows
 from kilobatch.methods.method import Memory
 
-BLOCK = 1024  # random rows that are made at a time
 
+class MemoryBank(Memory):
+    """A unit row for each of `images` training images, divided among ranks: rank i % W has row i. dim: D, of a row.
 
-class Bank(Memory):
-    """A unit row for each of `images` training images, over ranks: row i is with rank i % W. dim: D, of a row.
-
-    4 * images * D / W bytes on each: 656 MB / W for ImageNet's 1,281,167 images at 128. It starts with random unit
-    rows, the same on any number of ranks, by torch's initial seed. Build it inside the process group that it serves.
+    A rank holds 4 * images * D / W bytes: 656 MB / W for ImageNet's 1,281,167 images at 128 dimensions. The rows start
+    random, the same on any number of ranks, by torch's initial seed. To be built inside the process group that uses it.
     """
 
-    rows: Tensor  # (this rank's share, D): image i's at i // W
+    rows: Tensor  # (this rank's share, D): the row of image i at i // W
 
     def __init__(self, images: int, dim: int) -> None:
         super().__init__()
         self.images = images
-        share = len(range(across.rank(), images, across.size()))
+        share = len(range(collectives.rank(), images, collectives.world_size()))
         self.register_buffer("rows", torch.empty(share, dim))
-        for first in range(0, images, BLOCK):  # each rank draws all, and keeps its own
-            generator = torch.Generator().manual_seed(torch.initial_seed() % 2**32 * 2**31 + first)
-            block = F.normalize(torch.randn(BLOCK, dim, generator=generator), dim=1)[: images - first]
-            mine, places = self.mine(torch.arange(first, first + len(block)))
-            self.rows[places[mine]] = block[mine]
+        for first, block in random_unit_rows(images, dim):
+            is_local, positions = self.locate(torch.arange(first, first + len(block)))
+            self.rows[positions[is_local]] = block[is_local]
 
-    def mine(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """index, of images -> whether each one's row is with this rank; where it stands among those of its rank."""
-        return index % across.size() == across.rank(), index // across.size()
+    def locate(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """index, of images -> True where an image's row is on this rank; the position of the row on its rank."""
+        return index % collectives.world_size() == collectives.rank(), index // collectives.world_size()
 
     @torch.no_grad()
     def fetch(self, index: Tensor) -> Tensor:
-        """index (n,) int64, this rank's, the same n on every rank -> the rows (n, D) of these images.
+        """index (n,) int64, this rank's images, the same n on every rank -> their rows (n, D).
 
         Each rank sends (W - 1) n D numbers, zeros for rows that it does not hold.
         """
-        mine, places = self.mine(across.gather(index))
-        held = self.rows.new_zeros(len(mine), self.rows.shape[1])
-        held[mine] = self.rows[places[mine]]
-        return across.scatter_sum(held)
+        is_local, positions = self.locate(collectives.gather(index))
+        local = self.rows.new_zeros(len(is_local), self.rows.shape[1])
+        local[is_local] = self.rows[positions[is_local]]
+        return collectives.reduce_scatter(local)
 
     @torch.no_grad()
     def follow(self, index: Tensor, fresh: Tensor, momentum: float) -> None:
-        """Rows move 1 - momentum of the way to fresh (n, D), the embeddings of this rank's images index (n,), and back
-        to length 1. Of an image that is in the global batch twice, the later counts. Sent: (W - 1) n D numbers."""
-        index, fresh = across.gather(index), across.gather(fresh.to(self.rows.dtype))
+        """Moves rows 1 - momentum of the way to fresh (n, D), the embeddings of this rank's images index (n,), and
+        scales them to length 1. If an image is in the global batch twice, the later embedding counts. Each rank sends
+        (W - 1) n D numbers."""
+        index, fresh = collectives.gather(index), collectives.gather(fresh.to(self.rows.dtype))
         order = index.argsort(stable=True)
-        last = torch.ones_like(order, dtype=torch.bool)
-        last[:-1] = index[order][1:] != index[order][:-1]
-        latest = order[last]
-        mine, places = self.mine(index[latest])
-        places = places[mine]
-        moved = torch.lerp(self.rows[places], fresh[latest[mine]], 1 - momentum)
-        self.rows[places] = F.normalize(moved, dim=1)
+        is_last = torch.ones_like(order, dtype=torch.bool)
+        is_last[:-1] = index[order][1:] != index[order][:-1]
+        last = order[is_last]
+        is_local, positions = self.locate(index[last])
+        positions = positions[is_local]
+        moved = torch.lerp(self.rows[positions], fresh[last[is_local]], 1 - momentum)
+        self.rows[positions] = F.normalize(moved, dim=1)
 
     def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
-        """Row i is read from rank i % ranks, where it stood at i // ranks."""
-        index = torch.arange(across.rank(), self.images, across.size())
+        """Reads row i from rank i % ranks of the checkpoint, position i // ranks."""
+        index = torch.arange(collectives.rank(), self.images, collectives.world_size())
         for r in range(ranks):
             rows = held("rows", r)
             if rows.shape != (expected := (len(range(r, self.images, ranks)), self.rows.shape[1])):
@@ -73,5 +71,5 @@ class Bank(Memory):
                     f"{expected} for {self.images} images; resume with the recipe and the data that the checkpoint was "
                     "written with"
                 )
-            theirs = index % ranks == r
-            self.rows[theirs.to(self.rows.device)] = rows[index[theirs] // ranks].to(self.rows)
+            from_r = index % ranks == r
+            self.rows[from_r.to(self.rows.device)] = rows[index[from_r] // ranks].to(self.rows)

@@ -1,13 +1,13 @@
-"""What a recipe may ask of a queue, and what that costs. Without torch, so that a recipe is validated without it."""
+"""Options of a queue (recipe section `method.queue`), and its costs. Loads no torch."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.options import LARGEST_EXPONENT, Beside
+from kilobatch.methods.options import LARGEST_EXPONENT, OptionContext
 
-SHARDED_FROM = 262_144  # keys; below, a replicated queue is small beside an encoder: 134 MB at 128 dimensions in fp32
+SHARDED_FROM = 262_144  # keys; fewer are small beside an encoder when replicated: 134 MB at 128 dimensions in fp32
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -30,45 +30,48 @@ class QueueOptions(BaseModel):
     def sharded(self) -> bool:
         return self.length >= SHARDED_FROM if self.placement is None else self.placement == "sharded"
 
-    def check(self, batch: int) -> None:
-        """Raises Refusal where the queue cannot hold the keys of one step. batch: keys that all ranks make in it."""
-        if self.length < batch:
+    def check(self, context: OptionContext) -> None:
+        """Raises Refusal where the queue cannot hold the keys of one step: those of the global batch."""
+        if self.length < context.batch:
             raise Refusal(
-                f"method.queue.length {self.length} is less than the {batch} keys of one global batch, so that some "
-                f"would be gone before they are used; use {batch} or more, or a smaller data.batch"
+                f"method.queue.length {self.length} is less than the {context.batch} keys of one global batch, so that "
+                f"some would be gone before they are used; use {context.batch} or more, or a smaller data.batch"
             )
 
 
-class OfTheQueue:
-    def fits(self, value: int, beside: Beside) -> None:
-        refuse_harder(value, beside.method.queue)
+class AtMostQueueLength:
+    """Constraint of an option that counts keys of method.queue."""
+
+    def check(self, value: int, context: OptionContext) -> None:
+        refuse_too_many_hard(value, context.method.queue)
 
 
-Hard = Annotated[int, Field(ge=2), OfTheQueue()]  # how many of a queue's keys are the hardest
+HardCount = Annotated[int, Field(ge=2), AtMostQueueLength()]  # the number of a queue's keys that are the hardest
 
 
-def refuse_harder(hard: int, queue: QueueOptions) -> None:
-    """Raises Refusal where a queue has fewer keys than are to be the hardest."""
+def refuse_too_many_hard(hard: int, queue: QueueOptions) -> None:
+    """Raises Refusal if the number of hardest keys is more than the queue holds."""
     if hard > queue.length:
         raise Refusal(f"method.hard {hard} is more than the {queue.length} keys of method.queue.length; use fewer")
 
 
 def share(length: int, rank: int, ranks: int) -> int:
-    """Keys that a rank holds of a sharded queue: the remainder is spread over the first ranks."""
+    """The number of keys that a rank holds of a sharded queue; the remainder goes to the first ranks."""
     return length // ranks + (rank < length % ranks)
 
 
-def held(options: QueueOptions, dim: int, ranks: int) -> int:
-    """Bytes of keys that the rank with most of them holds."""
+def bytes_held(options: QueueOptions, dim: int, ranks: int) -> int:
+    """Bytes of keys on the rank that holds most of them."""
     keys = share(options.length, 0, ranks) if options.sharded else options.length
     return keys * dim * BYTES[options.dtype]
 
 
-def sent(options: QueueOptions, dim: int, ranks: int, queries: int, temperature: float) -> int:
-    """Bytes that a rank sends in one step of `queries` queries and as many keys of its own, in rings:
+def bytes_sent(options: QueueOptions, dim: int, ranks: int, queries: int, temperature: float) -> int:
+    """Bytes that a rank sends in one step, by ring algorithms. queries: n, its queries, and its keys as well.
 
-    sharded: (W - 1) n D to gather queries, (W - 1) n (D + 1) to scatter their sums, in fp32, and no key; with a
-    temperature under 1/40, 2 (W - 1) n more for their maxima. replicated: (W - 1) n D to gather keys, as stored.
+    Sharded: (W - 1) n D numbers to gather queries and (W - 1) n (D + 1) to reduce-scatter their sums, in fp32, and no
+    key; with a temperature under 1/40, 2 (W - 1) n more for their maxima. Replicated: (W - 1) n D numbers to gather
+    keys, in the type that they are stored in.
     """
     others = (ranks - 1) * queries
     if not options.sharded:

@@ -1,7 +1,7 @@
 """BatchNorm whose statistics and running averages are the same on every rank, for any ranks x chunks."""
 
 # pyright: reportPrivateImportUsage=false
-# torch._foreach_* have an underscore, but are what torch's own optimizers are made of.
+# torch._foreach_* are private by name, but torch's own optimizers are made of them.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.networks.options import Mode
 
 
@@ -23,15 +23,15 @@ class _Normalise(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, C, ...) -> normalised x, and the global mean and unbiased variance (C,), for the running ones."""
         count = x.numel() // x.shape[1]
-        scratch = torch.zeros_like(weight), torch.zeros_like(weight)  # with them, halves get fp32 statistics
-        mean, var = (s.double() for s in torch.batch_norm_update_stats(x, *scratch, 0.0))
+        unused = torch.zeros_like(weight), torch.zeros_like(weight)  # fp32 ones make fp32 statistics of halves
+        mean, var = (s.double() for s in torch.batch_norm_update_stats(x, *unused, 0.0))
         # Moments about zero add up over ranks. They lose (mean / std)^2 of their precision, so they are in fp64: at a
         # mean of 1000 std the variance is off by 1e-10, and where that matters x itself has no digits left in fp32.
-        sums = across.small_sum(torch.cat([mean, var + mean**2, mean.new_ones(1)]) * count)
-        total, square, count = sums.split([len(mean), len(mean), 1])
+        sums = collectives.all_reduce_small(torch.cat([mean, var + mean**2, mean.new_ones(1)]) * count)
+        total, squares, count = sums.split([len(mean), len(mean), 1])
         mean = total / count
-        square = (square - total * mean).clamp(min=0)  # about the global mean; rounding could leave less than nothing
-        mean, var, unbiased = (s.to(weight.dtype) for s in (mean, square / count, square / (count - 1)))
+        squares = (squares - total * mean).clamp(min=0)  # about the global mean; rounding may make it negative
+        mean, var, unbiased = (s.to(weight.dtype) for s in (mean, squares / count, squares / (count - 1)))
         ctx.save_for_backward(x, weight, mean, var, count.to(weight.dtype))
         ctx.eps, ctx.biased = eps, bias is not None
         ctx.mark_non_differentiable(mean, unbiased)
@@ -40,25 +40,25 @@ class _Normalise(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
-        # With the statistics held fixed: dx = dy * scale, and this rank's sums of dy * x_hat and of dy.
+        # With fixed statistics: dx = dy * scale, and this rank's sums of dy * x_hat and of dy.
         dx, sum_dy_x, sum_dy = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
-        every_dy_x, every_dy = across.small_sum(torch.stack([sum_dy_x, sum_dy])) / count
-        # Through the statistics: -scale * (mean(dy) + x_hat * mean(dy * x_hat)), again of the form of a batch norm.
+        mean_dy_x, mean_dy = collectives.all_reduce_small(torch.stack([sum_dy_x, sum_dy])) / count
+        # Through the statistics: -scale * (mean(dy) + x_hat * mean(dy * x_hat)), which is a batch norm, too.
         scale = weight * torch.rsqrt(var + ctx.eps)
-        dx += F.batch_norm(x, mean, var, -scale * every_dy_x, -scale * every_dy, eps=ctx.eps)
+        dx += F.batch_norm(x, mean, var, -scale * mean_dy_x, -scale * mean_dy, eps=ctx.eps)
         return dx, sum_dy_x, sum_dy if ctx.biased else None, None
 
 
 class BatchNorm(nn.Module):
-    """For (N, C) and (N, C, H, W); the state dict is that of torch's BatchNorm1d and BatchNorm2d.
+    """Batch normalisation of (N, C) and (N, C, H, W), with the state dict of torch's BatchNorm1d and BatchNorm2d.
 
-    mode "global": statistics over the batch of every rank. "local": over what one forward sees, so W ranks x C chunks
-    equals one rank x W * C chunks. Statistics are fp32 (or the parameters' type) whatever the autocast type.
+    mode "global": statistics over the batches of all ranks. "local": over the samples of one forward, so that W ranks x
+    C chunks equal one rank x W * C chunks. Statistics are fp32 (or the parameters' type) whatever the autocast type.
 
-    A training forward does not move the running statistics: it adds to a sum, and commit() moves them once a step by
-    the average over forwards and ranks. center=False leaves the bias out, affine=False the weight as well.
+    A training forward does not change the running statistics: it adds to a sum, and commit() updates them once a step
+    by the average over forwards and ranks. center=False leaves out the bias, affine=False the weight as well.
     """
 
     weight: Tensor
@@ -96,10 +96,10 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        if self.mode == "global" and across.size() > 1:
+        if self.mode == "global" and collectives.world_size() > 1:
             y, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)
         else:
-            # With momentum 1 the "running" statistics become this batch's own, unbiased as torch keeps them.
+            # With momentum 1 the "running" statistics become those of this batch, unbiased as torch keeps them.
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
         if self.counts:
@@ -117,44 +117,44 @@ def norms(module: nn.Module) -> list[BatchNorm]:
 
 
 def requires_whole_batch(module: nn.Module) -> bool:
-    """Whether a norm reads the global batch, so that a batch cannot be computed in chunks."""
+    """True if a norm reads the global batch, so that a batch cannot be computed in chunks."""
     return any(norm.mode == "global" for norm in norms(module))
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Training forwards inside leave the pending statistics alone: for a chunk's second pass."""
-    before = [(norm, norm.counts) for norm in norms(module)]
+    """Keeps training forwards inside it from changing the pending statistics: for the second pass of a chunk."""
+    previous = [(norm, norm.counts) for norm in norms(module)]
     try:
-        for norm, _ in before:
+        for norm, _ in previous:
             norm.counts = False
         yield
     finally:
-        for norm, counts in before:
+        for norm, counts in previous:
             norm.counts = counts
 
 
 @torch.no_grad()
 def commit(module: nn.Module) -> None:
-    """Moves the running statistics by the pending ones' average over forwards and ranks; call once per step on every
-    rank. One all-reduce for all norms. A norm without a forward since the last commit stays as it is, and so does one
-    that never counts: a momentum encoder's.
+    """Updates the running statistics by the pending ones' average over forwards and ranks. To be called once per step
+    on every rank; one all-reduce for all norms. A norm without a forward since the last commit stays as it is, and so
+    does a momentum encoder's, which counts no forward.
     """
-    moved = [norm for norm in norms(module) if norm.counts]
-    if not moved:
+    tracking = [norm for norm in norms(module) if norm.counts]
+    if not tracking:
         return
-    pending = [getattr(norm, name) for name in ("pending_mean", "pending_var", "pending_forwards") for norm in moved]
-    running = [getattr(norm, name) for name in ("running_mean", "running_var") for norm in moved]
+    pending = [getattr(norm, name) for name in ("pending_mean", "pending_var", "pending_forwards") for norm in tracking]
+    running = [getattr(norm, name) for name in ("running_mean", "running_var") for norm in tracking]
     sizes = [len(x) for x in running]
-    # In a row, for few operations instead of some for each norm, while an accelerator stands idle.
-    sums, forwards = across.all_sum(torch.cat(pending)).split([sum(sizes), len(moved)])
-    seen = forwards.clamp(max=1)  # 0 or 1 for each norm: kept on the device, so that no step waits for it
-    rates = torch._foreach_mul(seen.split(1), [norm.momentum for norm in moved])
+    # All norms in one tensor: a few operations for each norm would leave an accelerator idle.
+    sums, forwards = collectives.all_reduce_sum(torch.cat(pending)).split([sum(sizes), len(tracking)])
+    updates = forwards.clamp(max=1)  # 0 or 1 for each norm, kept on the device: no step waits for it
+    rates = torch._foreach_mul(updates.split(1), [norm.momentum for norm in tracking])
 
-    def spread(each: Sequence[Tensor]) -> Tensor:
-        return torch.cat([x.expand(size) for x, size in zip([*each, *each], sizes, strict=True)])
+    def per_channel(per_norm: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.expand(size) for x, size in zip([*per_norm, *per_norm], sizes, strict=True)])
 
-    after = torch.cat(running).lerp_(sums / spread(forwards.clamp(min=1).split(1)), spread(rates))
-    torch._foreach_copy_(running, after.split(sizes))
-    torch._foreach_add_([norm.num_batches_tracked for norm in moved], seen.to(torch.int64).unbind())
+    updated = torch.cat(running).lerp_(sums / per_channel(forwards.clamp(min=1).split(1)), per_channel(rates))
+    torch._foreach_copy_(running, updated.split(sizes))
+    torch._foreach_add_([norm.num_batches_tracked for norm in tracking], updates.to(torch.int64).unbind())
     torch._foreach_zero_(pending)

@@ -1,4 +1,4 @@
-"""The encoder that a recipe asks for."""
+"""Builds the encoder that a recipe names."""
 
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
@@ -7,7 +7,7 @@ from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.networks.vit import SIZES, ViT
 
 
-def build(options: EncoderOptions) -> Encoder:
+def build_encoder(options: EncoderOptions) -> Encoder:
     """A freshly initialised encoder on the CPU; torch's random state decides its weights."""
     if options.name == "convnet":
         return ConvNet(options.times, options.norm)

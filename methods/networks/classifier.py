@@ -1,4 +1,4 @@
-"""The linear layer that tells classes apart."""
+"""The linear classifier, and the check that every image has a label."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from kilobatch.data.errors import Refusal
 
 
 class Classifier(nn.Linear):
-    """(N, features) -> logits (N, classes), in fp32 at least, whatever the autocast type.
+    """A linear layer (N, features) -> logits (N, classes), in fp32 at least, whatever the autocast type.
 
-    Starts from the authors' normal distribution of standard deviation 0.01 (google-research/simclr, model_util.py,
-    linear_layer), or zero: from zeros, as their fine-tuning does (--zero_init_logits_layer=True).
+    Weights start from the SimCLR authors' normal distribution of standard deviation 0.01 (google-research/simclr,
+    model_util.py, linear_layer), or, if zero, from zeros, as in their fine-tuning (--zero_init_logits_layer=True).
     """
 
     def __init__(self, features: int, classes: int, zero: bool) -> None:
@@ -26,8 +26,8 @@ class Classifier(nn.Linear):
 
 
 def refuse_unlabelled(label: Tensor) -> None:
-    """label (N,) int64. Raises Refusal where one is -1, on a CPU: an accelerator would make the host wait for the
-    answer, and there torch's cross-entropy stops at such a label by an assertion."""
+    """Raises Refusal if a label is -1, on a CPU alone: on an accelerator the host would have to wait for the answer,
+    and torch's cross-entropy fails an assertion at such a label there. label (N,) int64."""
     if label.device.type != "cpu" or isinstance(label, FakeTensor):
         return
     if unlabelled := int((label < 0).sum()):

@@ -1,4 +1,4 @@
-"""A small encoder for small images: what the demo trains in minutes on a CPU."""
+"""A small encoder for small images, which the demo trains in minutes on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,21 @@ from kilobatch.methods.networks.options import Mode
 class ConvNet(Encoder):
     """Images (N, 3, H, W), H and W about 32 -> pooled features (N, 8 * width).
 
-    Six 3x3 convolutions of width, 2, 2, 4, 4 and 8 times it, each with norm and ReLU; every second one from the first
-    on halves the side, so that 32 pixels end at 4.
+    Six 3x3 convolutions with 1, 2, 2, 4, 4 and 8 times width channels, each with norm and ReLU; the second, fourth and
+    sixth halve the side, so that 32 pixels end at 4.
     """
 
     def __init__(self, width: int = 16, norm: Mode = "global") -> None:
         super().__init__()
         self.features, self.norm = 8 * width, norm
-        sides = [3, *(width * k for k in (1, 2, 2, 4, 4, 8))]
+        channels = [3, *(width * k for k in (1, 2, 2, 4, 4, 8))]
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
-        for i, (inside, outside) in enumerate(zip(sides[:-1], sides[1:], strict=True)):
-            conv = nn.Conv2d(inside, outside, 3, stride=2 if i in (1, 3, 5) else 1, padding=1, bias=False)
+        for i, (in_channels, out_channels) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            conv = nn.Conv2d(in_channels, out_channels, 3, stride=2 if i in (1, 3, 5) else 1, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             self.convs.append(conv)
-            self.norms.append(BatchNorm(outside, norm))
+            self.norms.append(BatchNorm(out_channels, norm))
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)  # faster convolutions, on CPUs too

@@ -1,4 +1,4 @@
-"""What every encoder is."""
+"""The base class of encoders."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from kilobatch.methods.networks.options import Mode
 
 
 class Encoder(nn.Module):
-    """images (N, 3, H, W) -> features (N, features). Heads that follow take its norm's mode."""
+    """A network images (N, 3, H, W) -> features (N, features). Heads on top of it take the mode of its norms."""
 
     features: int
     norm: Mode

@@ -1,17 +1,17 @@
-"""Recipe section `encoder`, projection heads, and shuffled BatchNorm. Loads no torch."""
+"""Options of encoders (recipe section `encoder`), projection heads and shuffled BatchNorm. Loads no torch."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.options import Beside
+from kilobatch.methods.options import OptionContext
 
 Mode = Literal["global", "local"]  # of BatchNorm's statistics
 Stem = Literal["imagenet", "cifar", "imagenet_same"]
 
 BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
-WIDEST = 4  # of the ResNets that anybody has published; above it, somebody meant channels
+WIDEST = 4  # the largest published multiple of a ResNet's channels; above it, channels were meant
 
 
 class EncoderOptions(BaseModel):
@@ -53,7 +53,7 @@ class EncoderOptions(BaseModel):
 
     @property
     def times(self) -> int:
-        """width, also where it is left to the network."""
+        """width, or the network's own where it is null."""
         return self.width or (16 if self.name == "convnet" else 1)
 
     @model_validator(mode="after")
@@ -73,63 +73,70 @@ class EncoderOptions(BaseModel):
         return self
 
 
-class OfTheLast:
-    def fits(self, value: int | None, beside: Beside) -> None:
-        if value is not None and beside.method.layer == 0:
+class NeedsLayers:
+    """Constraint of method.dim, the width of the last layer that fine-tuning keeps: method.layer is not 0."""
+
+    def check(self, value: int | None, context: OptionContext) -> None:
+        if value is not None and context.method.layer == 0:
             raise Refusal(
                 f"method.dim is {value}, the width of a head's last layer, but method.layer is 0, which keeps none; "
                 "leave method.dim out"
             )
 
 
-LastDim = Annotated[Annotated[int, Field(gt=0)] | None, OfTheLast()]
+LastLayerDim = Annotated[Annotated[int, Field(gt=0)] | None, NeedsLayers()]
 
 
-def refuse_layers(layer: int, dim: int | None, start: str, there: int, makes: int | None) -> None:
-    """Raises Refusal where a fine-tuning that keeps `layer` layers, the last of `dim` projections (None: all hidden),
-    cannot begin with `start`, whose head has so many `there`, the last of `makes` projections (None: all hidden).
+def refuse_layers(layer: int, dim: int | None, start: str, start_layers: int, start_dim: int | None) -> None:
+    """Raises Refusal if fine-tuning cannot start from `start`.
+
+    Fine-tuning keeps `layer` layers of a head, the last with `dim` outputs (None: all are hidden layers). The head of
+    `start` has `start_layers` layers, the last with `start_dim` outputs (None: all are hidden layers).
     """
     head = f"the head of method.start '{start}'"
-    if layer > there:
-        use = f"method.layer={there}" + (f" method.dim={makes}" if makes else "")
+    if layer > start_layers:
+        use = f"method.layer={start_layers}" + (f" method.dim={start_dim}" if start_dim else "")
         raise Refusal(
-            f"method.layer is {layer}, but method.start '{start}' has {there} layers of a projection head; use {use}"
+            f"method.layer is {layer}, but method.start '{start}' has {start_layers} layers of a projection head; "
+            f"use {use}"
         )
-    wanted = makes if layer == there else None
-    if dim == wanted:
+    expected = start_dim if layer == start_layers else None
+    if dim == expected:
         return
     if dim is None:
         raise Refusal(
-            f"method.layer {layer} is the last of {head}: it makes projections of {wanted} dimensions, and has neither "
-            f"bias nor ReLU; use method.dim={wanted} to keep it, or method.layer={layer - 1}"
+            f"method.layer {layer} is the last of {head}: it makes projections of {expected} dimensions, and has "
+            f"neither bias nor ReLU; use method.dim={expected} to keep it, or method.layer={layer - 1}"
         )
-    if wanted:
-        raise Refusal(f"method.dim is {dim}, but {head} makes projections of {wanted}; use method.dim={wanted}")
-    last = f", or use method.layer={there} method.dim={makes}" if makes else ""
+    if expected:
+        raise Refusal(f"method.dim is {dim}, but {head} makes projections of {expected}; use method.dim={expected}")
+    last = f", or use method.layer={start_layers} method.dim={start_dim}" if start_dim else ""
     raise Refusal(
         f"method.dim is {dim}, the width of a head's last layer, but layer {layer} of {head} is a hidden one; leave "
         f"method.dim out{last}"
     )
 
 
-ALONE = (
+SHUFFLE_NEEDS_WORKERS = (
     "method.shuffle is true, but one worker has nobody to shuffle with: its norms would still tell queries their keys; "
     "use more workers, or encoder.norm=global with method.shuffle=false and a large data.batch"
 )
-WHOLE = "method.shuffle is true, and mixes the whole batch of all ranks"
+SHUFFLES_WHOLE_BATCH = "method.shuffle is true, and mixes the whole batch of all ranks"
 
 
-class Fits:
-    def fits(self, value: bool, beside: Beside) -> None:
-        refuse_global(value, beside.encoder.norm)
-        if value and beside.workers == 1:
-            raise Refusal(ALONE)
-        if value and beside.chunks > 1:
-            raise Refusal(f"{WHOLE}, but engine.chunks is {beside.chunks}; use engine.chunks=1")
+class NeedsLocalNorm:
+    """Constraint of method.shuffle: encoder.norm local, several workers, one chunk."""
+
+    def check(self, value: bool, context: OptionContext) -> None:
+        refuse_global_norm(value, context.encoder.norm)
+        if value and context.workers == 1:
+            raise Refusal(SHUFFLE_NEEDS_WORKERS)
+        if value and context.chunks > 1:
+            raise Refusal(f"{SHUFFLES_WHOLE_BATCH}, but engine.chunks is {context.chunks}; use engine.chunks=1")
 
 
-def refuse_global(shuffle: bool, norm: Mode) -> None:
-    """Raises Refusal where a shuffled order changes nothing."""
+def refuse_global_norm(shuffle: bool, norm: Mode) -> None:
+    """Raises Refusal if norms are global: a shuffled order changes nothing for them."""
     if shuffle and norm == "global":
         raise Refusal(
             "method.shuffle is true, but encoder.norm is 'global': its statistics are the same in any order; "
@@ -137,4 +144,4 @@ def refuse_global(shuffle: bool, norm: Mode) -> None:
         )
 
 
-Shuffled = Annotated[bool, Fits()]
+ShuffleOption = Annotated[bool, NeedsLocalNorm()]

@@ -1,5 +1,7 @@
-"""Selective kernels: Li et al. 2019, arxiv.org/abs/1903.06586, in the form of SimCLRv2, whose authors run both streams
-with 3x3 kernels: google-research/simclr, tf2/resnet.py, SK_Conv2D."""
+"""Selective kernels: Li et al. 2019, arxiv.org/abs/1903.06586, as in SimCLRv2.
+
+Its authors run both streams with 3x3 kernels: google-research/simclr, tf2/resnet.py, SK_Conv2D.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,11 +9,11 @@ from torch import Tensor, nn
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.options import Mode
 
-LEAST = 32  # channels of a squeeze
+MIN_CHANNELS = 32  # channels of a squeeze
 
 
 class SelectiveKernels(nn.Module):
-    """(N, f, H, W) -> (N, f, H / stride, W / stride): the sum of two streams, each channel weighed by what all see.
+    """The weighted sum of two streams, (N, f, H, W) -> (N, f, H / stride, W / stride); weights come from all channels.
 
     One convolution makes both streams, a and b; m = mix(relu(norm(squeeze(mean over pixels of a + b)))) (N, 2 f) holds
     two numbers for each channel, whose softmax weighs a against b. The squeeze has max(int(f * ratio), 32) channels.
@@ -19,7 +21,7 @@ class SelectiveKernels(nn.Module):
 
     def __init__(self, features: int, stride: int, norm: Mode, ratio: float) -> None:
         super().__init__()
-        squeezed = max(int(features * ratio), LEAST)
+        squeezed = max(int(features * ratio), MIN_CHANNELS)
         self.conv = nn.Conv2d(features, 2 * features, 3, stride, 1, bias=False)
         self.bn = BatchNorm(2 * features, norm)
         self.squeeze = nn.Conv2d(features, squeezed, 1, bias=False)
@@ -28,17 +30,17 @@ class SelectiveKernels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = F.relu(self.bn(self.conv(x)), inplace=True).chunk(2, 1)  # (N, f, H, W) each
-        seen = a.mean((2, 3), keepdim=True) + b.mean((2, 3), keepdim=True)  # (N, f, 1, 1)
-        mixing = self.mix(F.relu(self.squeeze_bn(self.squeeze(seen)), inplace=True))
-        for_a, for_b = mixing.unflatten(1, (2, -1)).softmax(1).unbind(1)
-        return a * for_a + b * for_b
+        pooled = a.mean((2, 3), keepdim=True) + b.mean((2, 3), keepdim=True)  # (N, f, 1, 1)
+        mixing = self.mix(F.relu(self.squeeze_bn(self.squeeze(pooled)), inplace=True))
+        weight_a, weight_b = mixing.unflatten(1, (2, -1)).softmax(1).unbind(1)
+        return a * weight_a + b * weight_b
 
 
 class AveragePool(nn.Module):
-    """2x2 of stride 1 or 2 before a shortcut's convolution, with the authors' padding.
+    """Average pool 2x2 of stride 1 or 2 before a shortcut's convolution, with the SimCLR authors' padding.
 
-    Stride 1 keeps the side: a window that reaches beyond an edge averages what is inside, which is the average where
-    the edge is repeated. Stride 2 of an odd side counts a row and a column of zeros.
+    Stride 1 keeps the side: a window that reaches beyond an edge averages the pixels inside, which is what repeating
+    the edge gives. Stride 2 pads an odd side by zeros, which count.
     """
 
     def __init__(self, stride: int) -> None:

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
-from kilobatch.methods.networks.options import ALONE
+from kilobatch.methods import collectives
+from kilobatch.methods.networks.options import SHUFFLE_NEEDS_WORKERS
 
 
 class Shuffle(nn.Module):
-    """Applies a network to the samples of all ranks in another order, and puts what it gives back in place.
+    """Applies a network to the samples of all ranks in shuffled order, and puts its outputs back in place.
 
     A norm over a rank's own samples gives a query and its positive key the same statistics, and the queue's keys
-    others: an encoder that leaves a trace of them finds the positive without looking at the image. With keys made in a
-    shuffled order a key's norm sees a random part of the global batch instead. It is the same order on all ranks, a
-    pure function of the step. Images and keys are sent once each, straight to the rank that needs them.
+    others, so that an encoder can tell the positive by the statistics, without looking at the image. In a shuffled
+    order a key's norm sees a random part of the global batch instead. The order is the same on all ranks, a pure
+    function of the step. Images and keys are sent once each, straight to the rank that needs them.
 
     Raises Refusal on one rank, whose norm sees the same samples in any order.
     """
@@ -29,14 +29,14 @@ class Shuffle(nn.Module):
 
     @torch.no_grad()
     def forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """x (n, ...), the same n on every rank -> network(x), each row computed on the rank that the order says."""
-        if across.size() == 1:
-            raise Refusal(ALONE)
-        order = permutation(across.size() * len(x), int(self.step))
-        return across.exchange(network(across.exchange(x, order)), order.argsort())
+        """x (n, ...), the same n on every rank -> network(x), each row computed on the rank that the order gives."""
+        if collectives.world_size() == 1:
+            raise Refusal(SHUFFLE_NEEDS_WORKERS)
+        order = permutation(collectives.world_size() * len(x), int(self.step))
+        return collectives.exchange(network(collectives.exchange(x, order)), order.argsort())
 
     def advance(self) -> None:
-        """The next step has another order."""
+        """Goes on to the next step's order."""
         self.step += 1
 
 

@@ -1,4 +1,4 @@
-"""A trained network that teaches: its answers are wanted, and nothing of it changes."""
+"""The teacher in distillation: a trained method whose logits are used and whose weights never change."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from kilobatch.methods.options import TeacherPrecision
 class Teacher:
     """The logits of a trained method that classifies, frozen and in eval mode.
 
-    No nn.Module, so that neither parameters(), nor an optimizer, nor a state dict, nor a checkpoint of the method that
-    learns from it sees it. bf16: the kernels of convolutions and linear layers are held in bfloat16 and computed with
-    in it, at half the memory (attention's projections of its input stay); norms, their statistics, the classifier and
-    the logits are fp32. fp32: the weights are held in fp32, and computed with as engine.precision says.
+    It is no nn.Module, so that the student's parameters(), optimizer, state dict and checkpoints do not contain it.
+    precision bf16: the kernels of convolutions and linear layers are stored and computed with in bfloat16, at half the
+    memory (attention's projections of its input stay fp32); norms, their statistics, the classifier and the logits are
+    fp32. precision fp32: the weights are stored in fp32, and computed with as engine.precision says.
     """
 
     def __init__(self, method: Method, precision: TeacherPrecision) -> None:
@@ -35,5 +35,5 @@ class Teacher:
             return self.method.logits(images)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """As a module's own _apply: for moves to a device."""
+        """Applies change to every tensor, as nn.Module._apply does: for moves to a device."""
         self.method._apply(change)

@@ -1,5 +1,6 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arxiv.org/abs/2010.11929) as MoCo v3 trains them (section 4), with
-torchvision's parameter names, without the classifier; authors' code: github.com/facebookresearch/moco-v3, vits.py.
+"""Vision transformers (Dosovitskiy et al. 2021, arxiv.org/abs/2010.11929) as MoCo v3 trains them (section 4).
+
+They have torchvision's parameter names, and no classifier. Authors' code: github.com/facebookresearch/moco-v3, vits.py.
 """
 
 import math
@@ -21,8 +22,8 @@ SIZES = {"vit_small": (384, 12, 12), "vit_base": (768, 12, 12)}  # features, blo
 class ViT(Encoder):
     """Images (N, 3, S, S), S a multiple of 16 -> the class token (N, features) after the last block and norm.
 
-    Positions are sines and cosines of row and column, and not trained; nor is the patch embedding, which stays as it
-    was drawn: trained, it makes the training unstable (section 4.2). It has no BatchNorm; norm is for its heads.
+    Positions are sines and cosines of row and column, and not trained. Nor is the patch embedding, which keeps its
+    random weights: training it makes the training unstable (section 4.2). There is no BatchNorm; norm is for its heads.
 
     Raises Refusal for images whose sides are no multiple of 16 or differ.
     """
@@ -41,10 +42,10 @@ class ViT(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         if height != width or height % PATCH:
-            fits = max(PATCH, round(height / PATCH) * PATCH)
+            nearest_size = max(PATCH, round(height / PATCH) * PATCH)
             raise Refusal(
                 f"a vision transformer cuts square images into patches of {PATCH} x {PATCH} pixels, and these have "
-                f"{height} x {width}; set data.views.size to a multiple of {PATCH}, such as {fits}"
+                f"{height} x {width}; set data.views.size to a multiple of {PATCH}, such as {nearest_size}"
             )
         patches = self.conv_proj(images).flatten(2).transpose(1, 2)  # (N, patches, features), row by row
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1)
@@ -71,14 +72,14 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(features, EPSILON)
         self.self_attention = nn.MultiheadAttention(features, heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(features, EPSILON)
-        # torchvision has a dropout at 2
-        inner = ("0", nn.Linear(features, 4 * features)), ("1", nn.GELU()), ("3", nn.Linear(4 * features, features))
-        self.mlp = nn.Sequential(OrderedDict(inner))
+        # torchvision's layer 2 is a dropout
+        layers = ("0", nn.Linear(features, 4 * features)), ("1", nn.GELU()), ("3", nn.Linear(4 * features, features))
+        self.mlp = nn.Sequential(OrderedDict(layers))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        bound = math.sqrt(6 / (2 * features))  # Xavier's for queries, keys and values apart
+        bound = math.sqrt(6 / (2 * features))  # Xavier's, of queries, keys and values separately
         nn.init.uniform_(self.self_attention.get_parameter("in_proj_weight"), -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,8 +90,8 @@ class Block(nn.Module):
 
 @cache
 def positions(side: int, features: int, device: torch.device) -> Tensor:
-    """(1, 1 + side^2, features) float32: zeros for the class token, then for each patch, row by row, sines and cosines
-    of its row and of its column at features / 4 frequencies from 1 down to 1 / 10000.
+    """The positions (1, 1 + side^2, features), float32: zeros for the class token, then for each patch, row by row,
+    sines and cosines of its row and of its column at features / 4 frequencies from 1 down to 1 / 10000.
     """
     frequency = 10000.0 ** -(torch.arange(features // 4) / (features // 4))
     phase = torch.arange(side)[:, None] * frequency  # (side, features / 4)
@@ -100,11 +101,14 @@ def positions(side: int, features: int, device: torch.device) -> Tensor:
 
 
 def torchvision_vit_state_dict(encoder: dict[str, Tensor], size: int, classes: int = 1000) -> dict[str, Tensor]:
-    """The state dict of a ViT for images of this size, with what torchvision's VisionTransformer keeps besides: the
-    positions, and a classifier of zeros, since nothing has trained it. Loads strictly; no tensor is copied.
+    """The state dict of torchvision's VisionTransformer, from a ViT's, for images of this size: with the positions, and
+    a classifier of zeros, since none has been trained. It loads strictly; no tensor is copied.
     """
-    token = encoder["class_token"]
-    features = token.shape[-1]
-    places = positions(size // PATCH, features, token.device).to(token.dtype)
-    heads = {"heads.head.weight": token.new_zeros(classes, features), "heads.head.bias": token.new_zeros(classes)}
-    return {**encoder, "encoder.pos_embedding": places, **heads}
+    class_token = encoder["class_token"]
+    features = class_token.shape[-1]
+    pos_embedding = positions(size // PATCH, features, class_token.device).to(class_token.dtype)
+    heads = {
+        "heads.head.weight": class_token.new_zeros(classes, features),
+        "heads.head.bias": class_token.new_zeros(classes),
+    }
+    return {**encoder, "encoder.pos_embedding": pos_embedding, **heads}

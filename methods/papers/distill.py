@@ -1,4 +1,4 @@
-"""Distillation by unlabelled images: Chen et al. 2020, SimCLRv2, arxiv.org/abs/2006.10029, section 2.
+"""Distillation with unlabelled images: Chen et al. 2020, SimCLRv2, arxiv.org/abs/2006.10029, section 2.
 
 Authors' code: github.com/google-research/simclr, colabs/distillation_self_training.ipynb.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.method import Tensors, Trained
+from kilobatch.methods.method import LoadMethod, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.teacher import Teacher
 from kilobatch.methods.options import Reference, TeacherPrecision
@@ -20,21 +20,21 @@ from kilobatch.methods.papers.finetune import FineTune
 
 
 class Distill(FineTune):
-    """A student, encoder and linear classifier without a projection head, learns what a teacher says: eq. 3 and 4.
+    """A student, an encoder and a linear classifier without projection head, learns a teacher's predictions: eq. 3, 4.
 
-    L = (1 - alpha) * sum over labelled images of -log P_S(y) + alpha * sum over all images of
-    -sum_y P_T(y; t) log P_S(y; t), with P(y; t) = softmax(logits / t), over the number of all images.
+    Eq. 4, divided by the number of all images of the batch: L = (1 - alpha) * sum over labelled images of -log P_S(y)
+    + alpha * sum over all images of -sum_y P_T(y; tau) log P_S(y; tau), with P(y; tau) = softmax(logits / tau).
 
-    That is eq. 4, whose sums run over labelled and over all images, so that an unlabelled image adds nothing to the
-    first; divided by the batch, labelled or not, a mean over samples stays one on any ranks and chunks. alpha 1 is eq.
-    3. The authors' notebook multiplies the second sum by t^2, at t = 1; here it is the paper's.
+    An unlabelled image adds nothing to the first sum. As both sums are divided by the number of all images, the loss is
+    a mean over samples on any ranks and chunks. alpha 1 is eq. 3. The authors' notebook multiplies the second sum by
+    tau^2, at tau = 1; here it is as in the paper.
 
-    teacher: run or file of a method that classifies (a fine-tuned one, or a distilled one). start: run or file whose
-    encoder the student begins with. temperature: t; the authors' 0.1 for self-distillation, 1 for a smaller student.
+    teacher: run or file of a method that classifies (fine-tuned or distilled). start: run or file whose encoder the
+    student starts with. temperature: tau; the authors' 0.1 for self-distillation, 1 for a smaller student.
     """
 
     head_layers: ClassVar[int | str] = 0
-    teaches: Teacher | None = None
+    teacher_network: Teacher | None = None
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class Distill(FineTune):
         self.teacher_precision: TeacherPrecision = teacher_precision
         self.temperature, self.alpha = temperature, alpha
 
-    def take(self, trained: Trained, fresh: bool) -> None:
-        super().take(trained, fresh)
-        method = trained(self.teacher)
+    def load_pretrained(self, load: LoadMethod, fresh: bool) -> None:
+        super().load_pretrained(load, fresh)
+        method = load(self.teacher)
         if not method.classifies:
             raise Refusal(
                 f"method.teacher '{self.teacher}' is of {type(method).__name__}, which has no classifier; fine-tune it "
@@ -64,20 +64,21 @@ class Distill(FineTune):
                 f"method.teacher '{self.teacher}' knows {method.classes} classes, and data.train has {self.classes}; "
                 "let one teach that was fine-tuned on the same classes"
             )
-        self.teaches = Teacher(method, self.teacher_precision)
+        self.teacher_network = Teacher(method, self.teacher_precision)
 
     def target(self, views: Tensor) -> Tensors:
-        assert self.teaches, "take() comes first"
-        return {"logits": self.teaches.logits(views[:, 0])}  # (N, classes)
+        assert self.teacher_network, "load_pretrained() comes first"
+        return {"logits": self.teacher_network.logits(views[:, 0])}  # (N, classes)
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         student, teacher = z["logits"], t["logits"]
-        by_teacher = F.cross_entropy(student / self.temperature, (teacher / self.temperature).softmax(1))
+        p_teacher = (teacher / self.temperature).softmax(1)  # P_T(y; tau)
+        by_teacher = F.cross_entropy(student / self.temperature, p_teacher)
         by_label = F.cross_entropy(student, batch.label, ignore_index=-1, reduction="sum") / len(batch)
         return (1 - self.alpha) * by_label + self.alpha * by_teacher
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distill":
-        """The teacher, no submodule, goes to the devices that the student goes to."""
-        if self.teaches:
-            self.teaches.apply(fn)
+        """Moves the teacher, which is no submodule, to a device together with the student."""
+        if self.teacher_network:
+            self.teacher_network.apply(fn)
         return super()._apply(fn, recurse)

@@ -11,23 +11,22 @@ from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.method import Method, Tensors, Trained
+from kilobatch.methods.method import LoadMethod, Method, Tensors
 from kilobatch.methods.networks.classifier import Classifier, refuse_unlabelled
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import ProjectionHead, hidden_layers
-from kilobatch.methods.networks.options import LastDim, refuse_layers
+from kilobatch.methods.networks.options import LastLayerDim, refuse_layers
 from kilobatch.methods.options import Reference
 
 
 class FineTune(Method):
     """The encoder, the first `layer` layers of the projection head and a linear classifier, all trained on labels.
 
-    start: run or file whose encoder and head it begins with; None: from scratch. layer: 0 drops the whole head, as
-    is usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. dim: where
-    `layer` is the head's last, the width of its projections, which it makes without bias or ReLU (their proj_out_dim);
-    None: all layers kept are hidden. Norms take their batch's statistics while training, as the authors' do, and LARS
-    does not adapt the classifier's steps (their exclude_from_weight_decay, "head_supervised"). Every training image has
-    a label.
+    start: run or file with the encoder and head to start from; None: from scratch. layer: 0 drops the whole head, as is
+    usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. dim: the width of
+    the projections (the authors' proj_out_dim) if `layer` is the head's last, which has neither bias nor ReLU; None:
+    all layers that are kept are hidden ones. Norms use their batch's statistics in training, as the authors' do. LARS
+    does not adapt the classifier's steps (exclude_from_weight_decay, "head_supervised"). Every image has a label.
     """
 
     views: ClassVar[int | None] = 1
@@ -43,7 +42,7 @@ class FineTune(Method):
         start: Reference | None = None,
         layer: Annotated[int, Field(ge=0)] = 1,
         hidden: Annotated[int, Field(gt=0)] | None = None,
-        dim: LastDim = None,
+        dim: LastLayerDim = None,
     ) -> None:
         super().__init__()
         self.encoder, self.start, self.layer, self.dim = encoder, start, layer, dim
@@ -52,7 +51,7 @@ class FineTune(Method):
             self.hidden_layers = hidden_layers(encoder.features, width, layer, encoder.norm)
         else:
             self.hidden_layers = ProjectionHead(encoder.features, width, dim, encoder.norm, layer).layers
-        self.features = (dim or width) if layer else encoder.features  # that the classifier reads
+        self.features = (dim or width) if layer else encoder.features  # the classifier's input
 
     def prepare(self, images: int, classes: int) -> None:
         if classes < 2:
@@ -63,9 +62,9 @@ class FineTune(Method):
         self.classes = classes
         self.classifier = Classifier(self.features, classes, zero=self.start is not None)
 
-    def take(self, trained: Trained, fresh: bool) -> None:
+    def load_pretrained(self, load: LoadMethod, fresh: bool) -> None:
         if fresh and self.start is not None:
-            begin(self, trained(self.start), self.start)
+            _load_start(self, load(self.start))
 
     def represent(self, images: Tensor) -> Tensor:
         return self.hidden_layers(self.encoder(images))
@@ -81,29 +80,27 @@ class FineTune(Method):
         return F.cross_entropy(z["logits"], batch.label)
 
 
-def begin(method: FineTune, source: Method, where: str) -> None:
-    """Copies encoder and first layers of the head, running statistics too, from what `where` left. Raises Refusal
-    where they do not fit."""
+def _load_start(method: FineTune, source: Method) -> None:
+    """Copies encoder and first head layers of the source, running statistics too. Raises Refusal for a mismatch."""
     _copy(
         method.encoder,
         source.encoder,
-        f"method.start '{where}' has another encoder",
+        f"method.start '{method.start}' has another encoder",
         "give this recipe the section encoder of what it starts from",
     )
-    theirs, there, makes = _head(source)
-    refuse_layers(method.layer, method.dim, where, there, makes)
+    layers, count, dim = _head(source)
+    refuse_layers(method.layer, method.dim, str(method.start), count, dim)
     if method.layer:
         _copy(
             method.hidden_layers,
-            theirs[: 3 * method.layer],
-            f"method.start '{where}' has a head of another width",
-            f"use method.hidden={len(next(theirs.parameters()))}",
+            layers[: 3 * method.layer],
+            f"method.start '{method.start}' has a head of another width",
+            f"use method.hidden={len(next(layers.parameters()))}",
         )
 
 
 def _head(source: Method) -> tuple[nn.Sequential, int, int | None]:
-    """The layers of a projection head, or those that a fine-tuned one kept; how many; and, where the last of them
-    makes projections, their width."""
+    """The layers of a source's head, their number, and the width of the projections if its last layer makes them."""
     if isinstance(source, FineTune):
         return source.hidden_layers, source.layer, source.dim
     head = getattr(source, "head", None)
@@ -112,12 +109,12 @@ def _head(source: Method) -> tuple[nn.Sequential, int, int | None]:
     return head.layers, head.hidden_count + 1, head.dim
 
 
-def _copy(mine: nn.Module, theirs: nn.Module, differs: str, way_out: str) -> None:
-    """Raises Refusal for the first tensor that only one has, or that has another shape."""
-    here, there = ({name: tuple(x.shape) for name, x in module.state_dict().items()} for module in (mine, theirs))
-    for name in {**there, **here}:
-        if here.get(name) != there.get(name):
+def _copy(target: nn.Module, source: nn.Module, mismatch: str, way_out: str) -> None:
+    """Raises Refusal for the first tensor that only one of them has, or whose shapes differ."""
+    new, old = ({name: tuple(x.shape) for name, x in module.state_dict().items()} for module in (target, source))
+    for name in {**old, **new}:
+        if new.get(name) != old.get(name):
             raise Refusal(
-                f"{differs}: its {name} is {there.get(name, 'absent')}, here {here.get(name, 'absent')}; {way_out}"
+                f"{mismatch}: its {name} is {old.get(name, 'absent')}, here {new.get(name, 'absent')}; {way_out}"
             )
-    mine.load_state_dict(theirs.state_dict())
+    target.load_state_dict(source.state_dict())

@@ -1,6 +1,7 @@
 """Instance discrimination: Wu, Xiong, Yu, Lin, 2018, arxiv.org/abs/1805.01978.
 
-Authors' code: github.com/zhirongw/lemniscate.pytorch.
+Authors' code: github.com/zhirongw/lemniscate.pytorch. Eq. 2, f_i the row of image i in the memory bank:
+P(i|v) = exp(v f_i / tau) / sum over j of exp(v f_j / tau).
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -10,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods.losses.contrastive import softmax
+from kilobatch.methods.losses.contrastive import bank_softmax
 from kilobatch.methods.losses.nce import NCE
-from kilobatch.methods.memories.memory_bank import Bank
+from kilobatch.methods.memories.memory_bank import MemoryBank
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import unit
@@ -21,13 +22,13 @@ from kilobatch.methods.networks.heads import unit
 class InstanceDiscrimination(Method):
     """Each image is a class of its own, and its row in a memory bank is the class's weight.
 
-    form: softmax over all images (section 3.1), exact, or nce, against `noise` of them drawn at random (section 3.2).
-    momentum: what a row keeps of itself when its image has been seen. proximal: lambda of section 3.3, which keeps an
-    embedding near its row; the authors' code has the momentum instead.
+    form: softmax is the exact one over all images (eq. 2); nce is noise-contrastive estimation against `noise` images
+    drawn at random (eq. 7). temperature: tau. momentum: the weight of a row's old value when it is updated. proximal:
+    lambda of eq. 9, which keeps an embedding near its row; the authors' code has the momentum instead.
     """
 
     views: ClassVar[int | None] = 1
-    bank: Bank
+    bank: MemoryBank
 
     def __init__(
         self,
@@ -47,22 +48,22 @@ class InstanceDiscrimination(Method):
         self.nce = NCE(noise, temperature) if form == "nce" else None
 
     def prepare(self, images: int, classes: int) -> None:
-        self.bank = Bank(images, self.dim)
+        self.bank = MemoryBank(images, self.dim)
 
     def embed(self, views: Tensor) -> Tensors:
         return {"v": unit(self.head(self.encoder(views[:, 0])))[:, None]}  # (N, 1, D)
 
     def contrast(self, v: Tensor, index: Tensor) -> Tensor:
-        """v (n, V, D): V embeddings of each image -> (V,) their mean losses against the bank."""
+        """The mean losses (V,) against the bank of v (n, V, D), V embeddings of each image."""
         if self.nce:
             return self.nce(v, index, self.bank)
-        return torch.stack([softmax(u, index, self.bank, self.temperature) for u in v.unbind(1)])
+        return torch.stack([bank_softmax(u, index, self.bank, self.temperature) for u in v.unbind(1)])
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         loss = self.contrast(z["v"], batch.index).sum()
         if self.proximal:
-            moved = z["v"][:, 0] - self.bank.fetch(batch.index)
-            loss = loss + self.proximal * moved.square().sum(1).mean()
+            difference = z["v"][:, 0] - self.bank.fetch(batch.index)
+            loss = loss + self.proximal * difference.square().sum(1).mean()
         return loss
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:

@@ -1,4 +1,8 @@
-"""MoCHi: Kalantidis, Sariyildiz, Pion, Weinzaepfel, Larlus, 2020, arxiv.org/abs/2010.01028."""
+"""MoCHi: Kalantidis, Sariyildiz, Pion, Weinzaepfel, Larlus, 2020, arxiv.org/abs/2010.01028.
+
+Synthetic negatives of a query q, from its hardest keys n_i, each scaled to length 1: h = alpha n_i + (1 - alpha) n_j
+with alpha from (0, 1), section 4.1; h' = beta q + (1 - beta) n_j with beta from (0, 0.5), section 4.2.
+"""
 
 from typing import Annotated, Literal
 
@@ -9,23 +13,24 @@ from torch import Tensor
 from kilobatch.data.batch import Batch
 from kilobatch.data.counter_rng import keys, uniforms
 from kilobatch.methods.losses.contrastive import info_nce
-from kilobatch.methods.memories.options import Hard, QueueOptions, refuse_harder
+from kilobatch.methods.memories.options import HardCount, QueueOptions, refuse_too_many_hard
 from kilobatch.methods.method import Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import unit
-from kilobatch.methods.networks.options import Shuffled
+from kilobatch.methods.networks.options import ShuffleOption
 from kilobatch.methods.papers.moco import MoCo
 
 QUEUE = QueueOptions()  # 65,536 keys
 
 
 class MoCHi(MoCo):
-    """MoCo whose queries meet, beside the queue, negatives that are mixed for each of them: section 4.
+    """MoCo with synthetic negatives, which are mixed for each query in addition to the queue: section 4.
 
-    Of the `hard` keys of the whole queue nearest to a query (N), `mixed` pairs make a point between the two (s), and
-    `with_query` keys one between the key and the query, nearer to the key (s'). None carries gradient. Which keys, and
-    how they are mixed, is a pure function of the step and the image. start: the share of the training before which
-    nothing is mixed. The other options are MoCo's.
+    The hard negatives of a query are the `hard` keys of the whole queue nearest to it (N). `mixed` pairs of them give a
+    point h each (s), and `with_query` of them a point h' with the query, nearer to the key (s'). Synthetic negatives
+    have no gradient. The keys and their weights are a pure function of the step and the image. start: the share of the
+    training before which nothing is mixed. The other options are MoCo's, except that there is no `operands`: products
+    are fp32.
     """
 
     step: Tensor  # 0-dim int64
@@ -35,7 +40,7 @@ class MoCHi(MoCo):
         self,
         encoder: Encoder,
         *,
-        hard: Hard = 1024,
+        hard: HardCount = 1024,
         mixed: Annotated[int, Field(ge=0)] = 1024,
         with_query: Annotated[int, Field(ge=0)] = 128,
         start: Annotated[float, Field(ge=0, le=1)] = 0.05,
@@ -44,10 +49,10 @@ class MoCHi(MoCo):
         momentum: Annotated[float, Field(ge=0, le=1)] = 0.999,
         head: Literal["linear", "mlp"] = "mlp",
         dim: Annotated[int, Field(gt=0)] = 128,
-        shuffle: Shuffled = False,
+        shuffle: ShuffleOption = False,
         symmetric: bool = False,
     ) -> None:
-        refuse_harder(hard, queue)
+        refuse_too_many_hard(hard, queue)
         super().__init__(
             encoder,
             queue=queue,
@@ -65,29 +70,29 @@ class MoCHi(MoCo):
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         if self.progress < self.start:
             return super().loss(z, t, batch)
-        names = keys(0, int(self.step), batch.index, z["q"].shape[1])
+        random_keys = keys(0, int(self.step), batch.index, z["q"].shape[1])
         losses = [
-            info_nce(q, k, self.queue, self.temperature, self.harder(q.detach(), names[:, i]))
+            info_nce(q, k, self.queue, self.temperature, self.synthetic(q.detach(), random_keys[:, i]))
             for i, (q, k) in enumerate(zip(z["q"].unbind(1), t["k"].unbind(1), strict=True))
         ]
         return torch.stack(losses).mean()
 
-    def harder(self, q: Tensor, names: Tensor) -> Tensor:
-        """q (n, D), names (n,) that each one's chance is drawn by -> (n, s + s', D): unit negatives, 4.1 and 4.2."""
+    def synthetic(self, q: Tensor, random_keys: Tensor) -> Tensor:
+        """The synthetic negatives (n, s + s', D) of q (n, D), whose random numbers come from random_keys (n,)."""
         hardest = self.queue.hardest(q, self.hard)  # (n, N, D)
         count = hardest.shape[1]
-        if not count:  # a queue that began empty
+        if not count:  # a queue that started empty
             return hardest
         sizes = self.mixed, self.mixed, self.mixed, self.with_query, self.with_query
-        draws = uniforms(names[:, None], torch.arange(sum(sizes), device=q.device))
-        i, j, alpha, towards, beta = draws.split(sizes, 1)
-        first = (i * count).long()
-        second = (first + 1 + (j * (count - 1)).long()) % count  # another one
-        a, b, c = (_rows(hardest, which) for which in (first, second, (towards * count).long()))
+        uniform = uniforms(random_keys[:, None], torch.arange(sum(sizes), device=q.device))  # in [0, 1)
+        u_i, u_j, alpha, u_query, beta = uniform.split(sizes, 1)
+        i = (u_i * count).long()
+        j = (i + 1 + (u_j * (count - 1)).long()) % count  # not i
+        n_i, n_j, n_query = (_rows(hardest, index) for index in (i, j, (u_query * count).long()))
         alpha, beta = alpha[..., None].to(q.dtype), beta[..., None].to(q.dtype) / 2
-        between = alpha * a + (1 - alpha) * b
-        nearer = beta * q[:, None] + (1 - beta) * c
-        return unit(torch.cat([between, nearer], 1))
+        h = alpha * n_i + (1 - alpha) * n_j
+        h_prime = beta * q[:, None] + (1 - beta) * n_query
+        return unit(torch.cat([h, h_prime], 1))
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
         super().update(z, t, batch, progress)
@@ -95,6 +100,6 @@ class MoCHi(MoCo):
         self.step += 1
 
 
-def _rows(x: Tensor, which: Tensor) -> Tensor:
-    """x (n, N, D), which (n, s) -> (n, s, D)."""
-    return x.gather(1, which[..., None].expand(-1, -1, x.shape[2]))
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x (n, N, D), index (n, s) -> (n, s, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

@@ -1,6 +1,7 @@
 """MoCo: He et al. 2020, arxiv.org/abs/1911.05722; v2: Chen et al. 2020, arxiv.org/abs/2003.04297.
 
-Authors' code: github.com/facebookresearch/moco.
+Authors' code: github.com/facebookresearch/moco. Eq. 1, k+ the key of query q and k_i all keys, k+ and the queue's:
+L_q = -log( exp(q k+ / tau) / sum over i of exp(q k_i / tau) ). Eq. 2: theta_k <- m theta_k + (1 - m) theta_q.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +18,7 @@ from kilobatch.methods.memories.queue import Queue
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import unit
-from kilobatch.methods.networks.options import WHOLE, Shuffled, refuse_global
+from kilobatch.methods.networks.options import SHUFFLES_WHOLE_BATCH, ShuffleOption, refuse_global_norm
 from kilobatch.methods.networks.shuffle_bn import Shuffle
 from kilobatch.methods.options import Operands
 
@@ -27,10 +28,11 @@ QUEUE = QueueOptions()  # 65,536 keys
 class MoCo(Method):
     """A query finds the key of the same image among the keys of a queue: algorithm 1.
 
-    v1: head linear, temperature 0.07; v2: head mlp, temperature 0.2. The first view is the query's, the second the
-    key's; symmetric: each view once the one and once the other (the authors' CIFAR-10 notebook), the loss their mean.
-    shuffle: shuffled BN, for encoder.norm local; a norm over the global batch gives the less away the larger that is.
-    operands: of the products with the queue's keys, whose sums are fp32.
+    temperature: tau; momentum: m. v1: head linear, temperature 0.07; v2: head mlp, temperature 0.2. The query is of the
+    first view, the key of the second; symmetric: also the reverse, with the mean of both losses (the authors' CIFAR-10
+    notebook). shuffle: shuffled BN (section 3.3), for encoder.norm local; statistics over the global batch tell the
+    less about a positive, the larger the batch is. operands: the type of products with the queue's keys, whose sums are
+    fp32.
     """
 
     views: ClassVar[int | None] = 2
@@ -44,12 +46,12 @@ class MoCo(Method):
         momentum: Annotated[float, Field(ge=0, le=1)] = 0.999,
         head: Literal["linear", "mlp"] = "mlp",
         dim: Annotated[int, Field(gt=0)] = 128,
-        shuffle: Shuffled = False,
+        shuffle: ShuffleOption = False,
         symmetric: bool = False,
         operands: Operands = "fp32",
     ) -> None:
         super().__init__()
-        refuse_global(shuffle, encoder.norm)
+        refuse_global_norm(shuffle, encoder.norm)
         self.encoder, self.temperature, self.momentum, self.symmetric = encoder, temperature, momentum, symmetric
         self.operands: Operands = operands
         width = encoder.features
@@ -59,21 +61,21 @@ class MoCo(Method):
         self.queue = Queue(queue, dim)
         self.shuffle = Shuffle() if shuffle else None
         if shuffle:
-            self.whole_batch = WHOLE
+            self.whole_batch = SHUFFLES_WHOLE_BATCH
 
     def online(self) -> nn.Module:
         return nn.Sequential(self.encoder, self.head)
 
     def embed(self, views: Tensor) -> Tensors:
-        of = views.unbind(1) if self.symmetric else views.unbind(1)[:1]
-        return {"q": torch.stack([unit(self.head(self.encoder(view))) for view in of], 1)}  # (N, 1 or 2, D)
+        queries = views.unbind(1) if self.symmetric else views.unbind(1)[:1]
+        return {"q": torch.stack([unit(self.head(self.encoder(x_q))) for x_q in queries], 1)}  # (N, 1 or 2, D)
 
     def target(self, views: Tensor) -> Tensors:
-        of = views.flip(1).unbind(1) if self.symmetric else views.unbind(1)[1:]
-        return {"k": torch.stack([unit(self.key(view)) for view in of], 1)}  # k[:, i] is the key of q[:, i]
+        keys = views.flip(1).unbind(1) if self.symmetric else views.unbind(1)[1:]
+        return {"k": torch.stack([unit(self.key(x_k)) for x_k in keys], 1)}  # k[:, i] is the key of q[:, i]
 
-    def key(self, view: Tensor) -> Tensor:
-        return self.shuffle(self.momentum_encoder, view) if self.shuffle else self.momentum_encoder(view)
+    def key(self, x_k: Tensor) -> Tensor:
+        return self.shuffle(self.momentum_encoder, x_k) if self.shuffle else self.momentum_encoder(x_k)
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         pairs = zip(z["q"].unbind(1), t["k"].unbind(1), strict=True)

@@ -1,4 +1,8 @@
-"""MoCo v3: Chen, Xie, He, 2021, arxiv.org/abs/2104.02057; authors' code: github.com/facebookresearch/moco-v3."""
+"""MoCo v3: Chen, Xie, He, 2021, arxiv.org/abs/2104.02057; authors' code: github.com/facebookresearch/moco-v3.
+
+Eq. 1, k+ the key of the image's other view, k- the other keys of the batch:
+L_q = -log( exp(q k+ / tau) / (exp(q k+ / tau) + sum over k- of exp(q k- / tau)) ); algorithm 1: ctr = 2 tau L_q.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -8,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
@@ -16,11 +20,11 @@ from kilobatch.methods.networks.heads import MLP, unit
 
 
 class MoCoV3(Method):
-    """A query predicts the key of the image's other view, among the keys of the global batch: algorithm 1.
+    """A query finds the key of the image's other view among the keys of the global batch: algorithm 1.
 
-    momentum: of the momentum encoder at the start; it rises to 1 by a cosine. layers: of the projector, whose last norm
-    has no parameters. The authors' ResNets have 2 layers, temperature 1 and a predictor that ends in a linear layer,
-    their ViTs 3, temperature 0.2 and a predictor that ends in such a norm, too: predictor_norm.
+    temperature: tau; momentum: m at the start, which rises to 1 by a cosine. layers: of the projector, whose last norm
+    has no parameters; predictor_norm: the predictor ends in such a norm, too. The authors' ResNets have 2 layers,
+    temperature 1 and a predictor that ends in a linear layer, their ViTs 3 layers, temperature 0.2 and predictor_norm.
     """
 
     views: ClassVar[int | None] = 2
@@ -47,7 +51,7 @@ class MoCoV3(Method):
 
     def embed(self, views: Tensor) -> Tensors:
         network = nn.Sequential(self.encoder, self.projector, self.predictor)
-        return {"q": torch.stack([network(view) for view in views.unbind(1)], 1)}  # (N, V, D); norms by view
+        return {"q": torch.stack([network(view) for view in views.unbind(1)], 1)}  # (N, V, D); norms see one view
 
     def target(self, views: Tensor) -> Tensors:
         return {"k": torch.stack([self.momentum_encoder(view) for view in views.unbind(1)], 1)}
@@ -55,14 +59,14 @@ class MoCoV3(Method):
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         q1, q2 = unit(z["q"]).unbind(1)
         k1, k2 = unit(t["k"]).unbind(1)
-        return contrast(q1, k2, self.temperature) + contrast(q2, k1, self.temperature)
+        return ctr(q1, k2, self.temperature) + ctr(q2, k1, self.temperature)
 
     def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
         self.momentum_encoder.follow(self.online(), rising(self.momentum, progress))
 
 
-def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """q, k (n, D): unit queries of this rank and their keys -> eq. 1 times 2 * temperature, the mean over queries."""
-    across.refuse_unequal(len(q), "queries", q.device)
-    logits = q @ across.gather(k).T / temperature  # (n, W * n); keys carry no gradient
-    return 2 * temperature * F.cross_entropy(logits, across.own(len(q), q.device))
+def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """The mean over queries of eq. 1 times 2 * temperature. q, k (n, D): this rank's unit queries and their keys."""
+    collectives.refuse_unequal(len(q), "queries", q.device)
+    logits = q @ collectives.gather(k).T / temperature  # (n, W * n); keys carry no gradient
+    return 2 * temperature * F.cross_entropy(logits, collectives.local_rows(len(q), q.device))

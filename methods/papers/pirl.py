@@ -1,4 +1,8 @@
-"""PIRL: Misra, van der Maaten, 2020, arxiv.org/abs/1912.01991; authors' code: github.com/facebookresearch/vissl."""
+"""PIRL: Misra, van der Maaten, 2020, arxiv.org/abs/1912.01991; authors' code: github.com/facebookresearch/vissl.
+
+Eq. 5, m_I the row of image I in the memory bank, I^t its jigsaw, f and g the heads:
+L(I, I^t) = lambda L_NCE(m_I, g(v_I^t)) + (1 - lambda) L_NCE(m_I, f(v_I)).
+"""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -14,11 +18,11 @@ from kilobatch.methods.papers.instance_discrimination import InstanceDiscriminat
 
 
 class PIRL(InstanceDiscrimination):
-    """An image and its shuffled patches are both to be found by the image's row in the memory bank: section 2.
+    """An image and its shuffled patches both find the image's row in the memory bank: section 2.
 
-    The first view is the image, the second its jigsaw: nine patches, which are encoded one by one and joined in the
-    order that they come in. pretext: lambda of eq. 5, the weight of the jigsaw's loss. form and noise: as in
-    methods/papers/instance_discrimination.py; the authors' code has its noise-contrastive form.
+    The first view is the image I, the second its jigsaw I^t: nine patches, which are encoded one by one and joined in
+    their shuffled order. pretext: lambda of eq. 5, the weight of the jigsaw's loss. form and noise: as in
+    methods/papers/instance_discrimination.py; the authors' code has the noise-contrastive form.
     """
 
     views: ClassVar[int | None] = 2
@@ -42,8 +46,9 @@ class PIRL(InstanceDiscrimination):
 
     def embed(self, views: Tensor) -> Tensors:
         image, jigsaw = views.unbind(1)
-        each = self.patch_head(self.encoder(patches(jigsaw).flatten(0, 1)))  # (9 N, D)
-        return {"v": unit(stack([self.head(self.encoder(image)), self.joined_head(each.view(len(image), -1))], 1))}
+        of_patches = self.patch_head(self.encoder(patches(jigsaw).flatten(0, 1)))  # (9 N, D)
+        f, g = self.head(self.encoder(image)), self.joined_head(of_patches.view(len(image), -1))
+        return {"v": unit(stack([f, g], 1))}  # (N, 2, D)
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         image, jigsaw = self.contrast(z["v"], batch.index)

@@ -17,16 +17,16 @@ from kilobatch.methods.options import Operands
 
 
 class SimCLRV2(Method):
-    """SimCLR's loss on a deeper projection head, of which fine-tuning keeps the first layer; a memory if asked for.
+    """SimCLR's loss (eq. 1) on a deeper projection head, whose first layer fine-tuning keeps; optionally with a memory.
 
     dim: of the projections; layers: of the head; hidden: the width of all but its last, the encoder's features if None.
     operands: as SimCLR's.
 
-    queue: a memory network, the moving average (momentum) of encoder and head, whose outputs are kept as further
-    negatives. Section 2 leaves the form open, and the authors' code has none. Here an anchor i, any view of the global
-    batch, has the loss -log( e^s_ip / (sum over the batch's other views k of e^s_ik + sum over the queue's keys j of
-    e^s_ij) ), s a cosine over the temperature, p its other view; and after the step the queue takes one key for each
-    image, the memory network's output for its second view.
+    queue: adds a memory network, the moving average (momentum) of encoder and head, whose outputs are further
+    negatives. Section 2 does not give its form, and the authors' code has none. Here an anchor i, any view of the
+    global batch, has the loss -log( e^s_ip / (sum over the batch's other views k of e^s_ik + sum over the queue's keys
+    j of e^s_ij) ), s a cosine over the temperature, p its other view; and after each step one key of each image enters
+    the queue, the memory network's output for its second view.
     """
 
     views: ClassVar[int | None] = 2
@@ -55,8 +55,8 @@ class SimCLRV2(Method):
         return nn.Sequential(self.encoder, self.head)
 
     def embed(self, views: Tensor) -> Tensors:
-        h = self.encoder(views.flatten(0, 1))  # both views in one batch, as the authors' norms see them
-        return {"z": self.head(h).unflatten(0, views.shape[:2])}  # (N, V, D)
+        h = self.encoder(views.flatten(0, 1))  # h = f(x), both views in one batch, as the authors' norms see them
+        return {"z": self.head(h).unflatten(0, views.shape[:2])}  # z = g(h), (N, V, D)
 
     def target(self, views: Tensor) -> Tensors:
         return {"key": unit(self.momentum_encoder(views[:, 1]))} if self.momentum_encoder else {}  # (N, D)

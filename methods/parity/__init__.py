@@ -1,1 +1,1 @@
-"""What `kilobatch verify` holds each paper to."""
+"""Reference formulas, with which `kilobatch verify` compares each paper."""

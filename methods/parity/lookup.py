@@ -1,4 +1,4 @@
-"""The standards of methods/parity/formulas/, by name."""
+"""Lookup of the standards in methods/parity/formulas/ by name."""
 
 import importlib
 import pkgutil
@@ -9,12 +9,12 @@ from kilobatch.methods.parity.standard import Standard
 
 
 def known() -> list[str]:
-    """The methods, and forms of them, that have a standard."""
+    """The names of the methods, and of forms of them, that have a standard."""
     return [module.name for module in pkgutil.iter_modules(formulas.__path__)]
 
 
 def standard(method: str) -> Standard:
-    """Raises Refusal for a method that has none."""
+    """The standard of a method. Raises Refusal if it has none."""
     if method not in known():
         raise Refusal(f"there is no parity table for '{method}'{did_you_mean(method, known())}")
     return importlib.import_module(f"kilobatch.methods.parity.formulas.{method}").STANDARD

@@ -1,8 +1,8 @@
-"""What a method is held to: the paper's formula in the plainest code, and constructions known to be wrong.
+"""Standards, which methods are compared with: the paper's formula in the plainest code, and some constructions.
 
-Those of methods/<name>.py stand in methods/parity/formulas/<name>.py, as STANDARD, and another form's, by its options,
-in <name>_<form>.py; independent of the method's own loss on purpose: neither tiles, nor closed gradients, nor
-methods.losses.
+The standard of methods/papers/<name>.py is STANDARD in methods/parity/formulas/<name>.py; that of another form of it,
+with other options, is in <name>_<form>.py. A formula uses nothing of the method's own loss, on purpose: no tiles, no
+gradients in closed form, nothing of methods.losses.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.options import Mode
 
@@ -20,13 +20,14 @@ TEMPERATURE = 0.2
 
 
 def no_labels(samples: int) -> Tensor:
-    """(samples,) int64: what a method that reads no labels is given."""
+    """Labels (samples,) int64 for a method that reads none."""
     return torch.zeros(samples, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class Construction:
-    """loss: of one rank's samples; formula: what it should be, of all samples in one process; right: whether it is."""
+    """A way to compute a loss on several ranks. loss: of one rank's samples; formula: the loss of all samples in one
+    process, which it should equal; right: True if the two have the same gradient."""
 
     name: str
     loss: Loss
@@ -36,11 +37,12 @@ class Construction:
 
 @dataclass(frozen=True)
 class Standard:
-    """build: the method on a small network, its weights by torch's random state, its norms in this mode.
+    """The reference for a method. build: the method on a small network, its weights by torch's random state, its norms
+    in the given mode.
 
-    formula: of all samples in one process. held: the rows (m, D) that a rank remembers; remembered: those of all ranks
-    after one step's update, by plain code from the method before it, z and t, in one process, in any order.
-    views: of each sample; labels: of all samples, (samples,) int64, by their number.
+    formula: the loss of all samples in one process. held: the rows (m, D) of a rank's memory; remembered: the rows of
+    all ranks after one update, in any order, computed by plain code in one process from the method before the update,
+    z and t. views: of each sample; labels: (samples,) int64, of all samples, from their number.
     """
 
     build: Callable[[Mode], Method]
@@ -54,11 +56,12 @@ class Standard:
 
 
 def own_slice(z: Tensor) -> Tensor:
-    """A gather whose backward gives each rank its own loss's gradient alone."""
-    parts = list(across.gather(z.detach()).chunk(across.size()))
-    parts[across.rank()] = z
+    """A gather whose backward gives each rank the gradient of its own loss alone."""
+    parts = list(collectives.gather(z.detach()).chunk(collectives.world_size()))
+    parts[collectives.rank()] = z
     return torch.cat(parts)
 
 
 def no_gradient(z: Tensor) -> Tensor:
-    return across.gather(z.detach())
+    """A gather without gradient."""
+    return collectives.gather(z.detach())

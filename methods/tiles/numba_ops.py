@@ -1,8 +1,8 @@
-"""The passes of methods/tiles.py, compiled for fp32 on a CPU: each reads a tile once and needs no temporary.
+"""Compiled passes over a tile, fp32 on a CPU, for tiles/torch_ops.py: each reads a tile once and needs no temporary.
 
-The exponential is written out so that the compiler makes vectors of it: e^x = 2^n e^r with n = round(x / ln 2) and
-|r| <= ln 2 / 2, where e^r is a polynomial of degree 6 and 2^n a number's exponent bits. Its error is below 1 ulp. It
-asks for x <= 88, gives 0 below -87.7, and keeps what is no number.
+The exponential is written out so that the compiler can vectorise it: e^x = 2^n e^r with n = round(x / ln 2) and
+|r| <= ln 2 / 2, where e^r is a polynomial of degree 6 and 2^n is made of exponent bits. Its error is below 1 ulp. x may
+be at most 88; the result is 0 below -87.7, and NaN for NaN.
 """
 
 from typing import Any
@@ -14,25 +14,26 @@ from kilobatch.data.numba_jit import COMMON, Floats
 
 f32 = np.float32
 LOG2_E = f32(1.4426950408889634)
-LN_2 = f32(0.693145751953125), f32(1.42860677e-6)  # summands; the first has 16 bits, so whole times it is exact
-ONE, C2, C3, C4 = f32(1), f32(0.49999994), f32(0.16666521), f32(0.041668389)  # the minimax polynomial's
+LN_2 = f32(0.693145751953125), f32(1.42860677e-6)  # ln 2 as a sum; n times the first, which has 16 bits, is exact
+ONE, C2, C3, C4 = f32(1), f32(0.49999994), f32(0.16666521), f32(0.041668389)  # of the minimax polynomial
 C5, C6 = f32(0.00836871), f32(0.001381461)
-LOWEST = f32(-88)  # here n is -127, and exponent bits of all zeros are the number 0
+LOWEST = f32(-88)  # gives n = -127, whose exponent bits are all zeros: the number 0
 BIAS, FIRST_EXPONENT_BIT = f32(127), f32(2**23)
 
-# Neither may assume that there is no NaN, which has to stay visible. The exponential may not be reassociated, which
-# would add up LN_2; the sums must be, to become sums of vectors. (Flags are the function's own: see data/numba_jit.py.)
-LITERAL: dict[str, Any] = {**COMMON, "fastmath": {"contract"}}
+# Neither may assume that there is no NaN: a NaN has to stay visible. The exponential may not be reassociated, since the
+# two parts of LN_2 would be added up; the sums must be, to become sums of vectors. (The compiler flags belong to each
+# function: see data/numba_jit.py.)
+ORDERED: dict[str, Any] = {**COMMON, "fastmath": {"contract"}}
 REASSOCIATED: dict[str, Any] = {**COMMON, "fastmath": {"contract", "reassoc"}}
 
 
-@numba.njit(**LITERAL)
+@numba.njit(**ORDERED)
 def exponential(x: np.float32) -> np.float32:
     x = LOWEST if x < LOWEST else x
     n = np.rint(x * LOG2_E)
     r = x - n * LN_2[0] - n * LN_2[1]
-    power = np.int32((n + BIAS) * FIRST_EXPONENT_BIT).view(np.float32)
-    return power * (ONE + r * (ONE + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6))))))
+    power_of_two = np.int32((n + BIAS) * FIRST_EXPONENT_BIT).view(np.float32)
+    return power_of_two * (ONE + r * (ONE + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6))))))
 
 
 @numba.njit(**REASSOCIATED)

@@ -1,4 +1,4 @@
-"""Damaged and foreign .beton files: each is refused, quickly and by name."""
+"""Damaged and foreign .beton files: the quick check refuses each, with its name and the reason."""
 
 import json
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kilobatch.data.beton import HEADER, note_of, verify
+from kilobatch.data.beton import HEADER, note_path, verify_beton
 from kilobatch.data.errors import Refusal
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
-from kilobatch.data.sources.specs import count
+from kilobatch.data.sources.specs import count_images
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def header(**values: int) -> Callable[[Path], None]:
 
 def note(**values: object) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        said = json.loads(note_of(path).read_text()) | values
-        note_of(path).write_text(json.dumps(said))
+        content = json.loads(note_path(path).read_text()) | values
+        note_path(path).write_text(json.dumps(content))
 
     return damage
 
 
 def flip(path: Path) -> None:
-    """One bit of the last image: the allocation table behind it has 30 rows of 24 bytes."""
+    """Flips one bit of the last image: the allocation table behind it has 30 rows of 24 bytes."""
     data = bytearray(path.read_bytes())
     data[-(30 * 24 + 5)] ^= 1
     path.write_bytes(data)
@@ -66,28 +66,28 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "fields": (header(num_fields=3), r"other fields than \(image.*kilobatch convert"),
     "samples": (header(num_samples=29), r"counts 29 samples, a\.beton\.json says 30.*convert it again"),
     "no table": (header(alloc_table_ptr=0), "does not point to its allocation table.*convert it again"),
-    "no note": (lambda p: note_of(p).unlink(), r"has no a\.beton\.json beside it.*copied alone.*kilobatch convert"),
-    "note is text": (lambda p: note_of(p).write_text("{"), r"a\.beton\.json is damaged: it is not JSON.*convert"),
+    "no note": (lambda p: note_path(p).unlink(), r"has no a\.beton\.json beside it.*copied alone.*kilobatch convert"),
+    "note is text": (lambda p: note_path(p).write_text("{"), r"a\.beton\.json is damaged: it is not JSON.*convert"),
     "note's format": (note(format=2), r"a\.beton\.json has format 2, this reads format 1.*kilobatch convert"),
-    "note is a list": (lambda p: note_of(p).write_text("[]"), "has format None"),
+    "note is a list": (lambda p: note_path(p).write_text("[]"), "has format None"),
     "note's fields": (note(samples="many"), r"a\.beton\.json is damaged: samples: .*integer.*kilobatch convert"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_quick_check_refuses(case: str, whole: Path):
-    damage, said = DAMAGE[case]
-    verify(whole)
+    damage, message = DAMAGE[case]
+    verify_beton(whole)
     damage(whole)
-    for check in (verify, lambda path: count(str(path), "train")):
-        with pytest.raises(Refusal, match=said):
+    for check in (verify_beton, lambda path: count_images(str(path), "train")):
+        with pytest.raises(Refusal, match=message):
             check(whole)
 
 
 def test_full_check_finds_a_single_bit(whole: Path):
-    info = verify(whole, full=True)
+    info = verify_beton(whole, full=True)
     assert (info.samples, info.classes) == (30, ["cat", "dog"])
     flip(whole)
-    verify(whole)
+    verify_beton(whole)
     with pytest.raises(Refusal, match=r"a\.beton is damaged: its SHA-256 is .*convert it again"):
-        verify(whole, full=True)
+        verify_beton(whole, full=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from kilobatch.data.counter_rng import key, keys, shift, signed, uniform, uniforms
+from kilobatch.data.counter_rng import as_int64, key, keys, shift_right, uniform, uniforms
 from kilobatch.data.numba_jit import exact, fast
 
 
@@ -43,11 +43,11 @@ def test_keys_do_not_depend_on_the_place_in_the_batch():
 @pytest.mark.parametrize("axis", ["draws", "indices", "views", "epochs", "seeds"])
 def test_values_are_uniform_along_each_axis(axis: str):
     n = 20000
-    one = torch.tensor([17])
+    index = torch.tensor([17])
     values = {
-        "draws": lambda: uniforms(keys(1, 0, one, 1), torch.arange(n)).flatten(),
+        "draws": lambda: uniforms(keys(1, 0, index, 1), torch.arange(n)).flatten(),
         "indices": lambda: uniforms(keys(1, 0, torch.arange(n), 1), torch.tensor(3)).flatten(),
-        "views": lambda: uniforms(keys(1, 0, one, n), torch.tensor(3)).flatten(),
+        "views": lambda: uniforms(keys(1, 0, index, n), torch.tensor(3)).flatten(),
         "epochs": lambda: torch.tensor([uniform(np.uint64(key(1, e, 17, 0)), 3) for e in range(n)]),
         "seeds": lambda: torch.tensor([uniform(np.uint64(key(s, 0, 17, 0)), 3) for s in range(n)]),
     }[axis]()
@@ -58,9 +58,9 @@ def test_values_are_uniform_along_each_axis(axis: str):
 
 
 def test_the_logical_shift_brings_in_zeros():
-    assert shift(torch.tensor(-1), 30).item() == (2**64 - 1) >> 30
-    assert signed(2**64 - 1) == -1
-    assert signed(2**63 - 1) == 2**63 - 1
+    assert shift_right(torch.tensor(-1), 30).item() == (2**64 - 1) >> 30
+    assert as_int64(2**64 - 1) == -1
+    assert as_int64(2**63 - 1) == 2**63 - 1
 
 
 @exact

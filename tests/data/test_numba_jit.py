@@ -1,4 +1,4 @@
-"""Compiled code is kept for whoever has the same files, wherever they lie."""
+"""Compiled code is reused by copies of the same files at any path."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def test_a_copy_of_these_files_is_not_compiled_anew(tmp_path: Path):
     for copy in ("first", "second"):
         package = tmp_path / copy / "kilobatch"
         (package / "data").mkdir(parents=True)
-        for name in ("__init__.py", "data/__init__.py", "data/numba_jit.py"):
+        for name in ("__init__.py", "data/__init__.py", "data/errors.py", "data/files.py", "data/numba_jit.py"):
             shutil.copy(Path(kilobatch.__file__).parent / name, package / name)
         (package / "data" / "loop.py").write_text(LOOP)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA")}

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments and during saves, of one worker or all: the run ends up the same, to the bit."""
+"""Runs whose workers are killed at random moments and during saves end bitwise as a run that was left alone."""
 
 import os
 import random
@@ -33,7 +33,7 @@ BANK = ["method.name=instance_discrimination", "data.views.count=1", "engine.zer
     ids=["simclr_v2", "moco", "instance_discrimination"],
 )
 def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
-    drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than the kills let pass
+    drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than are made between the kills
 
 
 @pytest.mark.slow
@@ -43,9 +43,9 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
 
 
 def drill(recipe: list[str], kills: range, folder: Path) -> None:
-    """Kills a run so many times, half of them during a save, and compares its end with a run that was left alone.
+    """Kills a run once for each number in `kills`, and compares its end with that of a run that was left alone.
 
-    The odd kills are of both workers, the second two of each four during a save.
+    Odd numbers kill both workers, even ones one of them; of four in a row, the last two kill during a save.
     """
     whole, killed = folder / "whole" / "drill", folder / "killed" / "drill"
     run_to_the_end(command("train", *recipe, f"run.folder={whole.parent}", "--workers", "2"))
@@ -57,23 +57,20 @@ def drill(recipe: list[str], kills: range, folder: Path) -> None:
         launcher = command(*start)
         start = ["resume", str(killed)]
         before = logged(killed)
-        # A resume may cut lines off, so progress is a change of the log.
+        # A resume may remove lines, so that progress is any change of the log.
         wait_for(lambda: logged(killed) not in (0, before), launcher)  # noqa: B023
-        victims = workers_of(launcher)
-        assert len(victims) == 2
-        if kill % 2:
-            chosen = victims
-        else:
-            chosen = [chance.choice(victims)]
+        workers = workers_of(launcher)
+        assert len(workers) == 2
+        killed_now = workers if kill % 2 else [chance.choice(workers)]
         time.sleep(chance.uniform(0.0, 0.6))
         if kill % 4 > 1:
             wait_for(lambda: any((killed / "checkpoints").glob(".tmp-step-*")), launcher)
             during_saves += 1
-        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.told()}"
-        for victim in chosen:
-            os.kill(victim.pid, signal.SIGKILL)
+        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.last_output()}"
+        for worker in killed_now:
+            os.kill(worker.pid, signal.SIGKILL)
         launcher.ends(1, within=60)  # the launcher reports the death of a worker
-        assert not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims)
+        assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     assert during_saves == len(kills) // 2
     run_to_the_end(command(*start))
 

@@ -1,4 +1,5 @@
-"""Pre-training, fine-tuning on few labels and distillation by the real command; killed, they end up the same."""
+"""Pre-training, fine-tuning on few labels and distillation by the real command: runs that were killed and resumed end
+bitwise as those that were left alone."""
 
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kilobatch.launch.worker.pretrained import trained
+from kilobatch.launch.worker.pretrained import load_method
 from tests.helpers.real_runs import (
     TINY,
     command,
@@ -36,7 +37,7 @@ DISTILL = [
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs pre, fine and small, each left alone from start to end."""
+    """A folder with the runs pre, fine and small, none of which was interrupted."""
     folder = tmp_path_factory.mktemp("chain")
     run_to_the_end(command("train", *PRETRAIN, f"run.folder={folder}", "run.name=pre", "--workers", "1"))
     run_to_the_end(command("train", *finetune(folder), f"run.folder={folder}", "run.name=fine", "--workers", "1"))
@@ -57,7 +58,7 @@ def last(run: Path, name: str) -> float:
 
 
 @pytest.mark.timeout(900)
-def test_the_chain_teaches_and_an_evaluation_needs_no_teacher(chain: Path) -> None:
+def test_each_stage_learns_and_an_evaluation_needs_no_teacher(chain: Path) -> None:
     fine, small = chain / "fine", chain / "small"
     assert last(fine, "step") == 30 * (72 // 16)  # the labelled images alone
     assert last(small, "step") == 8 * (1437 // 130)  # all of them
@@ -68,8 +69,8 @@ def test_the_chain_teaches_and_an_evaluation_needs_no_teacher(chain: Path) -> No
 
     pinned = json.loads((small / "trained.json").read_text())[str(fine)]
     assert pinned["step"] == last(fine, "step")
-    assert sum(p.numel() for p in trained(str(small)).parameters()) * 2 < sum(
-        p.numel() for p in trained(str(fine)).parameters()
+    assert sum(p.numel() for p in load_method(str(small)).parameters()) * 2 < sum(
+        p.numel() for p in load_method(str(fine)).parameters()
     )
     fine.rename(chain / "away")
     try:
@@ -82,7 +83,7 @@ def test_the_chain_teaches_and_an_evaluation_needs_no_teacher(chain: Path) -> No
 
 
 @pytest.mark.timeout(900)
-def test_fine_tuning_goes_on_without_its_start(chain: Path, tmp_path: Path) -> None:
+def test_fine_tuning_resumes_without_the_run_it_started_from(chain: Path, tmp_path: Path) -> None:
     run = killed(finetune(chain), 1, tmp_path)
     (chain / "pre").rename(chain / "away")
     try:
@@ -93,14 +94,14 @@ def test_fine_tuning_goes_on_without_its_start(chain: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(900)
-def test_distillation_goes_on_with_its_teacher(chain: Path, tmp_path: Path) -> None:
+def test_distillation_resumes_with_its_teacher(chain: Path, tmp_path: Path) -> None:
     run = killed(distill(chain), 2, tmp_path)
     run_to_the_end(command("resume", str(run)))
     same_to_the_bit(run, chain / "small")
 
 
 def killed(recipe: list[str], workers: int, folder: Path) -> Path:
-    """A run whose last worker was killed in the middle of an epoch, after a checkpoint."""
+    """A run whose last worker is killed in the middle of an epoch, after a checkpoint."""
     run = folder / "drill"
     launcher = command("train", *recipe, f"run.folder={folder}", "run.name=drill", "--workers", str(workers))
     wait_for(lambda: logged(run) >= 7, launcher)

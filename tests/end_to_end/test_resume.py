@@ -1,4 +1,5 @@
-"""A run asked to stop saves, leaves and goes on: on as many workers to the bit, on others with the same batches."""
+"""A run that is asked to stop saves and ends. Resumed on as many workers it goes on bitwise the same; on another number
+of workers, with the same batches."""
 
 import signal
 from pathlib import Path
@@ -8,7 +9,11 @@ import torch
 
 from tests.helpers.real_runs import RECIPE, command, lines_without_timings, logged, run_to_the_end, wait_for, weights
 
-SHORT = [*RECIPE, "schedule.epochs=6", "checkpoint.every_steps=1000"]  # 66 steps, and no checkpoint but by the signal
+SHORT = [
+    *RECIPE,
+    "schedule.epochs=6",
+    "checkpoint.every_steps=1000",
+]  # 66 steps, and no checkpoint except at the signal
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def losses(run: Path) -> list[float]:
     return [line["train/loss"] for line in lines_without_timings(run) if "train/loss" in line]
 
 
-def test_goes_on_to_the_bit(whole: Path, tmp_path: Path) -> None:
+def test_resumes_bitwise(whole: Path, tmp_path: Path) -> None:
     run = stopped(tmp_path)
     assert logged(run) < logged(whole)
     run_to_the_end(command("resume", str(run)))
@@ -40,7 +45,7 @@ def test_goes_on_to_the_bit(whole: Path, tmp_path: Path) -> None:
     assert lines_without_timings(whole) == lines_without_timings(run)
 
 
-def test_goes_on_with_the_same_batches_on_another_number_of_workers(whole: Path, tmp_path: Path) -> None:
+def test_resumes_with_the_same_batches_on_another_number_of_workers(whole: Path, tmp_path: Path) -> None:
     run = stopped(tmp_path)
     step = logged(run)
     run_to_the_end(command("resume", str(run), "--workers", "1"))

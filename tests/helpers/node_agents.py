@@ -1,4 +1,4 @@
-"""A node's agent as a process of its own, as a job has one. Takes SIGTERM and SIGUSR2 as a job does."""
+"""Runs a node's agent as a process of its own, as a job does, which stops at SIGTERM and SIGUSR2."""
 
 import multiprocessing
 import os
@@ -7,41 +7,47 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.nodes import agent
-from kilobatch.launch.nodes import connections as peers
-from kilobatch.launch.processes import supervisor as watch
+from kilobatch.launch.nodes import agent, connections
+from kilobatch.launch.processes import supervisor
 from tests.helpers.process_groups import PRELOAD
 from tests.helpers.programs import PROGRAMS
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(PRELOAD)  # imported once, not by each process
+SERVER.set_forkserver_preload(PRELOAD)  # so that the modules are imported once, not by each process
 
 
 def main(
-    said: Connection, folder: Path, node: int, nodes: int, workers: int, stall: float, module: str, arguments: list[str]
+    outcomes: Connection,
+    folder: Path,
+    node: int,
+    nodes: int,
+    workers: int,
+    stall: float,
+    module: str,
+    arguments: list[str],
 ) -> None:
     os.environ |= {"SLURMD_NODENAME": f"n{node}", "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
     os.environ.pop("GLOO_SOCKET_IFNAME", None)
-    watch.GRACE = 0.5
-    peers.LOST = 5.0
-    asked: list[str] = []
+    supervisor.GRACE = 0.5
+    connections.LOST_SECONDS = 5.0
+    received: list[str] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda received, frame: asked.append(signal.Signals(received).name))
+        signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
 
     def prepare() -> None:
         if "unprepared" in arguments:
             raise Refusal("no images there")
 
-    ending = agent.run(
+    outcome = agent.run(
         folder,
         node,
         nodes,
         workers,
         "7-0",
         arguments,
-        asked=lambda: asked[0] if asked else None,
+        stop_requested=lambda: received[0] if received else None,
         stall_minutes=stall,
         prepare=prepare,
         module=module,
     )
-    said.send(ending)
+    outcomes.send(outcome)

@@ -1,4 +1,4 @@
-"""The queue in the plainest code, for tests to compare with."""
+"""MoCo's queue and loss in the plainest code, for tests to compare with."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def unit(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def pairs(n: int, dim: int, seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Queries and their keys (n, D), fp64; the larger spread, the less alike."""
+    """Queries and their keys (n, D), fp64; the larger spread, the less similar they are."""
     k = unit(n, dim, seed=seed)
     return F.normalize(k + spread * unit(n, dim, seed=seed + 10_000), dim=1), k
 
@@ -26,7 +26,7 @@ def plain(q: Tensor, k: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 def precise(q: Tensor, k: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """The same, with the digits that a softmax near 1 loses."""
+    """The same loss, with the digits that a softmax near 1 loses."""
     negatives = (q @ keys.T / temperature).logsumexp(1)
     return F.logsigmoid((q * k).sum(1) / temperature - negatives).mean().neg()
 
@@ -38,11 +38,11 @@ def start(length: int, dim: int) -> list[Tensor]:
 
 
 def dealt(keys: list[Tensor], ranks: int) -> list[list[Tensor]]:
-    """keys of one queue, the oldest first -> by rank: the newest to rank 0, the next to rank 1, ..."""
+    """Keys of one queue, the oldest first, distributed over ranks: the newest to rank 0, the next to rank 1, ..."""
     newest_first = keys[::-1]
     return [newest_first[rank::ranks][::-1] for rank in range(ranks)]
 
 
 def rows(keys: Tensor | list[Tensor]) -> list[list[float]]:
-    """As a set, with repetitions: keys in an order of their own."""
+    """Keys in sorted order, to be compared as sets with repetitions."""
     return sorted((torch.stack(keys) if isinstance(keys, list) else keys).tolist())

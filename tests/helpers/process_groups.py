@@ -4,6 +4,6 @@ from kilobatch.trainer.ranks.spawn import PRELOAD, run_ranks
 
 __all__ = ["PRELOAD", "run_ranks"]
 
-# What test modules import as well. A process has one fork server, which loads what its first caller says: whoever else
-# among the tests has processes forked names the same.
+# Test modules import pytest as well. A process has one fork server, which preloads the modules that its first caller
+# names, so all tests that fork processes must name the same PRELOAD.
 PRELOAD.append("pytest")

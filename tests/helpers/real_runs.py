@@ -1,4 +1,4 @@
-"""Real runs of a tiny recipe by the real command, for drills that stop them and look at what they leave."""
+"""Runs of a tiny recipe by the real command, for tests that stop or kill them and check what is left."""
 
 import json
 import os
@@ -35,7 +35,7 @@ RECIPE = [*TINY, "data.batch=130", "checkpoint.every_steps=3", "run.name=drill"]
 
 @dataclass(frozen=True)
 class Launcher:
-    """A command that runs, and what it prints: its own words, and those of rank 0."""
+    """A command that was started, and a file of what it prints, rank 0's output included."""
 
     process: subprocess.Popen[bytes]
     printed: BinaryIO
@@ -51,16 +51,17 @@ class Launcher:
         self.process.send_signal(number)
 
     def ends(self, code: int, within: float) -> None:
-        """Waits for it to end, with this code, within so many seconds."""
+        """Waits until it has ended. Fails where it takes longer than `within` seconds, or ends with another code."""
         deadline = time.monotonic() + within
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.02)
         ended = self.process.poll()
-        assert ended is not None, f"it has not ended within {within} s\n{self.told()}"
-        assert ended == code, f"it ended with {ended}, not with {code}\n{self.told()}"
+        assert ended is not None, f"it has not ended within {within} s\n{self.last_output()}"
+        assert ended == code, f"it ended with {ended}, not with {code}\n{self.last_output()}"
 
-    def told(self) -> str:
-        """For a failed test: the last of what it printed, and of each rank's log, found by what it was called with."""
+    def last_output(self) -> str:
+        """The last lines that it printed, and those of each rank's log, for the message of a failed test. The run
+        is found by the command's arguments."""
         self.printed.seek(0)
         printed = self.printed.read().decode(errors="replace")
         arguments = [str(argument) for argument in self.process.args]  # pyright: ignore[reportGeneralTypeIssues]
@@ -69,13 +70,13 @@ class Launcher:
             if argument.startswith("run.folder="):
                 runs += sorted(Path(argument.removeprefix("run.folder=")).iterdir())
         logs = {str(log): log.read_text(errors="replace") for run in runs for log in sorted(run.glob("logs/*.log"))}
-        said = {" ".join(arguments): printed} | logs
-        return "\n".join(f"--- {name}\n{text[-3000:].strip()}" for name, text in said.items())
+        texts = {" ".join(arguments): printed} | logs
+        return "\n".join(f"--- {name}\n{text[-3000:].strip()}" for name, text in texts.items())
 
 
 def command(*arguments: str) -> Launcher:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    printed = tempfile.TemporaryFile()  # noqa: SIM115  # gone with the Launcher
+    printed = tempfile.TemporaryFile()  # noqa: SIM115  # deleted together with the Launcher
     process = subprocess.Popen(
         [sys.executable, "-m", "kilobatch", *arguments],
         env=environment,
@@ -99,8 +100,8 @@ def logged(run: Path) -> int:
 def wait_for(condition: Callable[[], bool], launcher: Launcher) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.told()}"
-        assert time.monotonic() < deadline, f"no progress in 120 s\n{launcher.told()}"
+        assert launcher.running(), f"the run ended by itself before it was killed\n{launcher.last_output()}"
+        assert time.monotonic() < deadline, f"no progress in 120 s\n{launcher.last_output()}"
         time.sleep(0.002)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints to test with: tensors of every kind, saved by several ranks of one process."""
+"""Writes checkpoints for tests: tensors of every kind, saved by several ranks in one process."""
 
 from pathlib import Path
 
@@ -13,23 +13,25 @@ OPTIONS = CheckpointOptions(timeout_minutes=0.5)
 
 
 def values() -> dict[str, Tensor]:
-    """Every type that a checkpoint may hold, tensors that are cut over ranks and tensors that are not."""
-    draw = torch.Generator().manual_seed(0)
+    """Tensors of every type that a checkpoint may hold, some large enough that the ranks share the writing."""
+    generator = torch.Generator().manual_seed(0)
     return {
-        "method.conv": torch.randn(70, 33, 7, 9, generator=draw),  # more than TINY elements, not divisible by 2 or 3
-        "method.half": torch.randn(300, 301, generator=draw).to(torch.bfloat16),
-        "method.fp16": torch.randn(17, generator=draw).half(),
-        "method.fp64": torch.randn(3, generator=draw, dtype=torch.float64),
+        "method.conv": torch.randn(
+            70, 33, 7, 9, generator=generator
+        ),  # more than TINY elements, not divisible by 2 or 3
+        "method.half": torch.randn(300, 301, generator=generator).to(torch.bfloat16),
+        "method.fp16": torch.randn(17, generator=generator).half(),
+        "method.fp64": torch.randn(3, generator=generator, dtype=torch.float64),
         "method.count": torch.tensor(2**62 + 1),
-        "method.bytes": torch.randint(0, 256, (99_999,), generator=draw, dtype=torch.uint8),
-        "method.flags": torch.randint(0, 2, (13,), generator=draw).bool(),
+        "method.bytes": torch.randint(0, 256, (99_999,), generator=generator, dtype=torch.uint8),
+        "method.flags": torch.randint(0, 2, (13,), generator=generator).bool(),
         "method.none": torch.empty(0, 5),
         "method.special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
     }
 
 
 def pieces(rank: int, world: int) -> dict[str, Piece]:
-    """values(), two tensors sharded as under ZeRO (one wholly on the last rank), and one that differs by rank."""
+    """values(), two tensors sharded as under ZeRO (one of them all on the last rank), and one that differs by rank."""
     held = {name: Piece.of(tensor) for name, tensor in values().items()}
     flat = torch.arange(1001.0)
     start, end = 1001 * rank // world, 1001 * (rank + 1) // world

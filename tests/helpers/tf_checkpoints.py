@@ -1,5 +1,7 @@
-"""Checkpoints as TensorFlow writes them, and the authors' SimCLRv2 in NumPy, which makes its own variables: both
-written apart from what reads them."""
+"""Writes checkpoints in TensorFlow's format, and runs the authors' SimCLRv2 in NumPy.
+
+Both are written independently of the code that reads them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def write_bundle(prefix: Path, variables: dict[str, Array], shards: int = 1, hollow: bool = False) -> None:
-    """prefix.index and its data files, the variables dealt out over them in turn. hollow: without their bytes."""
+    """Writes prefix.index and its data files, with the variables dealt out over them. hollow: without their bytes."""
     files, rows = [bytearray() for _ in range(shards)], {b"": field(1, shards) + field(3, field(1, 1))}
     for i, name in enumerate(sorted(variables)):
         value, file = variables[name], files[i % shards]
@@ -46,7 +48,7 @@ def write_bundle(prefix: Path, variables: dict[str, Array], shards: int = 1, hol
 
 
 def _append(table: bytearray, rows: dict[bytes, bytes]) -> bytes:
-    """A block, whose keys share what they can with the one before; returns its handle."""
+    """Appends a block, in which a key omits what it has in common with the key before; returns the block's handle."""
     block, before = bytearray(), b""
     for key, value in rows.items():
         shared = 0
@@ -62,8 +64,11 @@ def _append(table: bytearray, rows: dict[bytes, bytes]) -> bytes:
 
 
 class Authors:
-    """google-research/simclr, resnet.py and model_util.py, in eval mode: what a name means is said once, by the order
-    in which a call makes it. variables: all that were made, by TensorFlow 1's names."""
+    """google-research/simclr, resnet.py and model_util.py, in eval mode.
+
+    A call makes the variables in the authors' order, which gives them their names. variables: those of the last call,
+    by TensorFlow 1's names.
+    """
 
     def __init__(self, depths: tuple[int, ...], sk_ratio: float, layers: int, classes: int, selector: int) -> None:
         self.depths, self.sk_ratio, self.layers, self.classes, self.selector = (
@@ -75,7 +80,7 @@ class Authors:
         )
         self.variables: dict[str, Array] = {}
         self.made: dict[str, int] = {}
-        self.chance = np.random.default_rng(0)
+        self.rng = np.random.default_rng(0)
 
     def __call__(self, images: Array) -> dict[str, Array]:
         """images (N, H, W, 3) -> features, projections, logits."""
@@ -106,7 +111,7 @@ class Authors:
             x = self.norm(self.conv(x, 64, 3, 1))
         else:
             x = self.norm(self.conv(x, 64, 7, 2))
-        # SAME: an output for every second pixel, what is missing padded evenly, the odd one at the end
+        # SAME padding: an output for every second pixel, with equal padding on both sides and an odd pixel at the end.
         pads = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in x.shape[1:3]]
         padded = np.pad(x, ((0, 0), *((pad // 2, pad - pad // 2) for pad in pads), (0, 0)))
         return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2].max((4, 5))
@@ -129,7 +134,7 @@ class Authors:
         return np.maximum(self.norm(self.conv(x, 4 * f, 1, 1), relu=False) + shortcut, 0)
 
     def pooled(self, x: Array, stride: int) -> Array:
-        """Averages of 2x2: at stride 1 of what there is, at stride 2 with zeros after the end."""
+        """Averages of 2x2 pixels: at stride 1 of those in the image, at stride 2 with zeros after its end."""
         n, height, width, c = x.shape
         total, count = np.zeros((n, height + 1, width + 1, c)), np.zeros((height + 1, width + 1, 1))
         total[:, :height, :width], count[:height, :width] = x, 1
@@ -165,9 +170,9 @@ class Authors:
         return f"base_model/{kind}_{n}" if n else f"base_model/{kind}"
 
     def variable(self, name: str, shape: tuple[int, ...], inputs: int) -> Array:
-        """inputs 0: positive numbers, for gammas and variances; else normal ones, fewer inputs the larger."""
-        value = self.chance.random(shape, np.float32) * 0.5 + 0.5 if not inputs else None
+        """Makes a variable: with inputs 0 of positive numbers, as for gammas, else of normal ones, scaled by inputs."""
+        value = self.rng.random(shape, np.float32) * 0.5 + 0.5 if not inputs else None
         if value is None:
-            value = self.chance.standard_normal(shape, np.float32) / np.float32(np.sqrt(max(inputs, 25)))
+            value = self.rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(max(inputs, 25)))
         self.variables[name] = value
         return value.astype(np.float64)

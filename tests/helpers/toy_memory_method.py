@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import info_nce
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build
+from kilobatch.trainer.optim.optimizers import build_optimizer
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import check_finite, forward_backward
@@ -27,11 +27,11 @@ LENGTH, ODD = 48, 50
 MOMENTUM = 0.9
 
 
-class Remembering(Method):
+class ToyMemoryMethod(Method):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(48, 16), norm.BatchNorm(16, "global"), nn.ReLU(), nn.Linear(16, DIM, bias=False)
+            nn.Linear(48, 16), batch_norm.BatchNorm(16, "global"), nn.ReLU(), nn.Linear(16, DIM, bias=False)
         )
         self.momentum_encoder = MomentumEncoder(self.encoder)
         self.shards = Queue(QueueOptions(length=LENGTH, placement="sharded"), DIM)
@@ -56,8 +56,8 @@ class Remembering(Method):
 
 def make(seed: int = 0, precision: str = "fp32") -> Engine:
     torch.manual_seed(seed)
-    method = Remembering()
-    optimizer = build(OptimizerOptions(name="sgd", lr=9.0, weight_decay=0.0), method, BATCH)
+    method = ToyMemoryMethod()
+    optimizer = build_optimizer(OptimizerOptions(name="sgd", lr=9.0, weight_decay=0.0), method, BATCH)
     options = EngineOptions(precision=precision)  # pyright: ignore[reportArgumentType]
     return Engine(method, optimizer, options, torch.device("cpu"), BATCH // dist.get_world_size())
 
@@ -68,21 +68,21 @@ def batch(step: int) -> Batch:
     images = torch.randn(BATCH, 1, 3, 4, 4, generator=generator)
     views = images + 0.3 * torch.randn(BATCH, 2, 3, 4, 4, generator=generator)
     whole = Batch(views, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
-    return whole.chunks(across.size())[across.rank()]
+    return whole.chunks(collectives.world_size())[collectives.rank()]
 
 
 def train(engine: Engine, steps: range, after: Callable[[int], object] = lambda step: None) -> list[dict[str, Any]]:
-    """As the loop does it -> of each step, the global loss, and the keys that this rank made."""
-    told = []
+    """Trains as Loop does. Returns the global loss of each step, and the keys that this rank made."""
+    records = []
     for step in steps:
         outcome = forward_backward(engine, part := batch(step))
         check_finite(engine, outcome, step)
         engine.step(0.1)
-        norm.commit(engine.method)
+        batch_norm.commit(engine.method)
         engine.method.update(outcome.z, outcome.t, part, (step + 1) / TOTAL)
         after(step)
-        told.append({"loss": across.mean(outcome.loss), "keys": outcome.t["k"]})
-    return told
+        records.append({"loss": collectives.mean(outcome.loss), "keys": outcome.t["k"]})
+    return records
 
 
 def keys(engine: Engine) -> dict[str, Tensor]:

@@ -1,15 +1,19 @@
-"""A small method with all that an engine must cope with, and one process's plain gradients to compare with."""
+"""A small method with every kind of parameter and buffer, and its plain gradients in one process."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Memory, Method, Tensors
 from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.options import EngineOptions
 
 GLOBAL_BATCH = 16
 
@@ -19,10 +23,10 @@ class Shard(Memory):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("value", torch.full((2,), float(across.rank())))
+        self.register_buffer("value", torch.full((2,), float(collectives.rank())))
 
     def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
-        self.value.copy_(sum((held("value", rank) for rank in range(ranks)), torch.zeros(2)) / across.size())
+        self.value.copy_(sum((held("value", rank) for rank in range(ranks)), torch.zeros(2)) / collectives.world_size())
 
 
 class Toy(Method):
@@ -46,9 +50,9 @@ class Toy(Method):
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         a, b = F.normalize(z["z"].float(), dim=-1).unbind(1)
-        logits = a @ across.gather(b).T / self.temperature
+        logits = a @ collectives.gather(b).T / self.temperature
         nearness = F.mse_loss(a, F.normalize(t["t"].float(), dim=-1))
-        return 20 * F.cross_entropy(logits, across.own(len(a))) + nearness
+        return 20 * F.cross_entropy(logits, collectives.local_rows(len(a))) + nearness
 
 
 def toy(batch_norm: bool = False, dropout: float = 0.0, seed: int = 0) -> Toy:
@@ -63,11 +67,11 @@ def batch(step: int = 0) -> Batch:
 
 
 def own_batch(step: int = 0) -> Batch:
-    return batch(step).chunks(across.size())[across.rank()]
+    return batch(step).chunks(collectives.world_size())[collectives.rank()]
 
 
 def plain_loss(method: Method, whole: Batch, chunks: int = 1) -> Tensor:
-    """All in one graph."""
+    """The loss of the whole batch, in one graph."""
     parts = whole.chunks(chunks)
     z = torch.cat([method.embed(part.views)["z"] for part in parts])
     t = torch.cat([method.target(part.views)["t"] for part in parts])
@@ -80,3 +84,10 @@ def gradients(method: nn.Module) -> dict[str, Tensor]:
 
 def weights(method: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}
+
+
+def sgd_engine(method: Toy, **options: Any) -> Engine:
+    """An engine with plain SGD, in the current process group. options: of EngineOptions."""
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1.0)
+    samples = GLOBAL_BATCH // dist.get_world_size()
+    return Engine(method, optimizer, EngineOptions(**options), torch.device("cpu"), samples)

@@ -1,4 +1,4 @@
-"""The command line, called in this process."""
+"""The fixture `kilobatch`, which calls the command line in this process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from kilobatch.launch.__main__ import main
-from kilobatch.launch.processes import launcher as here
+from kilobatch.launch.processes import launcher
 
 
 @dataclass
-class Said:
+class CommandResult:
+    """The exit code of a command, and what it wrote to stdout and stderr."""
+
     code: int
     out: str
     err: str
@@ -20,20 +22,20 @@ class Said:
 @pytest.fixture
 def kilobatch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Said]:
-    """Runs a command in an empty folder, with an empty cache. It may not get as far as starting workers."""
+) -> Callable[..., CommandResult]:
+    """Runs a command in an empty folder, with an empty cache. The test fails if the command starts workers."""
 
-    def started(*arguments: object) -> bool:
+    def fail(*arguments: object) -> bool:
         raise AssertionError("workers were about to start")
 
-    monkeypatch.setattr(here, "run", started)
+    monkeypatch.setattr(launcher, "run", fail)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
 
-    def run(*argv: str) -> Said:
-        with pytest.raises(SystemExit) as left:
+    def run(*argv: str) -> CommandResult:
+        with pytest.raises(SystemExit) as exit_:
             main(list(argv))
         captured = capsys.readouterr()
-        return Said(int(left.value.code or 0), captured.out, captured.err)
+        return CommandResult(int(exit_.value.code or 0), captured.out, captured.err)
 
     return run

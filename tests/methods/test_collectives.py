@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from kilobatch.data.errors import Refusal
 from kilobatch.methods import collectives as across
 from kilobatch.methods.losses.contrastive import nt_xent
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.options import Mode
 from tests.helpers.process_groups import run_ranks
@@ -18,10 +18,10 @@ from tests.helpers.process_groups import run_ranks
 def collectives() -> dict[str, Tensor]:
     r = across.rank()
     x = (torch.arange(6.0).view(3, 2) + 10 * r).requires_grad_()
-    weights = torch.arange(6.0 * across.size()).view(-1, 2) * (r + 1)  # this rank's loss asks in its own way
+    weights = torch.arange(6.0 * across.world_size()).view(-1, 2) * (r + 1)  # each rank's loss has weights of its own
     every = across.gather(x)
     (gather_grad,) = torch.autograd.grad((every * weights).sum(), x)
-    total = across.all_sum(x)
+    total = across.all_reduce_sum(x)
     (sum_grad,) = torch.autograd.grad((total * (r + 1)).sum(), x)
     (mean_grad,) = torch.autograd.grad((across.mean(x) * (r + 1)).sum(), x)
     refused = ""
@@ -35,7 +35,7 @@ def collectives() -> dict[str, Tensor]:
         "total": total.detach(),
         "sum_grad": sum_grad,
         "mean_grad": mean_grad,
-        "own": across.own(3),
+        "own": across.local_rows(3),
         "refused": torch.tensor([c in refused for c in ("[4, 4, 5]", "pairs of views")]),
     }
 
@@ -48,15 +48,15 @@ def test_collectives_and_their_gradients() -> None:
         assert_close(of_rank["total"], x.view(3, 3, 2).sum(0))
         own = torch.arange(3) + 3 * r
         assert_close(of_rank["own"], own)
-        # backward sums what the three ranks asked: (1 + 2 + 3) times the weights, resp. ones
+        # backward sums the gradients of the three ranks' losses: (1 + 2 + 3) times the weights, or ones
         assert_close(of_rank["gather_grad"], 6 * torch.arange(18.0).view(9, 2)[own])
         assert_close(of_rank["sum_grad"], torch.full((3, 2), 6.0))
         assert_close(of_rank["mean_grad"], torch.full((3, 2), 2.0))
         assert of_rank["refused"].all()
 
 
-def asked_again() -> list[str]:
-    """What each question of equal n got: an accelerator's where there need be none, so that asking it fails."""
+def repeated_comparisons() -> list[str]:
+    """The outcome of each comparison of n. A meta device stands for an accelerator: comparing on it raises an error."""
     r, cpu, accelerator = across.rank(), torch.device("cpu"), torch.device("meta")
     got = []
     for n, what, device in (
@@ -73,20 +73,20 @@ def asked_again() -> list[str]:
     return got
 
 
-def test_unequal_sizes_cost_an_accelerator_one_question() -> None:
-    """Per thing counted; a CPU is asked each time."""
-    for got in run_ranks(2, asked_again):
+def test_equal_sizes_are_compared_once_on_an_accelerator() -> None:
+    """Once for each `what`; on a CPU every call compares."""
+    for got in run_ranks(2, repeated_comparisons):
         assert got[:3] == ["passed", "passed", "Refusal"] and got[3] != "passed"
 
 
 def loss_gradients(z1: Tensor, z2: Tensor, temperature: float, learnable: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    mine = [z.chunk(across.size())[across.rank()].clone().requires_grad_() for z in (z1, z2)]
+    mine = [z.chunk(across.world_size())[across.rank()].clone().requires_grad_() for z in (z1, z2)]
     t = torch.tensor(temperature, dtype=z1.dtype, requires_grad=True) if learnable else temperature
     loss = nt_xent(mine[0], mine[1], t)
     loss.backward()
     grads = [z.grad for z in mine if z.grad is not None]
-    # What the average of parameter gradients over ranks makes of an embedding's gradient: 1 / W of it.
-    return loss.detach(), torch.cat(grads) / across.size(), t.grad if isinstance(t, Tensor) else None
+    # The average of parameter gradients over ranks multiplies an embedding's gradient by 1 / W.
+    return loss.detach(), torch.cat(grads) / across.world_size(), t.grad if isinstance(t, Tensor) else None
 
 
 def all_losses(z1: Tensor, z2: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -97,7 +97,7 @@ LOSSES = ((0.02, False), (0.1, False), (0.1, True))
 
 
 def test_nt_xent_over_ranks_is_that_of_one_process() -> None:
-    """3 ranks with 300 pairs each: tiles of rank, view and positives cross in every way."""
+    """3 ranks with 300 pairs each, so that tile borders fall anywhere between ranks, views and positives."""
     torch.manual_seed(0)
     z1 = torch.randn(900, 8, dtype=torch.float64)
     z2 = z1 + torch.randn(900, 8, dtype=torch.float64)
@@ -112,16 +112,16 @@ def test_nt_xent_over_ranks_is_that_of_one_process() -> None:
 
 
 def normalised(x: Tensor, dy: Tensor, mode: Mode, chunks: int) -> dict[str, Tensor]:
-    """x, dy (N, ...) of all ranks -> this rank's, through a BatchNorm in `chunks` forwards, and its buffers."""
+    """Outputs, gradients and buffers of a BatchNorm in `chunks` forwards, for this rank's part of x, dy (N, ...)."""
     module = BatchNorm(x.shape[1], mode, center=x.ndim == 4).to(x.dtype)
     with torch.no_grad():
         module.weight += torch.arange(x.shape[1])
-    mine = x.chunk(across.size())[across.rank()].clone().requires_grad_()
+    mine = x.chunk(across.world_size())[across.rank()].clone().requires_grad_()
     y = torch.cat([module(part) for part in mine.chunk(chunks)])
-    y.backward(dy.chunk(across.size())[across.rank()])
-    norm.commit(module)
+    y.backward(dy.chunk(across.world_size())[across.rank()])
+    batch_norm.commit(module)
     assert mine.grad is not None
-    grads = {name: across.all_sum(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+    grads = {name: across.all_reduce_sum(p.grad) for name, p in module.named_parameters() if p.grad is not None}
     return {"y": y.detach(), "dx": mine.grad, **grads, **dict(module.named_buffers())}
 
 
@@ -141,10 +141,10 @@ def mixed() -> tuple[Tensor, Tensor, Tensor]:
     """bf16 activations with fp32 parameters, as under autocast."""
     x, dy = norm_cases()[0][0].bfloat16(), norm_cases()[0][1].bfloat16()
     module = BatchNorm(x.shape[1], "global")
-    mine = x.chunk(across.size())[across.rank()].clone().requires_grad_()
+    mine = x.chunk(across.world_size())[across.rank()].clone().requires_grad_()
     y = module(mine)
-    y.backward(dy.chunk(across.size())[across.rank()])
-    norm.commit(module)
+    y.backward(dy.chunk(across.world_size())[across.rank()])
+    batch_norm.commit(module)
     assert mine.grad is not None
     return y.detach(), mine.grad, module.running_mean
 
@@ -160,10 +160,10 @@ def far_off(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def norms() -> list[tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]]:
-    """As few ranks add up their statistics, and as many do."""
+    """Statistics summed as few ranks do it, by a gather, and as many do, by an all-reduce."""
     found = []
-    for few in (across.FEW, 1):
-        with patch.object(across, "FEW", few):
+    for few in (across.FEW_RANKS, 1):
+        with patch.object(across, "FEW_RANKS", few):
             found.append((norms_of(norm_cases(), 2), mixed(), normalised(*far_off(torch.float32), "global", 1)))
     return found
 
@@ -201,7 +201,7 @@ def test_batch_norm_over_ranks_is_that_of_one_process() -> None:
 def fail_on_the_last() -> None:
     if across.rank() == 1:
         raise RuntimeError("reason of rank 1")
-    across.all_sum(torch.zeros(1))
+    across.all_reduce_sum(torch.zeros(1))
 
 
 def test_a_rank_that_raises_fails_the_call() -> None:

@@ -1,9 +1,9 @@
-"""Converts B over A again and again, killed at another moment each time; run by test_convert.py in its own process.
+"""Converts B over A many times, and is killed at another moment each time. test_convert.py runs it as a process.
 
     python killed_conversions.py FOLDER
 
-Python announces each opening, renaming and removing of a file before it is done; the child kills itself at the n-th.
-Prints one line per death: where it died, and what a quick and a full check then say of the file.
+An audit hook sees each opening, renaming and removing of a file before it is done; the child kills itself at the n-th.
+Prints one line per kill: where it was, and what a quick and a full check then say of the file.
 """
 
 import os
@@ -15,30 +15,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.beton import verify
+from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import Refusal
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
-from kilobatch.data.sources.image_files import Stored
+from kilobatch.data.sources.image_files import EncodedImage
 
 
-class Deadly(Arrays):
-    """Kills its process at image 40 of 64."""
+class KillingArrays(Arrays):
+    """Images of which the one of index 40 of 64 kills the process."""
 
-    def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
         if i == 40:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().stored(i, max_side, quality)
+        return super().encode(i, max_side, quality)
 
 
 def images(value: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
     return np.full((64, 16, 16, 3), value, np.uint8), np.full(64, value, np.int64), ["a", "b"]
 
 
-def die_at(n: int, folder: Path) -> None:
+def kill_self_at(n: int, folder: Path) -> None:
     left = n
 
-    def announced(event: str, arguments: tuple) -> None:
+    def audit(event: str, arguments: tuple) -> None:
         nonlocal left
         if event in ("open", "os.rename", "os.remove") and str(arguments[0]).startswith(str(folder)):
             left -= 1
@@ -46,11 +46,11 @@ def die_at(n: int, folder: Path) -> None:
                 os.write(1, f"{event} {Path(arguments[0]).name}: ".encode())
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(announced)
+    sys.addaudithook(audit)
 
 
 def in_child(work) -> bool:  # noqa: ANN001
-    """Whether `work` came to its end."""
+    """Runs `work` in a child process. Returns whether the child ended by itself."""
     child = os.fork()
     if child == 0:
         work()
@@ -59,12 +59,12 @@ def in_child(work) -> bool:  # noqa: ANN001
 
 
 def state(out: Path) -> str:
-    """'A', 'B' or 'refused'. A file that passes the quick check must pass the full one, and its note be its own."""
+    """'A', 'B' or 'refused'. A file that passes the quick check must pass the full one, and have its own .json."""
     try:
-        info = verify(out)
+        info = verify_beton(out)
     except Refusal:
         return "refused"
-    verify(out, full=True)
+    verify_beton(out, full=True)
     label = int(np.frombuffer(out.read_bytes(), "<i8", 1, 24 + 2 * 1041 + 16)[0])
     assert info.classes == ["a", "b"] and info.samples == 64
     return "AB"[label]
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
         convert(Arrays(*images(0)), out, progress=False)
 
         def work(n: int = n) -> None:
-            die_at(n, folder)
+            kill_self_at(n, folder)
             convert(Arrays(*images(1)), out, progress=False)
 
         finished = in_child(work)
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
             break
 
     out = folder / "y.beton"
-    assert not in_child(lambda: convert(Deadly(*images(0)), out, progress=False))
+    assert not in_child(lambda: convert(KillingArrays(*images(0)), out, progress=False))
     print("while writing:", sorted(path.name for path in folder.glob("y*")), state(folder / "y.beton.partial"))
     convert(Arrays(*images(0)), out, progress=False)
     print("again:", sorted(path.name for path in folder.glob("y*")), state(out))

@@ -1,7 +1,7 @@
-"""A worker for the tests of jobs: does what its run's `errands` file says, a line for each attempt.
+"""A worker for the tests of jobs, which does what the file `errands` in its run's folder says, a line for each attempt.
 
-`python -m scripted_job <run>`, run by launch.nodes.agent with this folder in PYTHONPATH. Trains nothing and
-loads no torch: its checkpoints are empty folders.
+`python -m scripted_job <run>`, run by launch.nodes.agent with this folder in PYTHONPATH. It trains nothing and loads no
+torch; its checkpoints are empty folders.
 """
 
 import os
@@ -11,25 +11,25 @@ import time
 from pathlib import Path
 
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
-from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs import job_history
 
 
 def main() -> None:
     run, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    asked: list[int] = []
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: received.append(number))
     errands = (run / "errands").read_text().splitlines()
-    attempt = ledger.read(run)[-1].attempt
+    attempt = job_history.read_attempts(run)[-1].attempt
     errand, _, word = errands[attempt - 1].partition(" ")
     (run / f"at-{attempt}-{rank}").touch()
     print(f"rank {rank}: {errand}", flush=True)
     match errand:
         case "waits":
-            while not asked:
+            while not received:
                 time.sleep(0.02)
             if rank == 0:
-                (run / "checkpoints" / f"step-{ledger.checkpoint_step(run) + 1:08}").mkdir()
+                (run / "checkpoints" / f"step-{job_history.checkpoint_step(run) + 1:08}").mkdir()
             sys.exit(INTERRUPTED)
         case "fails":
             if rank == 1:

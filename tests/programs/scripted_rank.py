@@ -1,4 +1,4 @@
-"""A worker for the launcher's tests: joins its group, then does as it is told.
+"""A worker for the launcher's tests, which joins its process group and then does what its first argument says.
 
 `python -m scripted_rank <what> [argument]`, run by launch.processes.launcher with this folder in PYTHONPATH.
 """
@@ -10,53 +10,53 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from kilobatch.trainer.ranks.heartbeat import beat
+from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 
 def main() -> None:
     what, argument = sys.argv[1], sys.argv[2]
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    alone(what, Path(argument), int(os.environ["RANK"]), asked)
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    act_without_group(what, Path(argument), int(os.environ["RANK"]), received)
 
     import torch.distributed as dist
 
-    from kilobatch.launch.worker.process_group import world
+    from kilobatch.launch.worker.process_group import world_from_environment
 
-    here = world("cpu")
-    here.connect(timedelta(seconds=60))
+    world = world_from_environment("cpu")
+    world.connect(timedelta(seconds=60))
     try:
-        obey(what, Path(argument), here.rank, asked)
+        act_in_group(what, Path(argument), world.rank, received)
     finally:
         dist.destroy_process_group()
 
 
-def alone(what: str, folder: Path, rank: int, asked: list[int]) -> None:
-    """What needs no group, and so none of torch's seconds."""
-    if what == "starts" and rank == 0:  # as a worker that does not listen yet
+def act_without_group(what: str, folder: Path, rank: int, received: list[int]) -> None:
+    """Does what needs no process group, and so saves the seconds of importing torch."""
+    if what == "starts" and rank == 0:  # as a worker that has no handlers yet
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
-    if what in ("stays", "starts"):  # deaf to SIGTERM
+    if what in ("stays", "starts"):  # does not react to SIGTERM
         time.sleep(600)
     if what == "ends anyway":
-        while not asked:
+        while not received:
             time.sleep(0.02)
         sys.exit(0)
     if what == "gets on":
         for _ in range(8):
             time.sleep(0.5)
-            beat()
+            heartbeat()
         sys.exit(0)
     if what in ("refuses", "all refuse"):
         while rank == 1 and not (folder / "pid-0").exists():
             time.sleep(0.02)
         if rank == 1 or what == "all refuse":
             print("kilobatch: warning: little room\nkilobatch: no room on the disk:\n  of this machine", flush=True)
-            os._exit(2)  # as a worker does; an orderly end would fall to the SIGTERM that follows another's refusal
+            os._exit(2)  # as a worker does; a slower end would meet the SIGTERM that follows another's refusal
         time.sleep(600)
 
 
-def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
+def act_in_group(what: str, folder: Path, rank: int, received: list[int]) -> None:
     import torch
     import torch.distributed as dist
 
@@ -69,12 +69,12 @@ def obey(what: str, folder: Path, rank: int, asked: list[int]) -> None:
     if what == "finishes":
         return
     while what == "waits":
-        flag = torch.tensor(float(bool(asked)))
+        flag = torch.tensor(float(bool(received)))
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         if flag:
             sys.exit(INTERRUPTED)
         time.sleep(0.05)
-    time.sleep(600)  # deaf to SIGTERM, outside any collective
+    time.sleep(600)  # does not react to SIGTERM, and is in no collective
 
 
 if __name__ == "__main__":

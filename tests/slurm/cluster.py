@@ -66,17 +66,18 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 
 @dataclass(frozen=True)
 class Cluster:
-    """A folder (short: munge's socket lies in it) with the daemons' files; the daemons outlive this process."""
+    """A cluster with its files in `folder`, whose path has to be short: munge's socket is in it. The daemons go on when
+    this process ends."""
 
     folder: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command needs to reach this cluster and no other."""
+        """Variables with which SLURM's commands use this cluster and no other."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Raises RuntimeError with the daemons' last words where the nodes are not idle in time."""
+        """Starts the daemons. Raises RuntimeError with their last output where the nodes are not idle in time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("munge", "state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir(mode=0o755, exist_ok=True)
@@ -89,8 +90,8 @@ class Cluster:
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=8000 State=UNKNOWN"
             for node, port in zip(NODES, ports, strict=True)
         )
-        words = {"host": host, "controller": controller, "user": getpass.getuser(), "folder": self.folder}
-        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(nodes=nodes, **words))
+        values = {"host": host, "controller": controller, "user": getpass.getuser(), "folder": self.folder}
+        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(nodes=nodes, **values))
 
         munge = {name: self.folder / "munge" / name for name in ("key", "socket", "pid", "log", "seed")}
         options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in munge.items()]
@@ -105,13 +106,13 @@ class Cluster:
         self._spawn(f"slurmd-{node}", ["slurmd", "-D", "-N", node], {"SLURMD_NODENAME": node})
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL to all that runs on it, as when its power fails."""
+        """SIGKILL to all processes of the node, as when its power fails."""
         for process in self.processes(node):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
     def kill_slurmd(self, node: str) -> None:
-        """SIGKILL to slurmd alone: what it started runs on."""
+        """SIGKILL to slurmd alone: the processes that it has started go on."""
         psutil.Process(int((self.folder / f"slurmd-{node}.pid").read_text())).kill()
 
     def idle(self) -> set[str]:
@@ -128,29 +129,30 @@ class Cluster:
         ).stdout.strip()
 
     def jobs(self) -> dict[str, str]:
-        """State by id of all jobs that SLURM remembers, array tasks singly."""
+        """The state of each job that SLURM remembers, by id; each task of an array has an entry."""
         lines = self.command("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
     def processes(self, node: str) -> list[psutil.Process]:
-        """What runs on a node: slurmd, which start_node marks, tasks, which SLURM marks, and what they started."""
+        """The processes of a node. start_node marks slurmd by an environment variable, and SLURM marks its tasks; what
+        they start has the mark too."""
         marks = {"SLURMD_NODENAME": node, **self.environment}.items()
         log = str(self.folder / f"slurmd-{node}.log")
         found = []
         for process in psutil.process_iter():
             try:
-                if process.name() == "slurmstepd":  # writes its title over its environment
+                if process.name() == "slurmstepd":  # it overwrites its environment with its title
                     belongs = any(file.path == log for file in process.open_files())
                 else:
                     belongs = marks <= process.environ().items()
-            except psutil.Error:  # ended meanwhile, a zombie, or someone else's
+            except psutil.Error:  # it has ended meanwhile, is a zombie, or belongs to another user
                 continue
             if belongs:
                 found.append(process)
         return found
 
     def stop(self) -> None:
-        """Ends what start began and what that began in turn, and nothing else. The folder stays."""
+        """Ends the daemons and all processes of the nodes, and nothing else. The folder stays."""
         daemons = json.loads((self.folder / "daemons.json").read_text())
         for pid, began in daemons.values():
             if psutil.pid_exists(pid) and (daemon := psutil.Process(pid)).create_time() == began:
@@ -187,7 +189,7 @@ class Cluster:
             time.sleep(0.1)
 
 
-def missing() -> list[str]:
+def missing_binaries() -> list[str]:
     """The binaries that a cluster needs and this machine lacks."""
     return [name for name in BINARIES if _which(name) is None]
 

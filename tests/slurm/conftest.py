@@ -1,4 +1,4 @@
-"""What these tests share: the cluster, whose absence fails them in CI, and a run that nothing befell."""
+"""Fixtures: a SLURM cluster (in CI the tests fail without one), and a run that is not interrupted."""
 
 import os
 import tempfile
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing
-from tests.slurm.jobs import EPOCHS, left_alone
+from tests.slurm.cluster import Cluster, missing_binaries
+from tests.slurm.jobs import EPOCHS, train_uninterrupted
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    if lacking := missing():
+    if lacking := missing_binaries():
         why = f"no real SLURM on this machine: {', '.join(lacking)} missing (apt-get install slurm-wlm munge)"
         if os.environ.get("CI") == "true":
             pytest.fail(why)
         warnings.warn(f"NOTHING WAS TESTED ON SLURM: {why}", stacklevel=1)
         pytest.skip(why)
-    # Not pytest's folder: a socket's path holds at most 107 bytes.
+    # pytest's own folder would be too long for munge's socket, whose path may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="kb-", ignore_cleanup_errors=True) as folder:
         made = Cluster(Path(folder))
         with pytest.MonkeyPatch.context() as patch:
@@ -35,4 +35,4 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return left_alone(tmp_path_factory.mktemp("whole"), EPOCHS)
+    return train_uninterrupted(tmp_path_factory.mktemp("whole"), EPOCHS)

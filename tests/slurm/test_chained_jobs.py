@@ -1,4 +1,5 @@
-"""Pipelines on a real SLURM: three jobs, each waiting for the one before, through requeues, failures and hands."""
+"""Pipelines on a real SLURM: three jobs, of which each waits for the one before, also after requeues, failures,
+cancellations and resumes."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import job_history, run_folder
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, kilobatch
 from tests.slurm.test_submitting import command, shown, the
@@ -35,7 +35,7 @@ ASKED = ["--time", "1:00:00", "--workers-per-node", "2", "--cpus-per-worker", "1
 
 
 def ids() -> list[str]:
-    return [the(ledger.job_file(stage)).job_id for stage in STAGES]
+    return [the(job_history.read_job_file(stage)).job_id for stage in STAGES]
 
 
 def test_each_waits_for_the_one_before_and_all_are_cancelled(cluster: Cluster, command: Command):
@@ -46,16 +46,16 @@ def test_each_waits_for_the_one_before_and_all_are_cancelled(cluster: Cluster, c
     assert [one["JobName"] for one in known] == ["mine-pretrain", "mine-finetune", "mine-distill"]
     waits = [one["Dependency"].partition("(")[0] for one in known]
     assert waits == ["", f"afterok:{first[0]}", f"afterok:{first[1]}"]
-    codes = {(stage / the(ledger.job_file(stage)).code).resolve() for stage in STAGES}
+    codes = {(stage / the(job_history.read_job_file(stage)).code).resolve() for stage in STAGES}
     assert codes == {Path("runs/mine/code/001").resolve()}
-    assert [runs.status(stage) for stage in STAGES] == ["queued"] * 3
+    assert [run_folder.status(stage) for stage in STAGES] == ["queued"] * 3
     assert f"is queued as job {first[0]}" in command("resume", "mine")
 
     assert command("cancel", "mine").count("cancelled\n") == 3
-    assert [runs.status(stage) for stage in STAGES] == ["cancelled"] * 3
+    assert [run_folder.status(stage) for stage in STAGES] == ["cancelled"] * 3
     assert "mine/pretrain, which is cancelled" in command("resume", "mine/finetune")
 
-    command("resume", "mine/pretrain")  # a new job, by hand: the others are queued behind it
+    command("resume", "mine/pretrain")  # the first stage gets a new job; the others are queued behind it
     command("resume", "mine")
     second = ids()
     assert not {*first} & {*second}
@@ -63,10 +63,10 @@ def test_each_waits_for_the_one_before_and_all_are_cancelled(cluster: Cluster, c
     assert waits == ["", f"afterok:{second[0]}", f"afterok:{second[1]}"]
 
     for stage in STAGES[:1]:
-        runs.set_status(stage, "finished", 2)
+        run_folder.set_status(stage, "finished", 2)
     cluster.command("scancel", second[0])
     command("cancel", "mine/finetune", "mine/distill")
-    command("resume", "mine")  # what has finished is not queued again
+    command("resume", "mine")  # a stage that has finished is not queued again
     third = ids()
     assert third[0] == second[0] and not {*third[1:]} & {*second}
     waits = [shown(cluster, job)["Dependency"].partition("(")[0] for job in third[1:]]
@@ -85,14 +85,16 @@ def test_a_requeue_delays_the_next_and_a_failure_ends_the_rest(cluster: Cluster,
     cluster.command("scancel", "--signal=USR2", pretrain.id)
     attempt, lost = pretrain.wait_for_attempt(2)
     assert (attempt.reason, lost) == ("preempted", 0)
-    assert runs.state(finetune.run).status == "queued", "a requeued job has not finished, though it exits with 0"
+    assert run_folder.read_state(finetune.run).status == "queued", (
+        "a requeued job has not finished, though it exits with 0"
+    )
     pretrain.wait_for_state("COMPLETED")
 
     finetune.wait_for_steps()
     finetune.worker(1).kill()
     finetune.wait_for_state("FAILED")
     distill.wait_for_state("CANCELLED")
-    assert ledger.read(distill.run) == []
+    assert job_history.read_attempts(distill.run) == []
     before = finetune.id
     kilobatch("resume", "mine", folder=tmp_path)
     assert finetune.id != before and pretrain.row()["state"] == "finished"

@@ -1,4 +1,4 @@
-"""What fails in a job is over soon, named by `status` and `logs`, and tried again within bounds."""
+"""A job that fails ends soon, `status` and `logs` name the rank, and it is requeued within limits."""
 
 import time
 from datetime import datetime
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.runs import job_history as ledger
+from kilobatch.launch.runs import job_history
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, kilobatch, submit
 
@@ -14,15 +14,15 @@ FIRE = "the disk of rank 3 is on fire"
 
 
 def burning(cluster: Cluster, folder: Path, *more: str) -> Job:
-    """A job whose rank 3 raises in its eighth step: in the snapshot of the code, which is what jobs run."""
+    """Submits a job whose rank 3 raises in its eighth step. The code that raises is added to the job's snapshot."""
     job = submit(cluster, folder, "burning", "--time", "01:00:00", "--extra", "hold", *more)
-    submitted = ledger.job_file(job.run)
+    submitted = job_history.read_job_file(job.run)
     assert submitted
-    loop = job.run / submitted.code / "trainer" / "loop.py"
+    loop = job.run / submitted.code / "kilobatch" / "trainer" / "loop.py"
     before = "        outcome = forward_backward("
     text = loop.read_text()
     assert before in text
-    raises = f"        if step == 7 and across.rank() == 3:\n            raise RuntimeError('{FIRE}')\n"
+    raises = f"        if step == 7 and collectives.rank() == 3:\n            raise RuntimeError('{FIRE}')\n"
     loop.write_text(text.replace(before, raises + before))
     cluster.command("scontrol", "release", job.id)
     return job

@@ -1,4 +1,4 @@
-"""Looking at many jobs from a login node: soon, and without torch."""
+"""Commands on a login node with many jobs answer soon, and load no torch."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.jobs import submit as submitting
+from kilobatch.launch.jobs import submit
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import HERE, RECIPE, kilobatch
 
-TORCHLESS = """
+WITHOUT_TORCH = """
 import sys
 from kilobatch.launch.__main__ import main
 try:
@@ -27,20 +27,20 @@ finally:
 
 @pytest.fixture(scope="module")
 def queued(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty jobs and three arrays of four, held."""
+    """A folder with the runs of twenty jobs and of three arrays of four jobs; all of them are held."""
     folder = tmp_path_factory.mktemp("queued")
     asked = {"time": "01:00:00", "extra": ["hold"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for k in range(20):
-            submitting.submit("demo", RECIPE[1:], [], f"run-{k}", None, asked, dry_run=False)
+            submit.submit("demo", RECIPE[1:], [], f"run-{k}", None, asked, dry_run=False)
         for k in range(3):
-            submitting.submit("demo", RECIPE[1:], ["seed=0,1,2,3"], f"array-{k}", None, asked, dry_run=False)
+            submit.submit("demo", RECIPE[1:], ["seed=0,1,2,3"], f"array-{k}", None, asked, dry_run=False)
     return folder
 
 
 def seconds(*arguments: str, folder: Path) -> float:
-    """What a command takes; on a busy machine, what it would take on a quiet one at least: its processors' time."""
+    """The time that a command takes; on a busy machine its processor time, the least it takes on an idle one."""
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     kilobatch(*arguments, folder=folder)
     took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -70,7 +70,7 @@ def test_twenty_jobs_and_three_arrays_are_listed_within_a_second(queued: Path) -
     ids=lambda arguments: arguments[0],
 )
 def test_no_torch_on_the_login_node(queued: Path, arguments: tuple[str, ...]) -> None:
-    command = [sys.executable, "-c", TORCHLESS, *arguments]
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     done = subprocess.run(command, cwd=queued, env=os.environ | HERE, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     if arguments[0] == "logs":

@@ -1,4 +1,4 @@
-"""How many chunks fit, and how many graphs: what a probe foretells against what a step takes."""
+"""The choice of chunks and kept graphs: memory predicted by a probe, against the memory of a step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,8 @@ from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer import chunking
-from kilobatch.trainer.chunking import SHARE, Need
-from kilobatch.trainer.costs import memory_probe as room
+from kilobatch.trainer.chunking import SHARE, MemoryNeed
+from kilobatch.trainer.costs import memory_probe
 from kilobatch.trainer.costs.memory_probe import cost
 from kilobatch.trainer.parity import PlainEngine
 from kilobatch.trainer.step import forward_backward
@@ -54,35 +54,35 @@ def engine(method: Method, **options: int | str) -> PlainEngine:
     return PlainEngine(method, SAMPLES, **options)
 
 
-def need_of(method: Method) -> Need:
-    return Need.measure(method, batch().views, CPU, engine(method).autocast)
+def need_of(method: Method) -> MemoryNeed:
+    return MemoryNeed.measure(method, batch().views, CPU, engine(method).autocast)
 
 
 @pytest.fixture
-def may_use(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the bytes that chunks may take."""
-    return lambda size: monkeypatch.setattr(chunking, "free", lambda device, sharing: int(size / SHARE) + 1)
+def set_free_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that sets the bytes that a step may take."""
+    return lambda size: monkeypatch.setattr(chunking, "free_memory", lambda device, sharing: int(size / SHARE) + 1)
 
 
 def test_the_bytes_of_a_graph_are_those_counted_by_hand() -> None:
     method, views = Wide(), torch.randn(8, 2, 3, 4, 4)
     weights = list(method.parameters())
-    found = cost(lambda: method.embed(views)["z"], lambda z: torch.autograd.grad(z.sum(), weights), CPU)
-    assert found.held == 16 * (100 + 10) * 4  # the tanh's output is saved, its input is dropped; the output
-    assert found.held < found.peak < found.held + (16 * 210 + sum(p.numel() for p in weights)) * 4 + 64
+    measured = cost(lambda: method.embed(views)["z"], lambda z: torch.autograd.grad(z.sum(), weights), CPU)
+    assert measured.held == 16 * (100 + 10) * 4  # the tanh's output is saved, its input is dropped; the output
+    assert measured.held < measured.peak < measured.held + (16 * 210 + sum(p.numel() for p in weights)) * 4 + 64
 
 
 @pytest.mark.parametrize(("chunks", "keep"), [(1, 1), (2, 1), (8, 0), (8, 1), (8, 4), (8, 8)])
-def test_a_step_takes_the_memory_foretold(chunks: int, keep: int) -> None:
-    """From probes of 2 and 8 samples. Need.of counts the update, which is not made here."""
+def test_a_step_takes_the_predicted_memory(chunks: int, keep: int) -> None:
+    """From probes of 2 and 8 samples. MemoryNeed.of counts the update, which this test does not make."""
     method, whole = simclr(), batch()
     need, plain = need_of(method), engine(method, chunks=chunks, keep=keep)
     rest, loss = need.rest, 4 * SAMPLES * 2 * 128 * 4
-    taken = cost(lambda: None, lambda _: forward_backward(plain, whole), CPU).peak
-    assert need.of(SAMPLES // chunks, keep) - rest + loss == pytest.approx(taken, rel=0.1)
+    peak = cost(lambda: None, lambda _: forward_backward(plain, whole), CPU).peak
+    assert need.of(SAMPLES // chunks, keep) - rest + loss == pytest.approx(peak, rel=0.1)
 
 
-def test_the_fewest_chunks_that_fit_and_the_most_graphs(may_use: Callable[[int], None]) -> None:
+def test_the_fewest_chunks_that_fit_and_the_most_graphs(set_free_memory: Callable[[int], None]) -> None:
     need = need_of(simclr())
     for size, expected in (
         (need.of(SAMPLES, 1), (1, 1)),
@@ -91,41 +91,44 @@ def test_the_fewest_chunks_that_fit_and_the_most_graphs(may_use: Callable[[int],
         (need.of(SAMPLES // 2, 1) - 1024, (4, 1)),
         (need.of(1, 1), (SAMPLES, 1)),
     ):
-        may_use(size)
-        assert engine(simclr(), chunks="auto").chunking.decided(batch().views) == expected
+        set_free_memory(size)
+        assert engine(simclr(), chunks="auto").chunking.decide(batch().views) == expected
     for size, kept in ((need.of(8, 3), 3), (need.of(8, 3) - 1024, 2), (2**40, 8), (0, 0)):
-        may_use(size)
-        assert engine(simclr(), chunks=8).chunking.decided(batch().views) == (8, kept)  # as asked, fits or not
-    may_use(need.of(1, 1) - 1024)
+        set_free_memory(size)
+        assert engine(simclr(), chunks=8).chunking.decide(batch().views) == (
+            8,
+            kept,
+        )  # chunks as in the options, whether they fit or not
+    set_free_memory(need.of(1, 1) - 1024)
     with pytest.raises(Refusal, match="not even one sample at a time fits"):
-        engine(simclr(), chunks="auto").chunking.decided(batch().views)
+        engine(simclr(), chunks="auto").chunking.decide(batch().views)
 
 
-def test_a_norm_over_the_global_batch_makes_auto_one_chunk(may_use: Callable[[int], None]) -> None:
-    may_use(0)
+def test_a_norm_over_the_global_batch_makes_auto_one_chunk(set_free_memory: Callable[[int], None]) -> None:
+    set_free_memory(0)
     whole = engine(simclr("global"), chunks="auto")
-    assert whole.chunking.decided(batch().views) == (1, 1)
-    whole.chunking.pin(4)  # as of 4 ranks
-    assert whole.chunking.decided(batch().views) == (1, 1)
+    assert whole.chunking.decide(batch().views) == (1, 1)
+    whole.chunking.resume(4)  # as of 4 ranks
+    assert whole.chunking.decide(batch().views) == (1, 1)
 
 
 def test_another_number_of_ranks_keeps_the_parts_of_the_batch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ranks, parts, expected in ((1, 8, 8), (2, 8, 4), (4, 8, 2)):
-        monkeypatch.setattr("kilobatch.methods.collectives.size", lambda ranks=ranks: ranks)
+        monkeypatch.setattr("kilobatch.methods.collectives.world_size", lambda ranks=ranks: ranks)
         resumed = engine(simclr(), chunks="auto")
-        resumed.chunking.pin(parts)
+        resumed.chunking.resume(parts)
         assert (resumed.chunking.chunks, resumed.chunking.parts) == (expected, parts)
-    assert not capsys.readouterr().out
-    monkeypatch.setattr("kilobatch.methods.collectives.size", lambda: 3)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("kilobatch.methods.collectives.world_size", lambda: 3)
     resumed = engine(simclr(), chunks="auto")
-    resumed.chunking.pin(8)
-    assert resumed.chunking.chunks is None and "8 parts, which do not divide over 3 ranks" in capsys.readouterr().out
+    resumed.chunking.resume(8)
+    assert resumed.chunking.chunks is None and "8 parts, which do not divide over 3 ranks" in capsys.readouterr().err
 
 
 def test_limits_of_every_group_above_count(tmp_path: Path) -> None:
-    """Both kinds of control groups; what the kernel may drop is free; no limit is none."""
+    """Both kinds of control groups. Files that the kernel may drop count as free; a limit "max" is none."""
     new, old = tmp_path / "job" / "step", tmp_path / "memory" / "job"
     for folder, limit, used, dropped, names in (
         (new, "max", 600, 100, ("memory.max", "memory.current", "inactive_file")),
@@ -136,12 +139,12 @@ def test_limits_of_every_group_above_count(tmp_path: Path) -> None:
         (folder / names[0]).write_text(f"{limit}\n")
         (folder / names[1]).write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {dropped}\n")
-    of = tmp_path / "cgroup"
-    of.write_text("0::/job/step\n")
-    assert list(room._groups(tmp_path, str(of))) == [1000 - 700 + 50]
-    of.write_text("3:cpu,memory:/job\n2:cpuset:/\n")
-    assert list(room._groups(tmp_path, str(of))) == [3000 - 900 + 200]
+    groups = tmp_path / "cgroup"
+    groups.write_text("0::/job/step\n")
+    assert list(memory_probe._free_of_groups(tmp_path, str(groups))) == [1000 - 700 + 50]
+    groups.write_text("3:cpu,memory:/job\n2:cpuset:/\n")
+    assert list(memory_probe._free_of_groups(tmp_path, str(groups))) == [3000 - 900 + 200]
 
 
-def test_there_is_memory_here() -> None:
-    assert 2**20 < room.free(CPU, 2) <= room.free(CPU, 1)
+def test_this_machine_has_free_memory() -> None:
+    assert 2**20 < memory_probe.free_memory(CPU, 2) <= memory_probe.free_memory(CPU, 1)

@@ -1,4 +1,4 @@
-"""What DeepSpeed must not do, and that a checkpoint brings back every bit."""
+"""DeepSpeed changes nothing that it is not asked to change, and a checkpoint restores every bit."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build
+from kilobatch.trainer.optim.optimizers import build_optimizer
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import check_finite, forward_backward
@@ -28,7 +28,7 @@ LR = {"lars": 0.5, "sgd": 0.05, "adamw": 0.01, "lamb": 0.01}
 
 def make(method: Toy, name: str = "sgd", momentum: float = 0.9, **options: Any) -> Engine:
     recipe = OptimizerOptions(name=name, lr=9.0, momentum=momentum, weight_decay=0.01)  # pyright: ignore[reportArgumentType]
-    optimizer = build(recipe, method, GLOBAL_BATCH)
+    optimizer = build_optimizer(recipe, method, GLOBAL_BATCH)
     return Engine(method, optimizer, EngineOptions(**options), CPU, GLOBAL_BATCH // dist.get_world_size())
 
 
@@ -38,7 +38,7 @@ def train(engine: Engine, steps: range, lr: float) -> list[Tensor]:
         outcome = forward_backward(engine, own_batch(step))
         check_finite(engine, outcome, step)
         engine.step(lr)
-        norm.commit(engine.method)
+        batch_norm.commit(engine.method)
         engine.method.shard.value += dist.get_rank() + 1  # pyright: ignore[reportAttributeAccessIssue,reportOperatorIssue]
         losses.append(outcome.loss)
     return losses
@@ -108,39 +108,39 @@ def resumed(folder: Path, name: str, precision: str = "fp32") -> dict[str, Any]:
 
 
 def refusals(folder: Path) -> dict[str, str]:
-    """Of the SGD checkpoint."""
-    said = {}
+    """The messages of what is refused, by case."""
+    messages = {}
     saved = open_saved(folder / "step-00000002")
-    with pytest.raises(Refusal) as said["scaler"]:
+    with pytest.raises(Refusal) as messages["scaler"]:
         make(toy(batch_norm=True), precision="fp16").restore(saved)
     engine = make(toy(batch_norm=True))
     engine.method.temperature = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(Refusal) as said["shape"]:
+    with pytest.raises(Refusal) as messages["shape"]:
         engine.restore(saved)
     engine = make(toy(batch_norm=True))
     engine.method.shard.sharded = False  # pyright: ignore[reportArgumentType,reportAttributeAccessIssue]
-    with pytest.raises(Refusal) as said["placement"]:
+    with pytest.raises(Refusal) as messages["placement"]:
         engine.restore(saved)
-    with pytest.raises(Refusal) as said["chunks"]:
+    with pytest.raises(Refusal) as messages["chunks"]:
         make(toy(), chunks=3)
     method = toy(batch_norm=True)
-    norm.norms(method)[0].mode = "global"
-    with pytest.raises(Refusal) as said["global"]:
+    batch_norm.norms(method)[0].mode = "global"
+    with pytest.raises(Refusal) as messages["global"]:
         make(method, chunks=2)
-    return {name: str(info.value) for name, info in said.items()}
+    return {name: str(info.value) for name, info in messages.items()}
 
 
 def traps() -> dict[str, str]:
-    said = {}
+    messages = {}
     for name, change in {
         "half": lambda m: m.half(),
         "channels": lambda m: m.to(memory_format=torch.channels_last),
         "scalar": lambda m: setattr(m, "temperature", torch.nn.Parameter(torch.tensor(1.0))),
     }.items():
         change(method := toy())
-        with pytest.raises(AssertionError) as said[name]:
+        with pytest.raises(AssertionError) as messages[name]:
             make(method)
-    return {name: str(info.value) for name, info in said.items()}
+    return {name: str(info.value) for name, info in messages.items()}
 
 
 def scenarios(folder: Path) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", list(LR))
 def test_trains_as_one_plain_process_does(name: str, ranks: list[dict[str, Any]]) -> None:
     method = toy()
-    optimizer = build(OptimizerOptions(name=name, lr=LR[name], weight_decay=0.01), method, GLOBAL_BATCH)  # pyright: ignore[reportArgumentType]
+    optimizer = build_optimizer(OptimizerOptions(name=name, lr=LR[name], weight_decay=0.01), method, GLOBAL_BATCH)  # pyright: ignore[reportArgumentType]
     for step in range(5):
         optimizer.zero_grad()
         plain_loss(method, batch(step)).backward()

@@ -1,9 +1,11 @@
+"""The parity tables: every method agrees with its formula, and every wrong construction differs from it."""
+
 import pytest
 
 from kilobatch.data.errors import Refusal
-from kilobatch.trainer.parity import LAYOUTS, Row, verify
+from kilobatch.trainer.parity import LAYOUTS, ParityRow, parity_tables
 
-# By name: whether it remembers, and how many wrong constructions its table has.
+# By name: whether the method has a memory, and the number of wrong constructions in its table.
 METHODS = {
     "moco": (True, 2),
     "moco_v3": (False, 2),
@@ -18,27 +20,27 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def tables() -> dict[str, list[Row]]:
-    return verify("simclr", *METHODS)
+def tables() -> dict[str, list[ParityRow]]:
+    return parity_tables("simclr", *METHODS)
 
 
 @pytest.fixture
-def rows(tables: dict[str, list[Row]]) -> list[Row]:
+def rows(tables: dict[str, list[ParityRow]]) -> list[ParityRow]:
     return tables["simclr"]
 
 
-def test_every_layout_has_the_formulas_gradient(rows: list[Row]) -> None:
+def test_every_layout_has_the_formulas_gradient(rows: list[ParityRow]) -> None:
     table = [row for row in rows if row.name == "simclr"]
     assert len(table) == 2 * len(LAYOUTS)
     bad = [row for row in table if not (row.right and row.agrees)]
     assert not bad
 
 
-def test_every_wrong_construction_is_found_out(rows: list[Row]) -> None:
+def test_every_wrong_construction_is_found(rows: list[ParityRow]) -> None:
     constructions = [row for row in rows if row.name != "simclr"]
     assert sum(row.right for row in constructions) == 3 and len(constructions) == 10
     assert all(row.ok for row in constructions)
-    # By a margin, and as the theory has it: a quarter of the gradient has its direction and not its size.
+    # Found by a margin, and as the theory says: a quarter of the gradient has its direction but not its size.
     assert all(row.error > 0.1 for row in constructions if not row.right)
     wrong = {row.name: row for row in constructions if not row.right}
     for name in ("whole loss on every rank, own slice", "Barlow Twins, cross-correlation by an in-place all-reduce"):
@@ -47,12 +49,12 @@ def test_every_wrong_construction_is_found_out(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list[Row]], name: str) -> None:
-    rows, (remembers, wrongs) = tables[name], METHODS[name]
+def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list[ParityRow]], name: str) -> None:
+    rows, (has_memory, wrongs) = tables[name], METHODS[name]
     assert [row for row in rows if not row.ok] == []
     assert sum(row.name == name for row in rows) == 2 * len(LAYOUTS)
-    kept = [row for row in rows if row.name == f"{name}, what it remembers"]
-    assert len(kept) == (2 * len(LAYOUTS) if remembers else 0)
+    memories = [row for row in rows if row.name == f"{name}, what it remembers"]
+    assert len(memories) == (2 * len(LAYOUTS) if has_memory else 0)
     wrong = {row.name: row for row in rows if not row.right}
     assert len(wrong) == wrongs and all(row.error > 0.05 for row in wrong.values())
     assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
@@ -60,4 +62,4 @@ def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(Refusal, match="simclr"):
-        verify("simclrr")
+        parity_tables("simclrr")

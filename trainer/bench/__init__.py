@@ -1,1 +1,1 @@
-"""What `kilobatch bench` measures."""
+"""Measurements of `kilobatch bench`."""

@@ -1,1 +1,1 @@
-"""Checkpoints written, read, described, exported."""
+"""Writes, reads, describes and exports checkpoints."""

@@ -1,5 +1,5 @@
-"""An encoder out of a checkpoint, in one file that other programs read: safetensors with torchvision's names. Or all of
-a method, for other runs."""
+"""Exports the encoder of a checkpoint as a safetensors file with torchvision's names, or the whole method for other
+runs."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kilobatch.data.errors import Refusal
-from kilobatch.data.files import in_words, write_whole
+from kilobatch.data.files import describe_os_error, write_whole
 from kilobatch.methods.networks.resnet import torchvision_state_dict
 from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
 from kilobatch.trainer.checkpoint.description import is_checkpoint
@@ -30,9 +30,9 @@ def export(
     zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
     says how images are to be prepared: size (pixels), mean and std (of 0..1), and the recipe, step, and what the file
     loads into.
-    whole: all of the method instead, for another run to start from or be taught by: `method.` and the names of its
-    state dict, but for what differs by rank, such as a sharded queue.
-    report: told of the damaged checkpoints that are passed over. Raises Refusal.
+    whole: exports the whole method instead, for another run to start from or be taught by: its state dict with
+    `method.` before each name, without the tensors that differ by rank, such as a sharded queue.
+    report: called with a message for each damaged checkpoint that is passed over. Raises Refusal.
     """
     check_out(out, force)
     saved = _open(source, report)
@@ -46,16 +46,16 @@ def export(
         metadata = whole_metadata(recipe, saved.step, saved.meta.get("images", 0), saved.meta.get("classes", 0))
     else:
         tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
-        tensors, loads_into = _for_others(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
+        tensors, loads_into = _with_public_names(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
         metadata = _metadata(recipe, saved.step, "encoder", loads_into)
     write(out, tensors, metadata)
     return metadata
 
 
 def whole_metadata(recipe: dict[str, Any], step: int, images: int, classes: int) -> dict[str, str]:
-    """Of a file with all of a method. images, classes: of the data that it was trained on; 0: unknown."""
-    told = _metadata(recipe, step, "method", f"kilobatch, as method {recipe['method']['name']}")
-    return {**told, "images": str(images), "classes": str(classes)}
+    """The metadata of a file with a whole method. images, classes: of the data that it was trained on; 0: unknown."""
+    metadata = _metadata(recipe, step, "method", f"kilobatch, as method {recipe['method']['name']}")
+    return {**metadata, "images": str(images), "classes": str(classes)}
 
 
 def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) -> dict[str, str]:
@@ -72,8 +72,8 @@ def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) 
     }
 
 
-def _for_others(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) -> tuple[dict[str, Tensor], str]:
-    """The encoder's tensors under the names that other programs know, where they know it, and what they load into."""
+def _with_public_names(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) -> tuple[dict[str, Tensor], str]:
+    """The encoder's tensors, with torchvision's names where it has this network, and the model that they load into."""
     name, sk_ratio = encoder["name"], encoder.get("sk_ratio", 0.0)
     if name.startswith("resnet") and encoder["stem"] == "imagenet":
         width = len(tensors["bn1.weight"]) // 64
@@ -87,11 +87,11 @@ def _for_others(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) 
             f"torchvision.models.VisionTransformer(image_size={size}, patch_size={PATCH}, "
             f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
         )
-    return tensors, "kilobatch.methods.networks.build.build"
+    return tensors, "kilobatch.methods.networks.build.build_encoder"
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Raises Refusal where out cannot be a new .safetensors file."""
+    """Raises Refusal unless out can be written as a new .safetensors file."""
     if out.is_dir():
         raise Refusal(f"{out} is a folder; name a file in it, such as {out / 'encoder.safetensors'}")
     if out.suffix != ".safetensors":
@@ -113,8 +113,8 @@ def _open(source: Path, report: Callable[[str], None]) -> Saved:
 
 
 def write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Whole or not at all. Raises Refusal where the disk does not take it."""
+    """Writes the file, whole or not at all. Raises Refusal where it cannot be written."""
     try:
         write_whole(out, [save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)])
     except OSError as error:
-        raise Refusal(f"{out} could not be written: {in_words(error)}") from error
+        raise Refusal(f"{out} could not be written: {describe_os_error(error)}") from error

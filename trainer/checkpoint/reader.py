@@ -1,4 +1,4 @@
-"""Reading checkpoints: whole ones only, at any number of ranks."""
+"""Reads checkpoints, on any number of ranks. Only whole ones can be opened."""
 
 import math
 import re
@@ -13,36 +13,28 @@ from torch import Tensor
 
 from kilobatch.data.errors import Refusal, did_you_mean
 from kilobatch.data.files import sha256
-from kilobatch.trainer.checkpoint.description import DESCRIPTION, unsealed
-from kilobatch.trainer.checkpoint.shard import TYPES, Entry, read_entries
+from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, unsealed
+from kilobatch.trainer.checkpoint.shard import TYPES, ShardEntry, read_entries
 
 
 class Damaged(Refusal):
-    """A checkpoint that is not whole; its text names the file and what is wrong with it."""
-
-
-def steps(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a folder, whole or not, by step, oldest first."""
-    found = {}
-    for path in folder.glob("step-*"):
-        if match := re.fullmatch(r"step-(\d+)", path.name):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    """A checkpoint is not whole. The message names the file and what is wrong with it."""
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a folder whose every checksum holds; None when there is no checkpoint at all.
+    """The newest checkpoint in a folder that has all its checksums right; None where there is no checkpoint at all.
 
-    A damaged one is named through report and passed over. Raises Refusal when all are damaged. Reads every byte of the
-    one that it returns: let one rank call it and tell the others, which then open_saved(path, verify=False).
+    report is called with a message for each damaged one, which is passed over. Raises Refusal when all are damaged.
+    Reads every byte of the checkpoint that it returns, so one rank should call it and send the path to the others,
+    which then call open_saved(path, verify=False).
     """
-    while found := steps(folder):
+    while found := list_checkpoints(folder):
         damages = []
         for path in reversed(found.values()):
             try:
                 open_saved(path)
             except Damaged as damage:
-                if path.exists():  # else a run that is still going has removed it meanwhile, for its age
+                if path.exists():  # a run that is still going may have removed it, because it was too old
                     damages.append(str(damage))
                     report(f"{damage}; passed over")
                 continue
@@ -57,7 +49,7 @@ def open_saved(path: Path, *, verify: bool = True) -> "Saved":
     """Opens the checkpoint folder path.
 
     Sizes, headers and completeness are always checked; verify also checks every file's SHA-256.
-    Raises Damaged, which names the file and what is wrong with it.
+    Raises Damaged where the checkpoint is not whole.
     """
     try:
         content = unsealed((path / DESCRIPTION).read_bytes())
@@ -101,18 +93,18 @@ def _sha256(path: Path, file: str) -> str:
 
 
 class Saved:
-    """A checkpoint on disk, read lazily: a rank reads only the slices that it asks for.
+    """A checkpoint on disk, opened by open_saved. Tensors are read when asked for, and only the slices asked for.
 
-    folder: its own; step; world: ranks that wrote it; meta: what save() was given. Open it with open_saved.
+    folder: the checkpoint's own; step: its step; world: the number of ranks that wrote it; meta: as given to save().
     """
 
     def __init__(self, folder: Path, step: int, world: int, meta: dict[str, Any]) -> None:
         self.folder, self.step, self.world, self.meta = folder, step, world, meta
-        self._entries: dict[str, list[tuple[Entry, Path]]] = {}  # of tensors that the ranks hold together
-        self._own: dict[str, dict[int, tuple[Entry, Path]]] = {}  # of tensors that differ by rank
+        self._entries: dict[str, list[tuple[ShardEntry, Path]]] = {}  # tensors that the ranks hold together
+        self._own: dict[str, dict[int, tuple[ShardEntry, Path]]] = {}  # tensors that differ by rank
         self._files: dict[Path, Any] = {}  # open readers; safetensors declares no type for them
 
-    def add(self, rank: int, file: Path, entries: dict[str, Entry]) -> None:
+    def add(self, rank: int, file: Path, entries: dict[str, ShardEntry]) -> None:
         for name, entry in entries.items():
             if entry.own:
                 self._own.setdefault(name, {})[rank] = entry, file
@@ -120,27 +112,27 @@ class Saved:
                 self._entries.setdefault(name, []).append((entry, file))
 
     def check_complete(self) -> None:
-        """Raises Damaged unless the slices of every tensor make a whole, each element once, in one type and shape."""
+        """Raises Damaged unless the slices of each tensor hold each of its elements once, in one type and shape."""
         for name, parts in self._entries.items():
             parts.sort(key=lambda part: (part[0].offset, part[0].numel))
-            reached = 0
+            end = 0
             for entry, _ in parts:
-                if entry.offset != reached:
-                    fault = "are missing" if entry.offset > reached else "are stored twice"
-                    between = sorted((reached, entry.offset))
+                if entry.offset != end:
+                    fault = "are missing" if entry.offset > end else "are stored twice"
+                    between = sorted((end, entry.offset))
                     raise Damaged(f"checkpoint {self.folder}: elements {between[0]} to {between[1]} of {name} {fault}")
-                reached += entry.numel
-            if reached != (numel := math.prod(parts[0][0].shape)):
-                raise Damaged(f"checkpoint {self.folder}: elements {reached} to {numel} of {name} are missing")
+                end += entry.numel
+            if end != (numel := math.prod(parts[0][0].shape)):
+                raise Damaged(f"checkpoint {self.folder}: elements {end} to {numel} of {name} are missing")
             if len({(entry.dtype, entry.shape) for entry, _ in parts}) > 1 or name in self._own:
                 raise Damaged(f"checkpoint {self.folder}: the ranks disagree on the type or shape of {name}")
 
     def names(self) -> list[str]:
-        """Tensors that the ranks hold together: for read and whole."""
+        """The names of tensors that the ranks hold together, for read() and whole()."""
         return sorted(self._entries)
 
     def own_names(self) -> list[str]:
-        """Tensors that differ by rank: for own."""
+        """The names of tensors that differ by rank, for own()."""
         return sorted(self._own)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -166,7 +158,7 @@ class Saved:
         return self.read(name, 0, math.prod(shape)).reshape(shape)
 
     def own(self, name: str, rank: int) -> Tensor:
-        """What that rank of the run that saved it (0 to world - 1) held. Raises Refusal when it held no such tensor."""
+        """The tensor of this rank (0 to world - 1) of the run that saved it. Raises Refusal where it had none."""
         by_rank = self._own.get(name, {})
         if rank not in by_rank:
             raise Refusal(
@@ -179,7 +171,7 @@ class Saved:
     def close(self) -> None:
         self._files.clear()
 
-    def _parts(self, name: str) -> list[tuple[Entry, Path]]:
+    def _parts(self, name: str) -> list[tuple[ShardEntry, Path]]:
         if name not in self._entries:
             raise Refusal(f"checkpoint {self.folder} has no tensor '{name}'{did_you_mean(name, self._entries)}")
         return self._entries[name]

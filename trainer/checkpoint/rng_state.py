@@ -1,4 +1,4 @@
-"""The state of every random generator, as tensors that a checkpoint keeps by rank."""
+"""Saves and restores the state of every random generator, as tensors that a checkpoint holds by rank."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def rng_pieces() -> dict[str, Piece]:
 
 
 def restore_rng(saved: Saved, rank: int) -> None:
-    """Sets the generators as rank had them. Raises Refusal when that rank did not exist (rank >= saved.world)."""
+    """Sets the generators to the state that this rank saved. Raises Refusal where rank >= saved.world."""
     torch.set_rng_state(saved.own("rng.torch", rank))
     numbers = json.loads(_to_text(saved.own("rng.numpy", rank)))
     numbers["state"]["key"] = np.array(numbers["state"]["key"], dtype=np.uint32)
@@ -39,7 +39,7 @@ def restore_rng(saved: Saved, rank: int) -> None:
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """Of torch's generators that a forward on this device draws from: for set_random_state."""
+    """The states of the torch generators that a forward on this device draws from, for set_random_state."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))

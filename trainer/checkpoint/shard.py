@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint: which bytes it writes, copied out of training into one reused buffer."""
+"""One rank's part of a checkpoint: its slices of the tensors, copied into a reused buffer, as one safetensors file."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kilobatch.data.files import write_synced
 
-TINY = 1 << 16  # elements; a smaller replicated tensor is rank 0's alone
-TYPES = {  # safetensors' names; torch's own types only, so that any safetensors reader opens a shard
+TINY = 1 << 16  # elements; rank 0 alone writes a replicated tensor that has fewer
+TYPES = {  # safetensors' names of torch's own types, so that any safetensors reader opens a shard
     torch.float64: "F64",
     torch.int64: "I64",
     torch.float32: "F32",
@@ -30,10 +30,11 @@ TYPES = {  # safetensors' names; torch's own types only, so that any safetensors
 class Piece:
     """A named tensor as this rank holds it.
 
-    tensor: 1-D, elements [offset, offset + len) of the flattened whole; shape: of the whole.
-    A whole tensor is taken to be equal on every rank, and the ranks share the writing of it. own: it differs by rank,
-    and each saves its own. sharded: the ranks' slices together make the whole, as under ZeRO; a slice that is less
-    than the whole is sharded by nature, one that happens to be all of a small parameter must say so.
+    tensor: 1-D, elements [offset, offset + len) of the flattened whole tensor; shape: of the whole tensor.
+    A piece that is a whole tensor is taken to be equal on every rank, and the ranks share the writing of it, unless it
+    has one of these: own: the tensor differs by rank, and each rank saves its own; sharded: the slices of all ranks
+    make up the whole tensor, as under ZeRO. A piece that is less than the whole tensor counts as sharded by itself; one
+    that happens to be all of a small parameter needs the flag.
     """
 
     tensor: Tensor
@@ -48,7 +49,7 @@ class Piece:
 
     @classmethod
     def of(cls, tensor: Tensor, *, own: bool = False) -> "Piece":
-        """All of a tensor, of any shape and layout."""
+        """A piece that is all of a tensor, which may have any shape and layout."""
         return cls(tensor.detach().reshape(-1), 0, tuple(tensor.shape), own)
 
     @property
@@ -57,8 +58,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a stored piece stands: elements [offset, offset + numel) of the whole tensor."""
+class ShardEntry:
+    """A piece as a shard's header describes it: elements [offset, offset + numel) of the whole tensor."""
 
     offset: int
     numel: int
@@ -67,8 +68,8 @@ class Entry:
     own: bool
 
 
-def cut(pieces: Mapping[str, Piece], rank: int, world: int) -> dict[str, Piece]:
-    """What this rank writes: own and sharded pieces as they are, and its share of each replicated one."""
+def own_pieces(pieces: Mapping[str, Piece], rank: int, world: int) -> dict[str, Piece]:
+    """The pieces that this rank writes: its own and sharded ones, and its share of each replicated one."""
     mine = {}
     for name, piece in pieces.items():
         if not piece.replicated:
@@ -95,8 +96,8 @@ class Snapshot:
         self.bytes = 0
 
     def take(self, pieces: Mapping[str, Piece]) -> None:
-        """Copies the pieces; when it returns, training may change them."""
-        # the widest types first: then every tensor is aligned to its own width
+        """Copies the pieces. After it returns, training may change them."""
+        # The widest types come first, so that every tensor is aligned to its own width.
         ordered = sorted(pieces.items(), key=lambda item: (-item[1].tensor.itemsize, item[0]))
         self.bytes = sum(piece.tensor.nbytes for _, piece in ordered)
         accelerated = any(piece.tensor.is_cuda for _, piece in ordered)
@@ -112,30 +113,31 @@ class Snapshot:
                 "data_offsets": [start, end],
             }
             start = end
-        places = {name: [piece.offset, piece.shape, piece.own] for name, piece in ordered}
-        self.header = json.dumps({"__metadata__": {"pieces": json.dumps(places)}, **header}).encode()
+        described = {name: [piece.offset, piece.shape, piece.own] for name, piece in ordered}
+        self.header = json.dumps({"__metadata__": {"pieces": json.dumps(described)}, **header}).encode()
         if accelerated:
             torch.cuda.synchronize()
 
     def write(self, path: Path) -> tuple[int, str]:
         """Writes and syncs the file; returns its size and SHA-256. Raises OSError.
 
-        Written here and not by the safetensors library, which gives no errno, holds a second copy or no checksum.
+        The safetensors library is not used for it: its errors carry no errno, and it makes either a second copy of the
+        data or no checksum.
         """
         header = self.header + b" " * (-len(self.header) % 8)
         data = self.buffer[: self.bytes].numpy().data
         return write_synced(path, [len(header).to_bytes(8, "little"), header, data])
 
 
-def read_entries(path: Path) -> dict[str, Entry]:
-    """The directory of a shard. Raises OSError or ValueError when it is not one."""
+def read_entries(path: Path) -> dict[str, ShardEntry]:
+    """The entries in a shard's header, by tensor name. Raises OSError or ValueError when the file is no shard."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError("its header is cut short")
         header = json.loads(file.read(length))
-    places = json.loads(header.pop("__metadata__")["pieces"])
+    pieces = json.loads(header.pop("__metadata__")["pieces"])
     return {
-        name: Entry(places[name][0], stored["shape"][0], tuple(places[name][1]), stored["dtype"], places[name][2])
+        name: ShardEntry(pieces[name][0], stored["shape"][0], tuple(pieces[name][1]), stored["dtype"], pieces[name][2])
         for name, stored in header.items()
     }

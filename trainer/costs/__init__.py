@@ -1,1 +1,1 @@
-"""Bytes and seconds: of memory, of collectives, of ZeRO."""
+"""Counts bytes and seconds: of memory, of collectives, of ZeRO."""

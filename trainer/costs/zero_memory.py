@@ -1,7 +1,7 @@
-"""What a rank holds of weights, gradients and optimizer under each ZeRO stage, in bytes; numbers alone, no torch.
+"""Computes a rank's bytes of weights, gradients and optimizer state under each ZeRO stage. Loads no torch.
 
-Counted from what our configuration of DeepSpeed 0.19.8 allocates: fp32 throughout, no overlap. It is held against the
-resident memory of two ranks by `python -m benchmarks.zero_memory --check`.
+The formula counts what DeepSpeed 0.19.8 allocates as trainer/engine.py configures it: fp32 throughout, no overlap.
+`python -m benchmarks.zero_memory --check` compares it with the resident memory of two ranks.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ BUCKET = 1 << 25  # gradients that stages 1 and 2 average at once: 128 MiB
 class ZeroMemory:
     """Bytes of one rank.
 
-    parameters: the trainable ones, whole at every stage; masters: ZeRO's copy of this rank's share, which it has for
-    fp32 parameters, too; moments: the optimizer's state; gradients: after the backward, before the step; averaging:
-    the most that there is beside gradients while they are averaged, at stage 2 in the backward, else in the step;
-    updating: the same for the update.
+    parameters: the trainable ones, whole at every stage; masters: ZeRO's copy of this rank's share, which it makes of
+    fp32 parameters as well; moments: the optimizer's state; gradients: between backward and step; averaging: the
+    largest additional memory while gradients are averaged, at stage 2 in the backward, else in the step; updating: the
+    largest additional memory of the update.
     """
 
     parameters: int
@@ -31,21 +31,24 @@ class ZeroMemory:
 
     @property
     def standing(self) -> int:
-        """From step to step."""
+        """Bytes held from step to step."""
         return self.parameters + self.masters + self.moments
 
     @property
     def peak(self) -> int:
-        """The most of all this at once, activations left out."""
+        """The largest sum of these at one time, without activations."""
         return self.standing + self.gradients + max(self.averaging, self.updating)
 
 
 def zero_memory(
     groups: Sequence[int], zero: int, ranks: int, *, moments: int = 1, chunks: int = 1, bucket: int = BUCKET
 ) -> ZeroMemory:
-    """groups: elements of each parameter group; moments: of the optimizer, for each element: LARS and SGD have 1, AdamW
-    2. chunks: backwards in a step. At stage 2 a rank keeps whole gradients of the parameters that its share cuts, two
-    of each group at most: what is beyond the share is not counted here."""
+    """The bytes of one rank.
+
+    groups: elements of each parameter group; moments: the optimizer's numbers for each element, 1 in LARS and SGD, 2 in
+    AdamW; chunks: backwards in a step. At stage 2 a rank keeps whole gradients of the parameters at the two ends of its
+    share, at most two of each group; the part of them beyond the share is not counted.
+    """
     trained = sum(groups)
     if zero == 0:
         return ZeroMemory(
@@ -68,7 +71,7 @@ def zero_memory(
             FP32 * moments * share,
             FP32 * trained,
             averaging=FP32 * sent,
-            updating=FP32 * max(0, update - trained),  # those that other ranks update with are gone by then
+            updating=FP32 * max(0, update - trained),  # gradients of the other ranks' shares are freed before
         )
     return ZeroMemory(
         FP32 * sum(padded),

@@ -1,1 +1,1 @@
-"""One small file for each evaluator, which yields (name, value); a recipe asks for it by the file's name."""
+"""Evaluators, each a file that yields (name, value) and that recipes ask for by its name; and what they share."""

@@ -1,13 +1,13 @@
-"""The method's own classifier on clean test images: no neighbours, no probe."""
+"""Accuracy of the method's own classifier on test images."""
 
 from collections.abc import Iterator
 
 from kilobatch.trainer.evaluate.features import Images, Represent, extract
-from kilobatch.trainer.evaluate.linear import top
+from kilobatch.trainer.evaluate.linear import top_accuracies
 
 
 def evaluate(logits: Represent, test: Images, name: str) -> Iterator[tuple[str, float]]:
     """logits: images -> (N, classes). Yields NAME/top1 and NAME/top5 (0..1) over all ranks' test images."""
-    found = extract(logits, test)
-    for k, share in top(found.x, found.label).items():
+    features = extract(logits, test)
+    for k, share in top_accuracies(features.x, features.label).items():
         yield f"{name}/top{k}", share

@@ -1,7 +1,7 @@
-"""The fast linear probe: softmax regression on cached features by L-BFGS. Not the papers' protocol, and named apart.
+"""The fast linear probe: softmax regression on cached features by L-BFGS. It is not the papers' protocol (linear.py).
 
-Features stay on the rank that made them; each evaluation of the objective sums loss and gradient over ranks, so that
-every rank takes the same steps.
+Features stay on the rank that computed them. Each evaluation of the objective sums loss and gradient over ranks, so
+that every rank takes the same steps.
 """
 
 from collections.abc import Iterator
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, extract
-from kilobatch.trainer.evaluate.linear import top
+from kilobatch.trainer.evaluate.linear import top_accuracies
 from kilobatch.trainer.evaluate.options import FastLinearOptions
-from kilobatch.trainer.ranks.heartbeat import beat
+from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 
 def evaluate(
     represent: Represent, train: Images, test: Images, classes: int, options: FastLinearOptions
 ) -> Iterator[tuple[str, float]]:
     """Yields fast_linear/top1 and fast_linear/top5 (0..1)."""
-    bank, asked = extract(represent, train), extract(represent, test)
+    bank, queries = extract(represent, train), extract(represent, test)
     mean, scale = moments(bank.x)
     weight, bias = fit(Features((bank.x - mean) / scale, bank.label), classes, options)
-    logits = (asked.x - mean) / scale @ weight.T + bias
-    for k, share in top(logits, asked.label).items():
+    logits = (queries.x - mean) / scale @ weight.T + bias
+    for k, share in top_accuracies(logits, queries.label).items():
         yield f"fast_linear/top{k}", share
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of all ranks' rows; a constant feature's deviation is 1."""
     rows = sum(count_rows(len(x), x.device))
-    mean = (across.all_sum(x.double().sum(0)) / rows).float()
-    deviation = (across.all_sum((x - mean).double().square().sum(0)) / rows).sqrt().float()
+    mean = (collectives.all_reduce_sum(x.double().sum(0)) / rows).float()
+    deviation = (collectives.all_reduce_sum((x - mean).double().square().sum(0)) / rows).sqrt().float()
     return mean, torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, 1)
 
 
@@ -52,14 +52,14 @@ def fit(bank: Features, classes: int, options: FastLinearOptions) -> tuple[Tenso
     )
 
     def objective() -> Tensor:
-        beat()
+        heartbeat()
         total = bank.x.new_zeros(())
         weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
         for x, label in zip(bank.x.split(65536), bank.label.split(65536), strict=True):
             loss = cross_entropy(x @ weight.T + bias, label, reduction="sum") / rows
             loss.backward()
             total += loss.detach()
-        packed = across.all_sum(torch.cat([total.view(1), weight.grad.flatten(), bias.grad]))
+        packed = collectives.all_reduce_sum(torch.cat([total.view(1), weight.grad.flatten(), bias.grad]))
         weight.grad = packed[1 : 1 + weight.numel()].view_as(weight) + options.l2 * weight.detach()
         bias.grad = packed[1 + weight.numel() :]
         return packed[0] + options.l2 / 2 * weight.detach().square().sum()

@@ -1,4 +1,4 @@
-"""From images to features: each rank its own block; and the exchanges of rows that evaluators need."""
+"""Computes features of images, each rank those of its own block, and gathers rows for evaluators."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,15 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
-from kilobatch.trainer.ranks.heartbeat import beat
+from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 Represent = Callable[[Tensor], Tensor]  # (N, 3, H, W) float32 -> (N, D) float32
 
 
 class Images(Protocol):
-    """Clean images, one view each: this rank's contiguous block, in order, nothing dropped."""
+    """Clean images, one view each: this rank's contiguous block of the data set, in order and complete."""
 
     samples: int  # over all ranks
 
@@ -34,12 +34,15 @@ class Features:
 
 
 def representing(method: Method) -> AbstractContextManager[Represent]:
-    """The method's features, without gradient and in evaluation mode; every module's mode is put back afterwards."""
+    """A context that gives the method's represent(), without gradient and in evaluation mode.
+
+    Every module's mode is restored afterwards.
+    """
     return _evaluated(method, method.represent)
 
 
 def classifying(method: Method) -> AbstractContextManager[Represent]:
-    """The method's logits, likewise."""
+    """A context that gives the method's logits(), as representing() does."""
     return _evaluated(method, method.logits)
 
 
@@ -64,18 +67,18 @@ def extract(represent: Represent, images: Images) -> Features:
     parts: list[tuple[Tensor, Tensor]] = []
     for batch in images:
         parts.append((represent(batch.views[:, 0]), batch.label))
-        beat()
-    here = _here(parts[0][0].device if parts else None)
-    width = max(count_rows(parts[0][0].shape[1] if parts else 0, here))
+        heartbeat()
+    device = parts[0][0].device if parts else _rank_device()
+    width = max(count_rows(parts[0][0].shape[1] if parts else 0, device))
     if not parts:
-        return Features(torch.zeros(0, width, device=here), torch.zeros(0, dtype=torch.int64, device=here))
+        return Features(torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.int64, device=device))
     x, label = (torch.cat(column) for column in zip(*parts, strict=True))
     return Features(x, label)
 
 
 def count_rows(count: int, device: torch.device) -> list[int]:
     """Every rank's count, in rank order."""
-    return across.gather(torch.tensor([count], device=device)).tolist()
+    return collectives.gather(torch.tensor([count], device=device)).tolist()
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -83,30 +86,20 @@ def gather_rows(x: Tensor) -> Tensor:
     counts = count_rows(len(x), x.device)
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x
-    parts = across.gather(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
+    parts = collectives.gather(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_parts(parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """Every rank's parts, in rank order; a rank may have none. For small things on the CPU: they travel as objects."""
-    if across.size() == 1:
+    """Every rank's parts, in rank order; a rank may have none. They are pickled: keep them small and on the CPU."""
+    if collectives.world_size() == 1:
         return parts
-    everyone: list[list[tuple[Tensor, ...]]] = [[] for _ in range(across.size())]
+    everyone: list[list[tuple[Tensor, ...]]] = [[] for _ in range(collectives.world_size())]
     dist.all_gather_object(everyone, parts)
-    return [part for each in everyone for part in each]
+    return [part for of_rank in everyone for part in of_rank]
 
 
-def exchange(x: Tensor) -> Tensor:
-    """(W, ...) -> (W, ...): x[r] goes to rank r; row s of the result came from rank s."""
-    if across.size() == 1:
-        return x
-    received = torch.empty_like(x)
-    dist.all_to_all_single(received, x.contiguous())
-    return received
-
-
-def _here(device: torch.device | None) -> torch.device:
-    if device is not None:
-        return device
-    nccl = across.size() > 1 and dist.get_backend() == "nccl"
+def _rank_device() -> torch.device:
+    """The device on which this rank's process group communicates."""
+    nccl = collectives.world_size() > 1 and dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Normalised images back to bytes, and pictures made of them."""
+"""Converts normalised images to bytes, and arranges them in pictures."""
 
 import io
 
@@ -17,8 +17,11 @@ def to_bytes(images: Tensor, mean: Triple, std: Triple) -> Tensor:
 
 
 def grid(views: Tensor, columns: int = 8, side: int = 96) -> Tensor:
-    """views (N, V, 3, H, W) uint8 -> (3, height, width) uint8: samples side by side, each with its views below one
-    another, `columns` samples to a band; images of less than `side` pixels are enlarged by whole factors."""
+    """One picture of samples side by side, each with its views one below another, and `columns` samples in a band.
+
+    views (N, V, 3, H, W) uint8 -> (3, height, width) uint8. Images of fewer than `side` pixels are enlarged by a whole
+    factor.
+    """
     samples, count = views.shape[:2]
     factor = max(1, side // views.shape[-1])
     tiles = interpolate(views.flatten(0, 1).float(), scale_factor=factor).to(torch.uint8)

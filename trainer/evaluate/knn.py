@@ -1,7 +1,8 @@
 """Weighted k nearest neighbours, over ranks (Wu et al. 2018, section 3.4; arXiv:1805.01978).
 
-Each rank holds its shard of the bank. Queries travel in tiles: gathered, answered by every shard, and the shards'
-answers sent to the rank that asked, which keeps the k best. No rank holds the bank, nor any N × N matrix.
+Each rank holds its shard of the bank. Queries are processed in tiles: all ranks gather a tile, each rank finds the
+nearest rows of its shard, and sends them to the rank that has the query, which keeps the k best. No rank holds the
+whole bank, nor any N × N matrix.
 """
 
 from collections.abc import Iterator
@@ -12,21 +13,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
-from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, exchange, extract, gather_rows
+from kilobatch.methods import collectives
+from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, extract, gather_rows
 from kilobatch.trainer.evaluate.options import KNNOptions
-from kilobatch.trainer.ranks.heartbeat import beat
+from kilobatch.trainer.ranks.heartbeat import heartbeat
 
-TILE = 2048  # queries (of all ranks) × bank rows that are compared at once: 16 MiB of similarities
-_NOBODY = torch.iinfo(torch.int64).min
-_LOW = 0xFFFFFFFF
+TILE = 2048  # queries (of all ranks), and bank rows, that are compared at once: 16 MiB of similarities
+_NO_NEIGHBOUR = torch.iinfo(torch.int64).min
+_LOW_32_BITS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class Found:
-    """The nearest first. similarity: (n, k) float32 cosines; index: (n, k) rows of the whole bank in rank order.
+class Neighbours:
+    """The k nearest bank rows of each query, nearest first.
 
-    Equal similarities stand in the order of the bank, so that duplicates in it make no difference between worlds.
+    similarity: (n, k) float32 cosines; index: (n, k) row numbers in the whole bank, the shards being in rank order.
+    Rows of equal similarity are in the order of the bank, so that duplicates in it give the same result on any number
+    of ranks.
     """
 
     similarity: Tensor
@@ -40,51 +43,51 @@ def evaluate(represent: Represent, train: Images, test: Images, options: KNNOpti
 
 def accuracy(bank: Features, test: Features, options: KNNOptions, *, tile: int = TILE) -> float:
     """Top-1 in 0..1 over all ranks' test rows. Raises Refusal where k is larger than the bank."""
-    found = search(test.x, bank.x, options.k, tile=tile)
+    nearest = search(test.x, bank.x, options.k, tile=tile)
     labels = gather_rows(bank.label)
-    voted = vote(found.similarity, labels[found.index], int(labels.max()) + 1, options.temperature)
+    voted = vote(nearest.similarity, labels[nearest.index], int(labels.max()) + 1, options.temperature)
     tally = torch.stack([(voted == test.label).sum(), torch.full_like(voted.sum(), len(voted))])
-    right, asked = across.all_sum(tally).tolist()
-    return right / asked
+    right, queries = collectives.all_reduce_sum(tally).tolist()
+    return right / queries
 
 
-def search(queries: Tensor, bank: Tensor, k: int, *, tile: int = TILE) -> Found:
-    """queries (n, D) and bank (m, D) of this rank -> the k nearest rows of all ranks' banks, by cosine.
+def search(queries: Tensor, bank: Tensor, k: int, *, tile: int = TILE) -> Neighbours:
+    """The k nearest rows of all ranks' banks, by cosine. queries (n, D) and bank (m, D): of this rank.
 
-    Similarities are float32 products, so worlds and tiles may differ where two of them are equal to 1e-7.
+    Similarities are float32 products, so the order of two that agree to 1e-7 may depend on the ranks and the tile.
     Raises Refusal where k is larger than the bank.
     """
-    world = across.size()
+    world = collectives.world_size()
     shards = count_rows(len(bank), bank.device)
     if k > sum(shards):
         raise Refusal(
             f"k-NN with k {k} needs a bank of at least {k} training images, this one has {sum(shards)}; "
             f"set evaluate.knn.k to {sum(shards)} or less"
         )
-    queries, bank, first = normalize(queries, dim=1), normalize(bank, dim=1), sum(shards[: across.rank()])
-    each = max(1, tile // world)
+    queries, bank, first = normalize(queries, dim=1), normalize(bank, dim=1), sum(shards[: collectives.rank()])
+    part = max(1, tile // world)  # queries of a tile from each rank
     answers = [torch.empty(0, k, dtype=torch.int64, device=bank.device)]
-    for start in range(0, max(count_rows(len(queries), bank.device)), each):
-        mine = queries[start : start + each]
-        asked = queries.new_zeros(each, queries.shape[1])  # (T, D), the same number from each rank
-        asked[: len(mine)] = mine
-        keys = _nearest(across.gather(asked), bank, first, k, tile)  # (W·T, k) from my shard
-        keys = exchange(keys.view(world, each, k))  # (W, T, k): every shard's answer to my queries
-        beat()
-        answers.append(keys.transpose(0, 1).reshape(each, world * k).topk(k).values[: len(mine)])
+    for start in range(0, max(count_rows(len(queries), bank.device)), part):
+        mine = queries[start : start + part]
+        padded = queries.new_zeros(part, queries.shape[1])  # (T, D), the same T on every rank
+        padded[: len(mine)] = mine
+        keys = _nearest(collectives.gather(padded), bank, first, k, tile)  # (W·T, k) from this rank's shard
+        keys = collectives.all_to_all(keys.view(world, part, k))  # (W, T, k): from each shard, for this rank's queries
+        heartbeat()
+        answers.append(keys.transpose(0, 1).reshape(part, world * k).topk(k).values[: len(mine)])
     return _unpack(torch.cat(answers))
 
 
 def vote(similarity: Tensor, label: Tensor, classes: int, temperature: float) -> Tensor:
     """(n, k) cosines and labels -> (n,) the class with the largest sum of exp(cosine / temperature)."""
-    # Weights relative to the nearest: the same winner, without overflow at small temperatures.
+    # Weights relative to the nearest neighbour give the same winner, and do not overflow at small temperatures.
     weight = ((similarity - similarity[:, :1]).double() / temperature).exp()
     return weight.new_zeros(len(label), classes).scatter_add_(1, label, weight).argmax(dim=1)
 
 
 def _nearest(queries: Tensor, bank: Tensor, first: int, k: int, tile: int) -> Tensor:
-    """(q, D), (m, D) -> (q, k) packed neighbours within this shard, the best first, filled up with _NOBODY."""
-    best = torch.full((len(queries), k), _NOBODY, dtype=torch.int64, device=bank.device)
+    """(q, D), (m, D) -> (q, k) packed neighbours in this shard, nearest first, padded with _NO_NEIGHBOUR."""
+    best = torch.full((len(queries), k), _NO_NEIGHBOUR, dtype=torch.int64, device=bank.device)
     for start in range(0, len(bank), tile):
         rows = bank[start : start + tile]
         index = torch.arange(first + start, first + start + len(rows), device=bank.device)
@@ -95,12 +98,16 @@ def _nearest(queries: Tensor, bank: Tensor, first: int, k: int, tile: int) -> Te
 
 
 def _pack(similarity: Tensor, index: Tensor) -> Tensor:
-    """One int64 that sorts by similarity, then by index (the lower is the larger): ties are decided, and one top-k
-    and one exchange carry both. A float32's bits already sort like integers, once negatives are turned round."""
+    """One int64 for each pair, which sorts by similarity and then by index (a lower index is the larger number).
+
+    So ties are decided, and one top-k and one all-to-all move both. The bits of a float32 sort like an integer once
+    those of negative numbers are inverted.
+    """
     bits = similarity.view(torch.int32)
-    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (_LOW - index)
+    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (_LOW_32_BITS - index)
 
 
-def _unpack(keys: Tensor) -> Found:
+def _unpack(keys: Tensor) -> Neighbours:
     bits = (keys >> 32).int()
-    return Found(torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32), _LOW - (keys & _LOW))
+    similarity = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
+    return Neighbours(similarity, _LOW_32_BITS - (keys & _LOW_32_BITS))

@@ -15,14 +15,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kilobatch.data.batch import Batch
 from kilobatch.data.views.options import Views
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate.features import Images, Represent
 from kilobatch.trainer.evaluate.options import LinearOptions
-from kilobatch.trainer.ranks.heartbeat import beat
+from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 
 class Epochs(Protocol):
-    """Augmented training images, one view each, every epoch in another order: this rank's part of each batch."""
+    """Augmented training images, one view each, in another order every epoch: this rank's part of each batch."""
 
     steps_per_epoch: int
 
@@ -30,7 +30,7 @@ class Epochs(Protocol):
 
 
 def probe_views(views: Views) -> Views:
-    """The recipe's own crop and flip, and nothing else: what `Epochs` should be loaded with."""
+    """The views for `Epochs`: the recipe's own crop and flip, and nothing else."""
     return views.model_copy(
         update={"count": 1, "jitter": None, "grey": 0.0, "blur": None, "solarize": None, "second": None, "affine": None}
     )
@@ -45,14 +45,14 @@ def evaluate(
     for batch in test:
         logits.append(head(represent(batch.views[:, 0])).detach())
         labels.append(batch.label)
-        beat()
+        heartbeat()
     empty = head.bias.new_zeros(0, classes), torch.zeros(0, dtype=torch.int64, device=head.bias.device)
-    for k, share in top(torch.cat([empty[0], *logits]), torch.cat([empty[1], *labels])).items():
+    for k, share in top_accuracies(torch.cat([empty[0], *logits]), torch.cat([empty[1], *labels])).items():
         yield f"linear/top{k}", share
 
 
 def fit(represent: Represent, train: Epochs, classes: int, options: LinearOptions) -> nn.Linear:
-    """The classifier after options.epochs; starts at zero, the problem being convex. The same on every rank."""
+    """The classifier after options.epochs, the same on every rank. It starts at zero, as the problem is convex."""
     batches = (batch for epoch in range(options.epochs) for batch in train.epoch(epoch))
     first = next(batches)
     x = represent(first.views[:, 0])
@@ -71,15 +71,18 @@ def fit(represent: Represent, train: Epochs, classes: int, options: LinearOption
         _average(head)
         optimizer.step()
         schedule.step()
-        beat()
+        heartbeat()
     return head
 
 
-def top(logits: Tensor, label: Tensor) -> dict[int, float]:
-    """{1: share, 5: share} of all ranks' rows whose class is among the k largest logits (k at most the classes)."""
+def top_accuracies(logits: Tensor, label: Tensor) -> dict[int, float]:
+    """{1: top-1, 5: top-5}: the shares of all ranks' rows whose class has one of the k largest logits.
+
+    With fewer than five classes, the second counts all of them.
+    """
     ranked = logits.topk(min(5, logits.shape[1])).indices == label[:, None]  # (n, 5)
     tally = torch.stack([ranked[:, :1].sum(), ranked.sum(), torch.full_like(ranked.sum(), len(label))])
-    first, five, rows = across.all_sum(tally).tolist()
+    first, five, rows = collectives.all_reduce_sum(tally).tolist()
     return {1: first / rows, 5: five / rows}
 
 
@@ -91,8 +94,8 @@ def _zero(features: int, classes: int, device: torch.device) -> nn.Linear:
 
 
 def _average(head: nn.Linear) -> None:
-    """Every rank has as many samples, so the mean of the ranks' gradients is that of the global batch."""
+    """Averages the gradients over ranks. All have equally many samples, so that is the global batch's gradient."""
     gradients = [parameter.grad for parameter in head.parameters() if parameter.grad is not None]
-    flat = across.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    flat = collectives.mean(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))

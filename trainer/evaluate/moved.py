@@ -1,8 +1,9 @@
-"""Moved images: a question that raw pixels cannot answer.
+"""k-NN on moved test images, for which raw pixels are poor features.
 
-k-NN (k 5, cosine) from clean training images to test images that were each turned by up to ±20°, shifted by up to
-±25 % of half the side, scaled by ±25 % and sheared by 0.2, once and by a fixed seed. Asked of the pixels themselves,
-of the encoder before training and of the trained one; clean test images are asked beside, to tell what moving costs.
+k-NN (k 5, cosine) from clean training images to test images, each of which is turned by up to ±20°, shifted by up to
+±25 % of half the side, scaled by ±25 % and sheared by 0.2, once and by a fixed seed. The features are the pixels
+themselves, those of the encoder before training and those of the trained encoder. All three are also evaluated on the
+clean test images, which shows how much accuracy the moving costs.
 """
 
 from collections.abc import Iterator
@@ -25,12 +26,12 @@ from kilobatch.trainer.evaluate.options import KNNOptions
 # ±25 % in the coordinates of affine grids, which run from -1 to 1: an eighth of the side. At a quarter of the side
 # parts of most digits leave the image, and pixels are right for 32 % instead of 64 %.
 MOVES = Affine(probability=1.0, degrees=20.0, shift=0.125, scale=(0.75, 1.25), shear=0.2)
-SEED = 20  # of the test's moves, whatever the run's: every run is asked the same question
+SEED = 20  # of the moves; not the run's seed, so that all runs are evaluated on the same images
 NEIGHBOURS = KNNOptions(k=5)
 
 
 class Moved:
-    """Images, each moved once. Which way depends on its index alone, so not on ranks or batches."""
+    """The images, each moved once. How an image is moved depends on its index alone, not on ranks or batches."""
 
     def __init__(self, images: Images, mean: Triple, std: Triple):
         self.images, self.mean, self.std = images, mean, std
@@ -48,7 +49,7 @@ class Moved:
 def evaluate(
     trained: Represent, untrained: Represent, train: Images, test: Images, mean: Triple, std: Triple
 ) -> Iterator[tuple[str, float]]:
-    """Yields moved/{clean,moved}/{pixels,untrained,trained}: top-1 in 0..1 over all ranks.
+    """Yields the top-1 accuracies moved/{clean,moved}/{pixels,untrained,trained}, in 0..1 over all ranks.
 
     untrained: the encoder as the run's seed initialised it. mean, std: what the images are normalised with.
     """
@@ -64,7 +65,7 @@ def evaluate(
 
 
 def table(values: dict[str, float]) -> Table:
-    """The six numbers of evaluate(), side by side."""
+    """A table of the six numbers of evaluate()."""
     result = Table(title="k-NN (k 5, cosine) from clean training images", title_justify="left")
     result.add_column("test images")
     for name in ("raw pixels", "untrained encoder", "trained encoder"):

@@ -1,11 +1,11 @@
-"""What a recipe may say about evaluation."""
+"""Recipe section `evaluate`. Loads no torch."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Evaluator = Literal["knn", "linear", "fast_linear", "moved", "picture", "classify", "classify_moved"]
-CLASSIFYING: tuple[Evaluator, ...] = ("classify", "classify_moved")  # they ask for classes, not for features
+CLASSIFYING: tuple[Evaluator, ...] = ("classify", "classify_moved")  # they need a method with a classifier
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -1,4 +1,4 @@
-"""What evaluators look at, and which of them a recipe names."""
+"""Runs the evaluators that a recipe names, on one method and data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilobatch.data.views.options import Views
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.trainer.evaluate import classify, fast_linear, knn, linear, moved, picture
 from kilobatch.trainer.evaluate.features import Images, classifying, representing
-from kilobatch.trainer.evaluate.gallery import Gallery, collect
+from kilobatch.trainer.evaluate.image_sample import ImageSample, collect
 from kilobatch.trainer.evaluate.linear import Epochs
 from kilobatch.trainer.evaluate.options import EvaluateOptions, Evaluator
 
 
 @dataclass(frozen=True)
-class Scene:
-    """train, test: clean images; probe: makes the augmented training images of the linear protocol;
-    untrained: the method as its seed initialised it; classes: the labels' names; folder: the run's."""
+class EvaluationSuite:
+    """The method and the images that evaluators work on.
+
+    untrained: gives the method as its seed initialised it; train, test: clean images; probe: gives the augmented
+    training images of the linear protocol; classes: the labels' names; folder: the run's.
+    """
 
     method: Method
     untrained: Callable[[], Method]
@@ -31,7 +34,7 @@ class Scene:
     folder: Path
 
     def evaluate(self, name: Evaluator) -> Iterator[tuple[str, float]]:
-        """Yields (name, value). Every rank calls it together; a picture is drawn by rank 0 and yields nothing."""
+        """Yields (name, value). All ranks call it together; a picture yields nothing, and rank 0 draws it."""
         mean, std = self.views.mean, self.views.std
         with representing(self.method) as represent:
             match name:
@@ -54,17 +57,19 @@ class Scene:
                     with classifying(self.method) as logits:
                         yield from classify.evaluate(logits, moved.Moved(self.test, mean, std), name)
                 case "picture":
-                    bank, asked = self.gallery(self.train, picture.BANK), self.gallery(self._asked(), picture.ASKED)
-                    if across.rank() == 0:
+                    bank = self.image_sample(self.train, picture.BANK_IMAGES)
+                    queries = self.image_sample(self._picture_queries(), picture.QUERY_IMAGES)
+                    if collectives.rank() == 0:
                         path = self.folder / "pictures" / "neighbours.png"
-                        picture.draw(bank, asked, self.classes, f"{self.folder.name}: what the encoder sees", path)
+                        picture.draw(bank, queries, self.classes, f"{self.folder.name}: what the encoder sees", path)
 
-    def gallery(self, images: Images, most: int) -> Gallery:
+    def image_sample(self, images: Images, most: int) -> ImageSample:
         """Some of the images with their features, the same on every rank."""
         with representing(self.method) as represent:
             return collect(represent, images, self.views.mean, self.views.std, most)
 
-    def _asked(self) -> Images:
-        """The test images: as hard as the run's own question."""
-        hard = not {"moved", "classify_moved"}.isdisjoint(self.options.final)
-        return moved.Moved(self.test, self.views.mean, self.views.std) if hard else self.test
+    def _picture_queries(self) -> Images:
+        """The test images for pictures: moved ones where the recipe's final evaluators include moved or classify_moved,
+        else clean ones."""
+        use_moved = not {"moved", "classify_moved"}.isdisjoint(self.options.final)
+        return moved.Moved(self.test, self.views.mean, self.views.std) if use_moved else self.test

@@ -1,1 +1,1 @@
-"""What a run shows: metrics, progress, TensorBoard."""
+"""Shows a run: metrics, progress, TensorBoard."""

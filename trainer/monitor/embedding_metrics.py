@@ -1,4 +1,4 @@
-"""What an embedding looks like while it is trained. z: (N, V, D), N samples seen in V views; any scale."""
+"""Measures of an embedding while it is trained. z: (N, V, D), N samples in V views each; any scale."""
 
 import math
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-ROWS = 1024  # samples that are enough for numbers to look at
+ROWS = 1024  # samples that are measured
 
 
 def measure(z: Tensor) -> dict[str, float]:
-    """All of the below, of the first ROWS samples, normalised to the unit sphere. One transfer to the host.
+    """All measures of this module, of the first ROWS samples, normalised to the unit sphere. One transfer to the host.
 
-    Needs two samples and two views at least.
+    Needs at least two samples and two views.
     """
     z = normalize(z.detach()[:ROWS].float(), dim=-1)
     positive, negative = similarities(z)
@@ -38,14 +38,14 @@ def uniformity(z: Tensor) -> Tensor:
 
 
 def similarities(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cosine of two views of one sample, and of views of two samples. z on the unit sphere.
+    """Mean cosine of two views of one sample, and mean cosine of views of two samples. z on the unit sphere.
 
     A mean of dot products is a dot product of sums, so no N × N matrix is made.
     """
     samples, views, _ = z.shape
     z = z.double()
     whole, own = z.sum((0, 1)).square().sum(), z.sum(1).square().sum()  # all pairs; pairs within samples
-    same = z.square().sum()  # each with itself
+    same = z.square().sum()  # pairs of a view with itself
     positive = (own - same) / (samples * views * (views - 1))
     negative = (whole - own) / (samples * (samples - 1) * views**2)
     return positive, negative
@@ -55,7 +55,7 @@ def spread(z: Tensor) -> Tensor:
     """√D times the mean over dimensions of the standard deviation over samples (SimSiam, figure 2: 1/√D on an even
     sphere). 1: evenly spread; 0: all in one point. z on the unit sphere."""
     rows = z.flatten(0, 1)
-    # In passes over whole rows: std(dim=0) goes down one column after the other, ten times slower.
+    # Computed in passes over whole rows: std(dim=0) goes down one column after the other, which is ten times slower.
     return (rows - rows.mean(0)).square_().mean(0).sqrt().mean() * math.sqrt(rows.shape[1])
 
 
@@ -64,14 +64,14 @@ def effective_rank(rows: Tensor) -> Tensor:
     rows = rows.double()
     gram = rows.mT @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.mT  # far cheaper than the SVD
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    # Below the rounding of the Gram matrix an eigenvalue is noise, and its root would not be small.
+    # An eigenvalue below the Gram matrix's rounding error is noise, and its square root would not be negligible.
     singular = torch.where(singular > 1e-6 * singular.max(), singular, 0)
     share = singular / singular.sum().clamp(min=1e-30)
     return torch.special.entr(share).sum().exp()
 
 
 def collapse(values: dict[str, float]) -> str | None:
-    """Says what has collapsed, with the number; None for a healthy embedding. values: of measure()."""
+    """A warning that says how the embedding has collapsed, with the number; None if it has not. values: measure()'s."""
     std, rank = values["embedding/std"], values["embedding/effective_rank"]
     if std < 0.05:
         return f"the embedding has collapsed: its spread is {std:.3f} of an even one (all images in one point)"

@@ -1,4 +1,4 @@
-"""What a run shows of itself: metrics.jsonl, progress.json, TensorBoard, pictures, lines on the terminal. By rank 0."""
+"""Writes metrics.jsonl, progress.json, TensorBoard, pictures and lines on the terminal, on rank 0."""
 
 import json
 import time
@@ -11,20 +11,21 @@ from rich.console import Console
 from torch import Tensor
 
 from kilobatch.data.files import write_whole
-from kilobatch.trainer.evaluate.gallery import Gallery
+from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.images import Triple, grid, png, to_bytes
 from kilobatch.trainer.monitor.progress_bar import Bar, Lines
-from kilobatch.trainer.monitor.progress_file import Stand
+from kilobatch.trainer.monitor.progress_file import ProgressWriter
 
-TIMINGS = ("train/seconds", "train/images_per_second", "train/data_wait")  # differ between equal runs; the rest do not
-SHOWN = 16  # samples in the grid of views
+# The values that differ between two equal runs; all others are the same.
+TIMINGS = ("train/seconds", "train/images_per_second", "train/data_wait")
+VIEWS_SHOWN = 16  # samples in the grid of views
 
 
 class Monitor:
-    """Writes into the run's folder; resumed, it goes on where step start_step left the logs.
+    """The logs in a run's folder; a resumed run continues them after step start_step.
 
-    What a killed run logged after its last checkpoint is cut off, so that metrics.jsonl ends up as the uninterrupted
-    run's. TensorBoard hides such steps likewise.
+    Lines that a killed run wrote after its last checkpoint are removed, so that metrics.jsonl ends up the same as
+    without the kill. TensorBoard is told to hide such steps as well.
     """
 
     def __init__(self, folder: Path, total_steps: int, start_step: int, epochs: int, console: Console | None = None):
@@ -33,22 +34,22 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         console = console or Console(soft_wrap=True)
         self.folder, self.total_steps = folder, total_steps
-        forget(folder / "metrics.jsonl", start_step)
+        truncate_metrics(folder / "metrics.jsonl", start_step)
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(
+        self._tensorboard = SummaryWriter(
             str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None, flush_secs=10
         )
-        self._progress = (Bar if console.is_terminal else Lines)(console, total_steps, start_step)
-        self._stand = Stand(folder, total_steps, start_step, epochs)
+        self._display = (Bar if console.is_terminal else Lines)(console, total_steps, start_step)
+        self._progress_file = ProgressWriter(folder, total_steps, start_step, epochs)
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
         self._warned = False
 
     def progress(self, step: int, images: int, waited: float) -> None:
-        """After each step: images of all ranks in it, and the seconds it waited for its batch."""
+        """Counts a step that has ended. images: of all ranks; waited: seconds that the step waited for its batch."""
         self._images += images
         self._waited += waited
-        self._progress.move(step)
-        self._stand.move(step)
+        self._display.move(step)
+        self._progress_file.move(step)
 
     def rates(self) -> dict[str, float]:
         """TIMINGS since the last call: seconds, images per second of all ranks, share of the time spent waiting."""
@@ -59,69 +60,75 @@ class Monitor:
         return dict(zip(TIMINGS, values, strict=True))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, flushed, and TensorBoard's scalars of the same names, where they are `group/name`:
-        an evaluation's epoch would be a group of its own. Floats are exact (repr)."""
+        """Writes one line of metrics.jsonl, flushed, and TensorBoard's scalars. Floats are exact (repr).
+
+        TensorBoard gets names of the form `group/name` only: any other, such as an evaluation's epoch, would be shown
+        as a group of its own.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         grouped = {name: value for name, value in values.items() if "/" in name}
-        # One event for all: add_scalar makes one of each, 160 of them where LARS tells its trust ratios.
+        # One event for all values: add_scalar writes one for each, 160 of them with the trust ratios of LARS.
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in grouped.items()])
-        assert self._board.file_writer is not None, "it is there until close()"
-        self._board.file_writer.add_summary(summary, step)
-        self._progress.show(values)
-        self._stand.show(values)
+        assert self._tensorboard.file_writer is not None, "the writer exists until close()"
+        self._tensorboard.file_writer.add_summary(summary, step)
+        self._display.show(values)
+        self._progress_file.show(values)
 
     def warn_once(self, warning: str) -> None:
-        """Prints the first warning it is given, and no other."""
+        """Prints the warning, unless one was printed before."""
         if not self._warned:
-            self._progress.say(f"warning: {warning}")
+            self._display.say(f"warning: {warning}")
         self._warned = True
 
     def say(self, text: str) -> None:
-        """A line on the terminal, above the bar."""
-        self._progress.say(text)
+        """Prints a line on the terminal, above the bar."""
+        self._display.say(text)
 
     def images(self, views: Tensor, mean: Triple, std: Triple) -> None:
-        """views (N, V, 3, H, W), normalised: the first SHOWN samples, in TensorBoard and in pictures/views.png."""
-        picture = grid(to_bytes(views[:SHOWN].cpu(), mean, std))
+        """Draws the first VIEWS_SHOWN samples, in TensorBoard and in pictures/views.png.
+
+        views (N, V, 3, H, W): normalised with mean and std.
+        """
+        picture = grid(to_bytes(views[:VIEWS_SHOWN].cpu(), mean, std))
         (self.folder / "pictures").mkdir(exist_ok=True)
         write_whole(self.folder / "pictures" / "views.png", [png(picture)])
-        self._board.add_image("views", picture, 0)
+        self._tensorboard.add_image("views", picture, 0)
 
     def picture(self, step: int, path: Path) -> None:
-        """A PNG of the run, shown by its file's name in TensorBoard too."""
+        """Shows a PNG file of the run in TensorBoard, under the file's name."""
         with Image.open(path) as image:
-            self._board.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            self._tensorboard.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
-    def embedding(self, step: int, gallery: Gallery, classes: Sequence[str]) -> None:
-        """TensorBoard's projector, each point drawn as its image."""
-        side = gallery.image.shape[-1]
-        rows = min(len(gallery), (8192 // side) ** 2)  # its sprite is at most 8192 pixels wide
-        self._board.add_embedding(
-            gallery.x[:rows],
-            metadata=[classes[label] for label in gallery.label[:rows].tolist()],
-            label_img=gallery.image[:rows].float() / 255,
+    def embedding(self, step: int, sample: ImageSample, classes: Sequence[str]) -> None:
+        """Writes the features for TensorBoard's projector, which draws each point as its image."""
+        side = sample.image.shape[-1]
+        rows = min(len(sample), (8192 // side) ** 2)  # the projector's sprite is at most 8192 pixels wide
+        self._tensorboard.add_embedding(
+            sample.x[:rows],
+            metadata=[classes[label] for label in sample.label[:rows].tolist()],
+            label_img=sample.image[:rows].float() / 255,
             global_step=step,
             tag="encoder",
         )
 
     def close(self) -> None:
-        self._progress.close()
+        self._display.close()
         self._lines.close()
-        self._board.close()
+        self._tensorboard.close()
 
 
-def forget(metrics: Path, start_step: int) -> None:
-    """Cuts metrics.jsonl off before its first line that a run going on after start_step writes again.
+def truncate_metrics(metrics: Path, start_step: int) -> None:
+    """Removes the lines of metrics.jsonl from the first one that a run resumed at start_step writes again.
 
-    That is any line of a later step, an evaluation of start_step itself (the loop repeats the one that was due), and a
-    line that a kill left half-written.
+    That is a line of a later step, an evaluation of start_step itself (the loop repeats it), or a line that a kill left
+    half-written.
     """
     if not metrics.exists():
         return
-    kept = 0
+    kept_bytes = 0
     with metrics.open("r+b") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -129,5 +136,5 @@ def forget(metrics: Path, start_step: int) -> None:
             values = json.loads(line)
             if (values["step"], "train/loss" not in values) > (start_step, False):
                 break
-            kept += len(line)
-        file.truncate(kept)
+            kept_bytes += len(line)
+        file.truncate(kept_bytes)

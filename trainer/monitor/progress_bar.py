@@ -1,4 +1,4 @@
-"""How far the training is: a bar on a terminal, elsewhere a plain line now and then."""
+"""Shows the progress of a training: as a bar on a terminal, elsewhere as a plain line every few seconds."""
 
 import time
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 EVERY = 10.0  # seconds between plain lines
 
 
-class Pace:
-    """The time that the steps to come will take, from those since now, the first of them being after `step`."""
+class Eta:
+    """An estimate of the time that is left, from the speed since now; `step` steps are done already."""
 
     def __init__(self, step: int, total_steps: int):
-        self._first, self._total, self._began = step, total_steps, time.perf_counter()
+        self._first, self._total, self._started = step, total_steps, time.perf_counter()
 
     def seconds_left(self, step: int) -> float:
-        return (time.perf_counter() - self._began) / (step - self._first) * (self._total - step)
+        return (time.perf_counter() - self._started) / (step - self._first) * (self._total - step)
 
 
 class Bar:
-    """Drawn by rich: loss, images/s, share of the time spent waiting for data, time to go."""
+    """A progress bar by rich: loss, images/s, share of the time spent waiting for data, time to go."""
 
     def __init__(self, console: Console, total_steps: int, start_step: int):
         self._bar = Progress(
@@ -40,7 +40,7 @@ class Bar:
 
     def show(self, values: Mapping[str, float]) -> None:
         if "train/loss" in values:
-            self._bar.update(self._task, description=in_words(values))
+            self._bar.update(self._task, description=describe_metrics(values))
 
     def say(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False)
@@ -50,23 +50,23 @@ class Bar:
 
 
 class Lines:
-    """The same as text, every EVERY seconds and at the last step."""
+    """The same values as lines of text, every EVERY seconds and at the last step."""
 
     def __init__(self, console: Console, total_steps: int, start_step: int):
-        self._console, self._total, self._pace = console, total_steps, Pace(start_step, total_steps)
+        self._console, self._total, self._eta = console, total_steps, Eta(start_step, total_steps)
         self._printed = time.perf_counter()
-        self._words = ""
+        self._metrics = ""
 
     def move(self, step: int) -> None:
         now = time.perf_counter()
         if now - self._printed < EVERY and step < self._total:
             return
         self._printed = now
-        self.say(f"step {step}/{self._total}  {self._words}  {clock(self._pace.seconds_left(step))} to go")
+        self.say(f"step {step}/{self._total}  {self._metrics}  {clock(self._eta.seconds_left(step))} to go")
 
     def show(self, values: Mapping[str, float]) -> None:
         if "train/loss" in values:
-            self._words = in_words(values)
+            self._metrics = describe_metrics(values)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
@@ -75,13 +75,13 @@ class Lines:
         pass
 
 
-def in_words(values: Mapping[str, float]) -> str:
-    """What of the logged values stands beside the bar."""
-    words = [f"loss {values['train/loss']:.4f}"]
+def describe_metrics(values: Mapping[str, float]) -> str:
+    """The logged values that are shown next to the bar."""
+    parts = [f"loss {values['train/loss']:.4f}"]
     if "train/images_per_second" in values:
-        words.append(f"{values['train/images_per_second']:,.0f} images/s")
-        words.append(f"data wait {values['train/data_wait']:.0%}")
-    return "  ".join(words)
+        parts.append(f"{values['train/images_per_second']:,.0f} images/s")
+        parts.append(f"data wait {values['train/data_wait']:.0%}")
+    return "  ".join(parts)
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""progress.json: how far a run is, for those who ask from outside. Loads no torch."""
+"""Reads and writes progress.json, a run's progress for other processes. Loads no torch."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from kilobatch.trainer.monitor.progress_bar import Pace
+from kilobatch.trainer.monitor.progress_bar import Eta
 
 EVERY = 5.0  # seconds between two writings
 NAMES = {
@@ -22,10 +22,13 @@ NAMES = {
 }
 
 
-class Standing(BaseModel):
-    """time: when it was written, seconds since 1970; seconds_left: to the last step, at the speed since the start or
-    the resume; loss, knn, top1 (of the method's own classifier): the newest; images_per_second: of all ranks;
-    data_wait: share of the time."""
+class Progress(BaseModel):
+    """The progress of a run.
+
+    time: when it was written, seconds since 1970; seconds_left: to the last step, at the speed since the start or the
+    resume; loss, knn, top1 (of the method's own classifier): the newest values; images_per_second: of all ranks;
+    data_wait: the share of the time spent waiting for data.
+    """
 
     step: int
     steps: int
@@ -40,28 +43,34 @@ class Standing(BaseModel):
     top1: float | None = None
 
     @classmethod
-    def of(cls, run: Path) -> "Standing | None":
-        """None before a run's first steps, and where the file is no longer whole after a power failure."""
+    def of(cls, run: Path) -> "Progress | None":
+        """The progress of the run in this folder.
+
+        None before a run's first steps, and where the file is damaged after a power failure.
+        """
         try:
             return cls.model_validate_json((run / "progress.json").read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def write(self, run: Path) -> None:
-        """Renamed into place, not synced: a reader never sees a half, and training does not wait for the disk."""
-        beside = run / f".progress.json.{os.getpid()}"
-        beside.write_text(json.dumps(self.model_dump()))
-        beside.replace(run / "progress.json")
+        """Writes the file under another name and renames it, so that a reader never sees half of it.
+
+        It is not synced: training does not wait for the disk.
+        """
+        temporary = run / f".progress.json.{os.getpid()}"
+        temporary.write_text(json.dumps(self.model_dump()))
+        temporary.replace(run / "progress.json")
 
 
-class Stand:
-    """Keeps progress.json: every EVERY seconds, at an evaluation's end and at the last step."""
+class ProgressWriter:
+    """Writes progress.json every EVERY seconds, at an evaluation's end and at the last step."""
 
     def __init__(self, run: Path, total_steps: int, start_step: int, epochs: int):
         self._run, self._total, self._epochs = run, total_steps, epochs
-        self._start, self._step, self._pace = start_step, start_step, Pace(start_step, total_steps)
-        before = Standing.of(run)
-        self._newest = {"knn": before.knn, "top1": before.top1} if before else {}
+        self._start, self._step, self._eta = start_step, start_step, Eta(start_step, total_steps)
+        earlier = Progress.of(run)
+        self._newest = {"knn": earlier.knn, "top1": earlier.top1} if earlier else {}
         self._write()
 
     def move(self, step: int) -> None:
@@ -70,19 +79,19 @@ class Stand:
             self._write()
 
     def show(self, values: Mapping[str, float]) -> None:
-        found = {NAMES[name]: value for name, value in values.items() if name in NAMES}
-        self._newest |= found
-        if "knn" in found or "top1" in found:
+        shown = {NAMES[name]: value for name, value in values.items() if name in NAMES}
+        self._newest |= shown
+        if "knn" in shown or "top1" in shown:
             self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        Standing(
+        Progress(
             step=self._step,
             steps=self._total,
             epoch=self._step * self._epochs / self._total,
             epochs=self._epochs,
             time=time.time(),
-            seconds_left=self._pace.seconds_left(self._step) if self._step > self._start else None,
+            seconds_left=self._eta.seconds_left(self._step) if self._step > self._start else None,
             **self._newest,
         ).write(self._run)

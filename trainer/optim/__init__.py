@@ -1,1 +1,1 @@
-"""Optimizers, schedules, and where ZeRO keeps what they update."""
+"""Optimizers, learning-rate schedules, and ZeRO's partitions of parameters."""

@@ -1,4 +1,4 @@
-"""LARS: You, Gitman, Ginsburg, 2017. arxiv.org/abs/1708.03888; in the three forms that papers' numbers come from."""
+"""LARS (You, Gitman, Ginsburg, 2017, arxiv.org/abs/1708.03888), in the three forms that papers' numbers come from."""
 
 # pyright: reportPrivateImportUsage=false
 # torch._foreach_* have an underscore, but are what torch's own optimizers are made of.
@@ -11,36 +11,36 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from kilobatch.data.errors import Refusal, did_you_mean
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.trainer.optim.options import Dialect
 from kilobatch.trainer.optim.zero_partitions import Partition
 
-ROW = 1024  # elements of a tensor that are squared and summed in fp32; the sums of rows are added in fp64
+ROW = 1024  # elements whose squares are summed in fp32; the sums of such rows are added in fp64
 EPSILON = 1e-8  # in the denominators of bolts and larc, as their authors have it
 
 
 class LARS(Optimizer):
-    """Every tensor's step is made proportional to its own norm, by the trust ratio q:
+    """An optimizer that makes each tensor's step proportional to the tensor's norm, by the trust ratio q:
 
         google  u = g + λ w;  q = η |w| / |u|;                   m = μ m + lr q u;  w -= m
         bolts   u = g + λ w;  q = η |w| / (|g| + λ |w| + ε);     m = μ m + q u;     w -= lr m
         larc    as bolts, with q = min(q / lr, 1)
 
     google is `lars_optimizer.py` of google-research/simclr (classic momentum), bolts is `lars.py` of Lightning Bolts,
-    larc is NVIDIA apex's LARC (clip) around torch's SGD. With google a new lr leaves alone what the momentum holds;
-    with larc the schedule has no effect on a tensor as long as its ratio is below lr.
+    larc is NVIDIA apex's LARC (clip) around torch's SGD. With google a change of lr does not scale what the momentum
+    already holds; with larc the schedule has no effect on a tensor as long as its ratio is below lr.
 
-    Where |w| or the gradient's norm is 0, q = 1; bolts and larc then leave the decay out too. With λ = 0 bolts still
-    adapts here; its authors' code then does not. nesterov: w -= μ m + lr q u (google), lr (μ m + q u) (the others).
+    Where |w| or the gradient's norm is 0, q = 1; bolts and larc then omit the decay, too. With λ = 0 bolts adapts here,
+    whereas its authors' code does not. nesterov: w -= μ m + lr q u (google), lr (μ m + q u) (the others).
 
-    A parameter group has `adapt`: False is plain momentum SGD. A group that does not say is split: tensors with one
-    dimension or none (biases, norms) are neither adapted nor decayed. `names` of a group, if given, name its tensors in
-    trust_ratios().
+    A parameter group with `adapt` False is updated by plain momentum SGD. A group without `adapt` is split in two: its
+    tensors with one dimension or none (biases, norms) are neither adapted nor decayed. The optional `names` of a group
+    name its tensors in trust_ratios().
 
     Under DeepSpeed's ZeRO 1 and 2 a group holds one flat tensor of this rank, and step() is called for one group at a
-    time: cut() says where in it the parameters stand. The squares of each parameter's fragments are then summed over
-    ranks, in one all-reduce of two numbers for each parameter of the adapted group, which all ranks join, also one that
-    holds no fragment.
+    time; use_partitions() says where the parameters lie in it. The squares of each parameter's fragments are then
+    summed over ranks, in one all-reduce of two numbers for each parameter of the adapted group. All ranks take part in
+    it, also one that holds no fragment.
 
     Raises Refusal for an unknown dialect or a negative number.
     """
@@ -69,8 +69,8 @@ class LARS(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if "adapt" in param_group:
             return super().add_param_group(param_group)
-        given = param_group["params"]
-        tensors = [given] if isinstance(given, Tensor) else list(given)
+        params = param_group["params"]
+        tensors = [params] if isinstance(params, Tensor) else list(params)
         matrices, vectors = [p for p in tensors if p.ndim > 1], [p for p in tensors if p.ndim <= 1]
         if matrices:
             super().add_param_group({**param_group, "params": matrices, "adapt": True})
@@ -78,8 +78,8 @@ class LARS(Optimizer):
             super().add_param_group({**param_group, "params": vectors, "adapt": False, "weight_decay": 0.0})
         return None
 
-    def cut(self, partitions: Sequence[Partition]) -> None:
-        """Each group's only parameter is its partition's flat tensor now: once, when ZeRO has cut the groups."""
+    def use_partitions(self, partitions: Sequence[Partition]) -> None:
+        """Updates the partitions' flat tensors from now on. Call it once ZeRO has put one in place of each group."""
         self._partitions = {part.flat: part for part in partitions}
 
     @torch.no_grad()
@@ -89,14 +89,14 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for i, group in enumerate(self.param_groups):
-            held = [k for k, p in enumerate(group["params"]) if p.grad is not None]
-            if held:
-                self._step_group(i, group, held)
+            with_grad = [k for k, p in enumerate(group["params"]) if p.grad is not None]
+            if with_grad:
+                self._step_group(i, group, with_grad)
         return loss
 
-    def _step_group(self, i: int, group: dict[str, Any], held: list[int]) -> None:
-        """held: which of the group's parameters have a gradient."""
-        tensors: list[Tensor] = [group["params"][k] for k in held]
+    def _step_group(self, i: int, group: dict[str, Any], with_grad: list[int]) -> None:
+        """with_grad: the indices of the group's parameters that have a gradient."""
+        tensors: list[Tensor] = [group["params"][k] for k in with_grad]
         grads: list[Tensor] = [p.grad for p in tensors if p.grad is not None]
         for p in tensors:
             if "momentum_buffer" not in self.state[p]:
@@ -105,7 +105,7 @@ class LARS(Optimizer):
         part = self._partitions.get(tensors[0])
         if part is None:
             names = group.get("names") or [f"{i}.{k}" for k in range(len(group["params"]))]
-            self._update(group, tensors, grads, buffers, [names[k] for k in held], None)
+            self._update(group, tensors, grads, buffers, [names[k] for k in with_grad], None)
         else:
             self._update(group, part.of(tensors[0]), part.of(grads[0]), part.of(buffers[0]), part.names, part)
 
@@ -120,8 +120,8 @@ class LARS(Optimizer):
     ) -> None:
         """weights, grads, buffers: whole tensors, one for each of names, or the fragments of part."""
         lr, momentum = group["lr"], group["momentum"]
-        inside = lr if self.dialect == "google" else 1.0  # what the momentum holds besides q u
-        outside = 1.0 if self.dialect == "google" else lr
+        inside = lr if self.dialect == "google" else 1.0  # the factor of q u in the momentum
+        outside = 1.0 if self.dialect == "google" else lr  # the factor of the momentum in the step
 
         if group["adapt"]:
             updates, ratios = self._adapted(weights, grads, group, part)
@@ -130,7 +130,7 @@ class LARS(Optimizer):
         else:
             updates = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"])) if weights else []
             factors = inside
-        if not weights:  # a rank without a fragment of this group has joined the all-reduce, and is done
+        if not weights:  # this rank has no fragment of the group, and has taken part in the all-reduce
             return
         torch._foreach_mul_(updates, factors)
         torch._foreach_mul_(buffers, momentum)
@@ -144,7 +144,7 @@ class LARS(Optimizer):
     def _adapted(
         self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any], part: Partition | None
     ) -> tuple[list[Tensor], Tensor]:
-        """u of every tensor or fragment, and (P,) the q of every parameter, also of those without a fragment here."""
+        """u of every tensor or fragment of this rank, and (P,) q of every parameter of the group."""
         decay, trust = group["weight_decay"], group["trust_coefficient"]
         if self.dialect == "google":
             updates = list(torch._foreach_add(grads, weights, alpha=decay)) if weights else []
@@ -164,7 +164,7 @@ class LARS(Optimizer):
         return updates, ratios
 
     def _norms(self, first: list[Tensor], second: list[Tensor], part: Partition | None) -> tuple[Tensor, Tensor]:
-        """(P,) and (P,): the norms of every parameter, from whole tensors or from the fragments of all ranks."""
+        """(P,) and (P,): the two norms of each parameter, from whole tensors or from the fragments of all ranks."""
         if part is None:
             squared = torch.stack([squares(first), squares(second)])
             dtype = first[0].dtype
@@ -173,19 +173,19 @@ class LARS(Optimizer):
             squared = torch.zeros(2, len(part.names), dtype=torch.float64, device=part.flat.device)
             if first:
                 squared[:, part.parameters] = torch.stack([squares(first), squares(second)])
-            squared = across.all_sum(squared)
+            squared = collectives.all_reduce_sum(squared)
         a, b = squared.sqrt().to(dtype).unbind()
         return a, b
 
     def trust_ratios(self) -> dict[str, Tensor]:
-        """q of the last step for every adapted tensor, 0-dimensional on its device; reading them waits for it."""
+        """q of each adapted tensor in the last step, 0-dimensional, on the tensor's device."""
         return dict(self._ratios)
 
 
 def squares(tensors: list[Tensor]) -> Tensor:
-    """(P,) fp64: each tensor's squared 2-norm, to fp32's precision however large it is, so that it does not depend on
-    where a tensor is cut. torch's own norm on a CPU adds one element after the other: 4e-5 off at 2.4 million."""
-    if tensors[0].is_cuda:  # there it adds by blocks, and in one kernel for all
+    """(P,) fp64: each tensor's squared 2-norm, to fp32's precision for any size, so that it does not depend on where
+    ZeRO splits the tensor. torch's own norm on a CPU adds one element after the other: 4e-5 off at 2.4 million."""
+    if tensors[0].is_cuda:  # on a GPU torch's norm adds by blocks, in one kernel for all tensors
         return torch.stack(torch._foreach_norm(tensors)).double().square()
     return torch.stack([_square(x.reshape(-1)) for x in tensors])
 

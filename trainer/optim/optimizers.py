@@ -1,4 +1,4 @@
-"""Optimizers by recipe: LARS is ours; SGD and AdamW are torch's, LAMB is pytorch-optimizer's."""
+"""Builds a recipe's optimizer: LARS of this project, SGD and AdamW of torch, LAMB of pytorch-optimizer."""
 
 from math import sqrt
 from typing import Any
@@ -17,12 +17,12 @@ def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:
     return options.lr * factors[options.scaling]
 
 
-def build(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Optimizer:
-    """An optimizer over the module's trainable parameters, with scaled_lr, in two groups, or three.
+def build_optimizer(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Optimizer:
+    """An optimizer over the module's trainable parameters, in up to three groups, with the learning rate scaled_lr.
 
-    Those with one dimension or none (biases, norms, scales) have no decay and, in LARS and LAMB, no adaptation; those
-    that the module names as `unadapted` have decay alone. Each group's "names" are its parameters' names. Put the
-    module on its device first.
+    Parameters with one dimension or none (biases, norms, scales) have no decay and, in LARS and LAMB, no adaptation;
+    those that the module lists in `unadapted` have decay alone. Each group's "names" are its parameters' names. The
+    module must be on its device before.
     """
     groups = [group for group in parameter_groups(module, options.weight_decay) if group["params"]]
     lr = scaled_lr(options, global_batch)
@@ -43,16 +43,17 @@ def build(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Op
         case "lamb":
             from pytorch_optimizer import Lamb  # a second to import
 
-            # You et al., 2020, algorithm 2 of version 3 (arxiv.org/abs/1904.00962v3): the decay stands in the adapted
-            # update, and moments are not corrected for their start from zero: warm-up sees to that. "adam" turns the
-            # trust ratio off, "adam_debias" a correction of the rate by 1/(1 - β1^t): ten times lr in the first step.
+            # You et al., 2020, algorithm 2 of version 3 (arxiv.org/abs/1904.00962v3): the decay is part of the adapted
+            # update, and moments are not corrected for their start from zero, because warm-up makes up for it. "adam"
+            # switches the trust ratio off; "adam_debias" switches off a correction of the rate by 1/(1 - β1^t), which
+            # is ten times lr in the first step.
             lamb = [{**group, "adam": not group["adapt"], "adam_debias": True} for group in groups]
             return Lamb(lamb, lr, betas=options.betas, eps=options.epsilon, weight_decouple=False, foreach=True)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The decayed and adapted parameters, then the decayed ones, then the excluded ones; any may be empty."""
-    plain = getattr(module, "unadapted", ())
+    """Three groups, any of which may be empty: decayed and adapted, decayed only, neither."""
+    unadapted = getattr(module, "unadapted", ())
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
     def group(members: list[tuple[str, nn.Parameter]], decay: float, adapt: bool) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         return {"params": params, "names": names, "weight_decay": decay, "adapt": adapt}
 
     return [
-        group([(name, p) for name, p in named if p.ndim > 1 and name not in plain], weight_decay, True),
-        group([(name, p) for name, p in named if p.ndim > 1 and name in plain], weight_decay, False),
+        group([(name, p) for name, p in named if p.ndim > 1 and name not in unadapted], weight_decay, True),
+        group([(name, p) for name, p in named if p.ndim > 1 and name in unadapted], weight_decay, False),
         group([(name, p) for name, p in named if p.ndim <= 1], 0.0, False),
     ]

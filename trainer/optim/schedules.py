@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs no schedule state."""
+"""Computes the learning rate from the step alone, so that a resumed run needs no schedule state."""
 
 from math import cos, pi
 from typing import Literal
@@ -43,10 +43,10 @@ def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
 
 
 def lr_at(options: ScheduleOptions, base: float, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, … total - 1: base·step/warm-up at first, then cosine, constant
-    or in steps at the milestones.
+    """The learning rate of step 0, 1, … total - 1: base·step/warm-up at first, then by a cosine, constant, or falling
+    at the milestones.
 
-    As `model_util.learning_rate_schedule` of google-research/simclr has it, so step 0 of a warm-up has lr 0.
+    Step 0 of a warm-up has lr 0, as in `model_util.learning_rate_schedule` of google-research/simclr.
     """
     warmup, total = round(options.warmup_epochs * steps_per_epoch), total_steps(options, steps_per_epoch)
     if step < warmup:

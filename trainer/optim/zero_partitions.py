@@ -1,8 +1,8 @@
-"""Which parts of which parameters a rank updates under DeepSpeed's ZeRO stages 1 and 2: for LARS and for checkpoints.
+"""Finds the parts of parameters that a rank updates under ZeRO stages 1 and 2, for LARS and for checkpoints.
 
-ZeRO (Rajbhandari et al., 2020, arxiv.org/abs/1910.02054) lays each group's parameters end to end, pads them, and gives
-every rank an equal piece, which starts and ends in the middle of parameters. The optimizer then holds, for each group,
-one flat fp32 tensor of this rank alone: updates of single elements are right on it, norms of tensors are not.
+ZeRO (Rajbhandari et al., 2020, arxiv.org/abs/1910.02054) puts each group's parameters end to end, pads them, and gives
+every rank an equal piece, which may start and end in the middle of a parameter. The optimizer then holds one flat fp32
+tensor of this rank for each group: updates by element are right on it, norms of parameters are not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.shard import Piece
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of a flattened parameter, which stand at [at, at + numel) of a flat tensor."""
+    """Elements [start, start + numel) of a flattened parameter, which lie at [at, at + numel) of a flat tensor."""
 
-    parameter: int  # its place in the group
+    parameter: int  # index in the group
     start: int
     at: int
     numel: int
@@ -35,9 +35,10 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Partition:
-    """What this rank updates of one parameter group; nothing of it where a small group has many ranks.
+    """The part of one parameter group that this rank updates. It may be empty where a small group has many ranks.
 
-    flat: (n,) fp32, the group's only parameter now; names, shapes: of all the group's parameters.
+    flat: (n,) fp32, which the optimizer has as the group's only parameter; names, shapes: of all of the group's
+    parameters.
     """
 
     flat: Tensor
@@ -47,22 +48,22 @@ class Partition:
 
     @cached_property
     def parameters(self) -> Tensor:
-        """(fragments,) int64: the parameter of each."""
+        """(fragments,) int64: the index of each fragment's parameter."""
         return torch.tensor([f.parameter for f in self.fragments], dtype=torch.int64, device=self.flat.device)
 
     def of(self, flat: Tensor) -> list[Tensor]:
-        """The fragments of something laid out as flat is: a gradient, a momentum."""
+        """The fragments of a tensor that is laid out like `flat`, such as its gradient or momentum."""
         return [fragment.of(flat) for fragment in self.fragments]
 
 
 def partitions(zero: Any, names: Mapping[nn.Parameter, str]) -> list[Partition]:
-    """Of each of the optimizer's groups. zero: DeepSpeed's DeepSpeedZeroOptimizer; names: of all parameters.
+    """The partition of each of the optimizer's groups. zero: a DeepSpeedZeroOptimizer; names: of all parameters.
 
-    Its parameters' `_hp_mapping` would say the same, but is wrong with round_robin_gradients; what is read here is the
-    layout that it flattens and unflattens by.
+    This reads the layout by which DeepSpeed flattens and unflattens parameters. The parameters' `_hp_mapping` would be
+    easier to read, but is wrong with round_robin_gradients.
     """
-    rank = across.rank()
-    found = []
+    rank = collectives.rank()
+    partitions = []
     for i, flat in enumerate(zero.single_partition_of_fp32_groups):
         members: list[nn.Parameter] = zero.round_robin_bit16_groups[i]
         first, last = rank * len(flat), (rank + 1) * len(flat)
@@ -72,22 +73,25 @@ def partitions(zero: Any, names: Mapping[nn.Parameter, str]) -> list[Partition]:
             if start < end:
                 fragments.append(Fragment(k, start - offset, start - first, end - start))
         for f in fragments:
-            held = members[f.parameter].detach().reshape(-1)[f.start : f.start + f.numel]
-            assert torch.equal(f.of(flat), held), f"DeepSpeed keeps {names[members[f.parameter]]} elsewhere"
-        found.append(Partition(flat, [names[p] for p in members], [tuple(p.shape) for p in members], fragments))
-    return found
+            expected = members[f.parameter].detach().reshape(-1)[f.start : f.start + f.numel]
+            assert torch.equal(f.of(flat), expected), f"DeepSpeed keeps {names[members[f.parameter]]} elsewhere"
+        partitions.append(Partition(flat, [names[p] for p in members], [tuple(p.shape) for p in members], fragments))
+    return partitions
 
 
 @torch.no_grad()
 def refresh(zero: Any) -> None:
-    """Copies the parameters, equal on all ranks, into this rank's fp32 masters: after a checkpoint was read."""
+    """Copies the parameters, which are equal on all ranks, into this rank's fp32 masters. Needed after a restore."""
     for flat, parts in zip(zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True):
-        flat.copy_(parts[across.rank()])
+        flat.copy_(parts[collectives.rank()])
 
 
 def state_pieces(optimizer: Optimizer, parts: Sequence[Partition]) -> dict[str, Piece]:
-    """optimizer.KEY.NAME, as an optimizer that holds whole parameters would have them: this rank's slice of what goes
-    with a parameter's elements, and the whole of a step count, which the parameters of a group have in common."""
+    """The optimizer's state as pieces optimizer.KEY.NAME, named as by an optimizer that holds whole parameters.
+
+    State with an element for each of a parameter's gives this rank's slice; a step count, which the parameters of a
+    group have in common, is whole.
+    """
     pieces = {}
     for part in parts:
         for key, value in optimizer.state.get(part.flat, {}).items():
@@ -105,7 +109,7 @@ def state_pieces(optimizer: Optimizer, parts: Sequence[Partition]) -> dict[str, 
 
 @torch.no_grad()
 def restore_state(optimizer: Optimizer, parts: Sequence[Partition], saved: Saved) -> None:
-    """Takes what state_pieces, or an optimizer with whole parameters, gave; reads this rank's slices only.
+    """Loads the state saved by state_pieces or by an optimizer with whole parameters; reads this rank's slices only.
 
     Raises Refusal where a group's parameters had different step counts, which one flat tensor cannot have, or where
     some had a state and others none.

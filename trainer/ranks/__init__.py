@@ -1,1 +1,1 @@
-"""A rank's process: forked for checks, its heartbeat, its quick start."""
+"""The process of one rank: its heartbeat, its quick start, and process groups for checks."""

@@ -1,17 +1,23 @@
-"""A worker's signs of life, for whoever started it: without one for long, it is taken to hang."""
+"""Heartbeats of a worker to its launcher, which takes a worker that sends none for long to hang."""
 
 import contextlib
 import os
 
-VARIABLE = "KILOBATCH_PULSE_FD"
-PACE = b"#"  # of those that every rank gives as often, so that one that hangs is behind
-# Taken out of the environment: in a process that this one starts, the number would mean another file.
+VARIABLE = "KILOBATCH_HEARTBEAT_FD"
+# Sent by every rank equally often (twice a step), so that the rank with the fewest is the one that hangs.
+PACE = b"#"
+# Removed from the environment, because in a child process the number would stand for another file.
 _PIPE = os.environ.pop(VARIABLE, None)
 
 
-def beat(pace: bool = False) -> None:
-    """To be called wherever work gets on, some times a minute at least; a microsecond. Nobody may be listening."""
+def heartbeat(in_step: bool = False) -> None:
+    """Sends a heartbeat; does nothing without a launcher. Takes a microsecond.
+
+    To be called wherever work makes progress, at least a few times a minute. in_step: it is one of the two that every
+    rank sends in each step.
+    """
     if _PIPE is not None:
-        # Full: signs enough. Broken: the launcher has died, and the kernel is about to end this process, too.
+        # A full pipe holds heartbeats enough. A broken one means that the launcher has died: the kernel will then end
+        # this process, too.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(int(_PIPE), PACE if pace else b".")
+            os.write(int(_PIPE), PACE if in_step else b".")

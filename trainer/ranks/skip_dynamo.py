@@ -1,4 +1,4 @@
-"""Keeps torch from importing its compiler, 2 s of each worker's start, where no optimizer is compiled."""
+"""Keeps torch from importing its compiler, which takes 2 s of each worker's start, where no optimizer is compiled."""
 
 import inspect
 
@@ -8,10 +8,11 @@ from torch.optim import SGD, AdamW, Optimizer
 _MARKED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
-def spare_the_compiler() -> None:
-    """From here on these methods of optimizers are what they were before torch marked them: as not to be compiled, and
-    step as one whose graph is to be broken. The marks do nothing but import the compiler at their first call, and
-    step's switches gradients off. For a process that compiles at most its network, before its first optimizer.
+def skip_dynamo() -> None:
+    """Removes the decorators by which torch marks these optimizer methods for its compiler.
+
+    At their first call they import the compiler (2 s) and do nothing else, but that step's also switches gradients off,
+    so no_grad is put back. Call it before the first optimizer, in a process that compiles none.
     """
     for name in _MARKED:
         setattr(Optimizer, name, inspect.unwrap(getattr(Optimizer, name)))

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from kilobatch.trainer.ranks.skip_dynamo import spare_the_compiler
+from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
 
-# Imported once, by the process that all ranks are forked from, which runs nothing. Nothing here may read from the
-# environment what a rank is to have from its caller, or ask for a GPU, which no fork can use afterwards: hence neither
-# Triton nor DeepSpeed.
+# Modules that the process from which all ranks are forked imports once. They may not read the environment, since each
+# rank gets its caller's only later, nor ask for a GPU, which a forked process cannot use afterwards. So neither Triton
+# nor DeepSpeed may be among them.
 PRELOAD = [
     "torch.distributed",
     "kilobatch.trainer.checkpoint.writer",
@@ -30,17 +30,17 @@ PRELOAD = [
 
 
 def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
-    """fn(*args) in `world` processes that share one gloo group -> what each rank returned, in rank order.
+    """Runs fn(*args) in `world` processes that share one gloo group; returns every rank's result, in rank order.
 
-    fn stands at a module's top level; args and results are pickled. One torch thread per process. The processes meet
-    through a file of their own, so that calls at the same time cannot collide.
+    fn is a function at the top level of a module; args and results are pickled. Each process has one torch thread. The
+    group is initialised through a file of its own, so that calls at the same time cannot collide.
     Raises ProcessRaisedException with the traceback of a rank that raised, ProcessExitedException for one that died,
     TimeoutError after `timeout` seconds; no process outlives the call.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        given = (world, folder, timeout, dict(os.environ), pickle.dumps((fn, args)))
-        context = start_processes(_run, given, world, join=False, start_method="forkserver")
+        arguments = (world, folder, timeout, dict(os.environ), pickle.dumps((fn, args)))
+        context = start_processes(_run, arguments, world, join=False, start_method="forkserver")
         assert context is not None
         deadline = time.monotonic() + timeout
         try:
@@ -63,22 +63,25 @@ def _run(
     environment: Mapping[str, str],
     pickled: bytes,
 ) -> None:
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    threading.Thread(target=_exit_with_caller, daemon=True).start()
     os.environ.clear()
     os.environ |= environment
-    spare_the_compiler()
+    skip_dynamo()
     fn, args = pickle.loads(pickled)  # imports fn's module, so not before the environment is the caller's
     torch.set_num_threads(1)
-    where = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
     try:
         torch.save(fn(*args), Path(folder, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
 
 
-def _end_with_the_caller() -> None:
-    """A rank's parent is the process it was forked from, which outlives a caller that is killed."""
+def _exit_with_caller() -> None:
+    """Ends this rank when the process that called run_ranks ends.
+
+    The operating system's parent of a rank is the fork server, which outlives a caller that is killed.
+    """
     caller = multiprocessing.parent_process()
     assert caller is not None
     wait([caller.sentinel])

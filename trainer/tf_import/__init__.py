@@ -1,1 +1,1 @@
-"""The authors' TensorFlow checkpoints, without TensorFlow."""
+"""Imports the TensorFlow checkpoints of SimCLR's authors, without TensorFlow."""

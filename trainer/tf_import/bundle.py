@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints, read without TensorFlow: NAME.index and NAME.data-00000-of-0000N, its "V2" format.
+"""Reads TensorFlow's checkpoints without TensorFlow: NAME.index and NAME.data-00000-of-0000N, its "V2" format.
 
 The index is a table of protocol buffers: BundleHeaderProto under the empty key, a BundleEntryProto for each tensor
 (tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/tensor_bundle).
@@ -18,12 +18,15 @@ from kilobatch.trainer.tf_import.crc32c import masked_crc32c
 from kilobatch.trainer.tf_import.table import read_table, varint
 
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 19: np.float16}  # DataType of types.proto
-Fields = dict[int, list[Any]]  # of a message: numbers as int, all else as bytes
+Fields = dict[int, list[Any]]  # a message's values by field number: numbers as int, all others as bytes
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor of a checkpoint: `size` bytes at `offset` of a shard. dtype: TensorFlow's number; sliced: in parts."""
+class BundleEntry:
+    """A tensor of a checkpoint: `size` bytes at `offset` of a data file.
+
+    shard: the data file's number; dtype: TensorFlow's number of the type; sliced: the tensor is stored in parts.
+    """
 
     dtype: int
     shape: tuple[int, ...]
@@ -38,7 +41,7 @@ class Bundle:
     """An open checkpoint. entries: its tensors by name."""
 
     def __init__(self, prefix: Path) -> None:
-        """prefix: path without .index. Raises Refusal where files are absent, damaged or not of this format."""
+        """prefix: the path without .index. Raises Refusal where files are absent, damaged or of another format."""
         self.prefix = prefix
         self._index = prefix.with_name(prefix.name + ".index")
         try:
@@ -59,7 +62,7 @@ class Bundle:
             raise Refusal(f"{missing[0]} is missing in {prefix.parent}: the checkpoint has {self.shards} data files")
 
     def read(self, name: str) -> NDArray[Any]:
-        """A tensor, in its own type. Raises Refusal where its bytes are not those that were written."""
+        """A tensor, in its own type. Raises Refusal where its bytes are missing or do not match their checksum."""
         if name not in self.entries:
             raise Refusal(f"checkpoint {self.prefix} has no variable '{name}'{did_you_mean(name, self.entries)}")
         entry = self.entries[name]
@@ -67,12 +70,12 @@ class Bundle:
             what = "is cut into slices" if entry.sliced else f"is of TensorFlow's type {entry.dtype}"
             raise Refusal(f"variable '{name}' of checkpoint {self.prefix} {what}, which is not read")
         dtype, path = np.dtype(DTYPES[entry.dtype]), self._shard(entry.shard)
-        held = math.prod(entry.shape) * dtype.itemsize
+        expected = math.prod(entry.shape) * dtype.itemsize
         with path.open("rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
-        if len(data) != entry.size or len(data) != held:
-            raise Refusal(f"{path}: variable '{name}' has {len(data)} bytes there instead of {held}; copy it anew")
+        if len(data) != entry.size or len(data) != expected:
+            raise Refusal(f"{path}: variable '{name}' has {len(data)} bytes there instead of {expected}; copy it anew")
         if masked_crc32c(data) != entry.crc:
             raise Refusal(f"{path}: the checksum of variable '{name}' does not match its bytes; copy it anew")
         return np.frombuffer(data, dtype).reshape(entry.shape)
@@ -81,33 +84,36 @@ class Bundle:
         return self.prefix.with_name(f"{self.prefix.name}.data-{number:05}-of-{self.shards:05}")
 
 
-def find(where: Path) -> Path:
-    """The prefix of the checkpoint that somebody names: by it, by one of its files or by its folder (also a
-    SavedModel's), where the file `checkpoint` may say which is the newest. Raises Refusal."""
-    if where.is_dir():
-        folder = where / "variables" if (where / "saved_model.pb").is_file() else where
+def find_checkpoint(path: Path) -> Path:
+    """The prefix of the checkpoint that path names.
+
+    path: the prefix itself, one of the checkpoint's files, or its folder, also a SavedModel's. In a folder with several
+    checkpoints the file `checkpoint` says which is the newest. Raises Refusal.
+    """
+    if path.is_dir():
+        folder = path / "variables" if (path / "saved_model.pb").is_file() else path
         if (state := folder / "checkpoint").is_file():
             named = re.search(r'^model_checkpoint_path: "(.+)"', state.read_text("utf-8", "replace"), re.MULTILINE)
             if named and (found := folder / Path(named[1]).name).with_name(f"{found.name}.index").is_file():
                 return found
-        names = sorted(path.name.removesuffix(".index") for path in folder.glob("*.index"))
+        names = sorted(file.name.removesuffix(".index") for file in folder.glob("*.index"))
         if len(names) == 1:
             return folder / names[0]
         if names:
-            raise Refusal(f"{where} holds {len(names)} checkpoints; name one of them: {', '.join(names[:4])}")
-        raise Refusal(f"{where} holds no TensorFlow checkpoint: no file there ends in .index")
-    prefix = where.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5}|meta)$", "", where.name))
+            raise Refusal(f"{path} holds {len(names)} checkpoints; name one of them: {', '.join(names[:4])}")
+        raise Refusal(f"{path} holds no TensorFlow checkpoint: no file there ends in .index")
+    prefix = path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5}|meta)$", "", path.name))
     if prefix.with_name(prefix.name + ".index").is_file():
         return prefix
     if prefix.is_file():
-        raise Refusal(f"{where} is one file; a TensorFlow checkpoint has an index beside its data, {prefix.name}.index")
+        raise Refusal(f"{path} is one file; a TensorFlow checkpoint has an index beside its data, {prefix.name}.index")
     raise Refusal(f"there is no TensorFlow checkpoint {prefix}: {prefix.name}.index is missing")
 
 
-def _entry(message: bytes) -> Entry:
+def _entry(message: bytes) -> BundleEntry:
     fields = _fields(message)
     shape = _fields(fields.get(2, [b""])[0])
-    return Entry(
+    return BundleEntry(
         dtype=_number(fields, 1),
         shape=tuple(_number(_fields(dim), 1) for dim in shape.get(2, [])),
         shard=_number(fields, 3),
@@ -126,8 +132,8 @@ def _number(fields: Fields, field: int) -> int:
 
 
 def _fields(message: bytes) -> Fields:
-    """The fields of a protocol buffer, in their order. Raises ValueError."""
-    found: Fields = {}
+    """The fields of a protocol buffer, each with its values in order. Raises ValueError where it is damaged."""
+    fields: Fields = {}
     at = 0
     while at < len(message):
         tag, at = varint(message, at)
@@ -143,7 +149,7 @@ def _fields(message: bytes) -> Fields:
                 value, at = message[at : at + size], at + size
             case wire:
                 raise ValueError(f"a message in it has a field of kind {wire}")
-        found.setdefault(tag >> 3, []).append(value)
+        fields.setdefault(tag >> 3, []).append(value)
     if at != len(message):
         raise ValueError("a message in it is cut off")
-    return found
+    return fields

@@ -1,16 +1,16 @@
-"""CRC-32C (Castagnoli), as TensorFlow's checkpoints carry it."""
+"""CRC-32C (Castagnoli), the checksum in TensorFlow's checkpoints."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.numba_jit import Bytes, Whole, exact
+from kilobatch.data.numba_jit import Bytes, Integer, exact
 
 POLYNOMIAL = 0x82F63B78  # bits reversed
 Words = NDArray[np.uint32]
 
 
 def _tables() -> Words:
-    """(8, 256): what a byte does to the register that is still 0 to 7 bytes away from its end."""
+    """(8, 256): row k holds what each value of a byte adds to the register once k more bytes have followed it."""
     tables = np.zeros((8, 256), np.uint32)
     register = np.arange(256, dtype=np.uint32)
     for _ in range(8):
@@ -25,10 +25,10 @@ TABLES = _tables()
 
 
 @exact
-def _register(data: Bytes, tables: Words) -> Whole:
+def _register(data: Bytes, tables: Words) -> Integer:
     low = np.uint32(0xFFFFFFFF)
     whole = len(data) // 8 * 8
-    for i in range(0, whole, 8):  # eight bytes at a time: four meet the register, four follow it
+    for i in range(0, whole, 8):  # eight bytes at a time: the first four are combined with the register
         low ^= (
             np.uint32(data[i])
             | np.uint32(data[i + 1]) << 8
@@ -55,6 +55,6 @@ def crc32c(data: bytes | memoryview | Bytes) -> int:
 
 
 def masked_crc32c(data: bytes | memoryview | Bytes) -> int:
-    """As it is stored beside the data that it is of: turned by 15 bits and moved (LevelDB's crc32c.h)."""
+    """The CRC as it is stored with its data: rotated by 15 bits, plus a constant (LevelDB's crc32c.h)."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

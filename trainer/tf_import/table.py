@@ -1,4 +1,4 @@
-"""TensorFlow's index of a checkpoint: a sorted table of keys and values in LevelDB's format.
+"""Reads TensorFlow's index of a checkpoint: a sorted table of keys and values in LevelDB's format.
 
 Format: github.com/google/leveldb, doc/table_format.md; TensorFlow's form: tensorflow/core/lib/io/format.cc.
 """
@@ -13,23 +13,23 @@ TRAILER = 5  # bytes after each block: its compression, its checksum
 
 
 def read_table(file: bytes) -> dict[bytes, bytes]:
-    """Everything in a table. Raises ValueError that says what is wrong with it: every block has a checksum."""
+    """All keys and values of a table. Raises ValueError, which says what is wrong; every block has a checksum."""
     if len(file) < FOOTER:
         raise ValueError(f"it has {len(file)} bytes, fewer than the footer of a table")
     if int.from_bytes(file[-8:], "little") != MAGIC:
         raise ValueError("it does not end as a table does")
     at = len(file) - FOOTER
-    for _ in range(2):  # the handle of what says more about the table, which nobody writes
+    for _ in range(2):  # skips the two numbers of the metaindex block's handle; TensorFlow leaves that block empty
         _, at = varint(file, at)
     index, _ = _handle(file, at)
-    found = {}
+    table = {}
     for _, handle in _entries(_block(file, *index)):
-        found.update(_entries(_block(file, *_handle(handle, 0)[0])))
-    return found
+        table.update(_entries(_block(file, *_handle(handle, 0)[0])))
+    return table
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and where it ends. Raises ValueError."""
+    """A number stored in groups of seven bits, lowest first, and the position after it. Raises ValueError."""
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]
@@ -57,7 +57,8 @@ def _block(file: bytes, offset: int, size: int) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """A key is stored as how much it shares with the one before, and the rest."""
+    """Yields the keys and values of a block. A key is stored as the length that it shares with the key before, and the
+    rest of it."""
     restarts = int.from_bytes(block[-4:], "little")
     end, at, key = len(block) - 4 - 4 * restarts, 0, b""
     while at < end:

@@ -1,6 +1,6 @@
-"""The authors' checkpoints of SimCLR and SimCLRv2, as methods: github.com/google-research/simclr, run by TensorFlow 1.
+"""Converts SimCLR's and SimCLRv2's checkpoints (github.com/google-research/simclr, TensorFlow 1) to methods.
 
-Their variables are numbered in the order in which their resnet.py makes them, a block's shortcut before all else of it:
+Variables are numbered in the order in which the authors' resnet.py makes them, a block's shortcut first:
 
     base_model/conv2d[_N]/kernel, base_model/batch_normalization[_N]/{gamma,beta,moving_mean,moving_variance}
     head_contrastive/nl_K/dense/kernel, head_contrastive/nl_K/batch_normalization/{…}, the last one's without beta
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kilobatch.data.errors import Refusal
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks.batch_norm import BatchNorm
-from kilobatch.methods.networks.build import build
+from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import BOTTLENECKS, WIDEST, EncoderOptions
 from kilobatch.methods.networks.resnet import LAYERS
 from kilobatch.methods.papers.finetune import FineTune
@@ -26,15 +26,18 @@ from kilobatch.methods.papers.simclr_v2 import SimCLRV2
 from kilobatch.trainer.tf_import.bundle import Bundle
 
 ENCODER, HEAD, CLASSIFIER = "base_model/", "head_contrastive/", "head_supervised/linear_layer/dense/"
-SLOTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage")  # of optimizers and averages, beside a variable
+SLOTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage")  # last parts of optimizers' and averages' names
 OF_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-KERNEL, MATRIX, VECTOR = (3, 2, 0, 1), (1, 0), (0,)  # their axes in our order: HWIO -> OIHW, in x out -> out x in
+KERNEL, MATRIX, VECTOR = (3, 2, 0, 1), (1, 0), (0,)  # axes in torch's order: HWIO -> OIHW, in x out -> out x in
 
 
 @dataclass(frozen=True)
 class Imported:
-    """encoder, method: sections of a recipe. tensors: by `method.` and the names of the method's state dict. classes:
-    of the classifier, 0 without one. left_out: variables that were not taken, slots of optimizers apart."""
+    """A method made from a checkpoint.
+
+    encoder, method: sections of a recipe. tensors: by `method.` and the names of the method's state dict. classes: of
+    the classifier, 0 without one. left_out: variables that were not used, except those of optimizers.
+    """
 
     encoder: dict[str, Any]
     method: dict[str, Any]
@@ -43,12 +46,11 @@ class Imported:
     left_out: list[str]
 
 
-def read(bundle: Bundle, classifier_after: int | None, projections: bool) -> Imported:
-    """What a checkpoint holds: a pre-trained encoder with its projection head (method simclr_v2), or one with a
-    classifier (finetune).
+def read_variables(bundle: Bundle, classifier_after: int | None, projections: bool) -> Imported:
+    """Makes the checkpoint's method: an encoder with a projection head (simclr_v2), or with a classifier (finetune).
 
-    Where it has both, as the authors' have, either projections is true, or classifier_after says how many layers of the
-    projection head stand between encoder and classifier: no variable tells. Raises Refusal for what is not understood.
+    The authors' checkpoints have both. Then either projections is true, or classifier_after says how many layers of the
+    projection head are between encoder and classifier, which no variable tells. Raises Refusal for other networks.
     """
     names = [name for name in bundle.entries if name.rpartition("/")[2] not in SLOTS]
     convs, norms = _numbered(names, r"conv2d"), _numbered(names, r"(?:sync_)?batch_normalization")
@@ -60,39 +62,40 @@ def read(bundle: Bundle, classifier_after: int | None, projections: bool) -> Imp
         )
     layers = len({name.split("/")[1] for name in names if re.match(rf"{HEAD}nl_\d+/", name)})
     classes = _shape(bundle, CLASSIFIER + "kernel")[1] if CLASSIFIER + "kernel" in bundle.entries else 0
-    after = _choose(bundle, layers, classes, classifier_after, projections)
+    after = _classifier_layer(bundle, layers, classes, classifier_after, projections)
     encoder = _encoder(bundle, convs)
     with torch.device("meta"):  # no memory yet
-        method, section = _method(bundle, build(EncoderOptions.model_validate(encoder)), layers, classes, after)
+        method, section = _method(bundle, build_encoder(EncoderOptions.model_validate(encoder)), layers, classes, after)
         sources = dict(_sources(method, convs, norms))
         expected = method.state_dict()
-    _refuse_differing(bundle, expected, sources, [name for name in names if name.startswith(ENCODER)])
+    _check_shapes(bundle, expected, sources, [name for name in names if name.startswith(ENCODER)])
     tensors = {
         f"method.{name}": _tensor(bundle, *sources[name]) if name in sources else torch.zeros_like(empty, device="cpu")
         for name, empty in expected.items()
     }
-    taken = {source for source, _ in sources.values()}
+    used = {source for source, _ in sources.values()}
     return Imported(
-        encoder, section, tensors, 0 if after is None else classes, [name for name in names if name not in taken]
+        encoder, section, tensors, 0 if after is None else classes, [name for name in names if name not in used]
     )
 
 
-def in_words(found: Imported) -> str:
-    encoder, method = found.encoder, found.method
+def describe_imported(imported: Imported) -> str:
+    encoder, method = imported.encoder, imported.method
     wide = f" {encoder['width']} times as wide" if encoder["width"] > 1 else ""
     selective = f" with selective kernels of ratio {encoder['sk_ratio']:g}" if encoder["sk_ratio"] else ""
-    if found.classes:
-        return f"{encoder['name']}{wide}{selective}, {found.classes} classes after {method['layer']} layers of its head"
+    if imported.classes:
+        ending = f"{imported.classes} classes after {method['layer']} layers of its head"
+        return f"{encoder['name']}{wide}{selective}, {ending}"
     return f"{encoder['name']}{wide}{selective}, a head of {method['layers']} layers to {method['dim']} dimensions"
 
 
 def _numbered(names: list[str], kind: str) -> list[str]:
     """The layers of a kind, base_model/KIND and base_model/KIND_N, in the order of their numbers."""
-    found: dict[str, int] = {}
+    number_of: dict[str, int] = {}
     for name in names:
         if match := re.match(rf"({ENCODER}{kind}(?:_(\d+))?)/", name):
-            found[match[1]] = int(match[2] or 0)
-    return sorted(found, key=found.__getitem__)
+            number_of[match[1]] = int(match[2] or 0)
+    return sorted(number_of, key=number_of.__getitem__)
 
 
 def _shape(bundle: Bundle, name: str) -> tuple[int, ...]:
@@ -101,8 +104,8 @@ def _shape(bundle: Bundle, name: str) -> tuple[int, ...]:
     return bundle.entries[name].shape
 
 
-def _choose(bundle: Bundle, layers: int, classes: int, after: int | None, projections: bool) -> int | None:
-    """Layers of the head that the classifier stands on; None: what is taken is the projection head."""
+def _classifier_layer(bundle: Bundle, layers: int, classes: int, after: int | None, projections: bool) -> int | None:
+    """How many layers of the head precede the classifier; None: the projection head is imported instead."""
     what = f"checkpoint {bundle.prefix} has a projection head of {layers} layers and a classifier of {classes} classes"
     if not layers and not classes:
         raise Refusal(f"checkpoint {bundle.prefix} has neither {HEAD}nl_… nor {CLASSIFIER}kernel: no head to import")
@@ -123,19 +126,19 @@ def _choose(bundle: Bundle, layers: int, classes: int, after: int | None, projec
 
 
 def _encoder(bundle: Bundle, convs: list[str]) -> dict[str, Any]:
-    """The recipe's section, from how many convolutions there are and what shapes the first and the last have."""
+    """The recipe's section `encoder`, from the number of convolutions and the shapes of the first and the last."""
     first, last = (_shape(bundle, f"{conv}/kernel") for conv in (convs[0], convs[-1]))
     width = last[3] / 2048
     for name in BOTTLENECKS:
         blocks = sum(LAYERS[name][1])
         for selective in (False, True):
-            of_three = selective and len(convs) == 5 * blocks + 7
-            if len(convs) != (5 if selective else 3) * blocks + (7 if of_three else 5) or width not in range(
+            three_conv_stem = selective and len(convs) == 5 * blocks + 7
+            if len(convs) != (5 if selective else 3) * blocks + (7 if three_conv_stem else 5) or width not in range(
                 1, WIDEST + 1
             ):
                 continue
             squeezed = _shape(bundle, f"{convs[-3]}/kernel")[3] if selective else 0
-            stem = "imagenet" if of_three else "cifar" if first[0] == 3 else "imagenet_same"
+            stem = "imagenet" if three_conv_stem else "cifar" if first[0] == 3 else "imagenet_same"
             return {"name": name, "stem": stem, "width": int(width), "sk_ratio": squeezed / (512 * width)}
     raise Refusal(
         f"checkpoint {bundle.prefix} has {len(convs)} convolutions, the last of shape {last}: none of "
@@ -149,7 +152,7 @@ def _method(
 ) -> tuple[Method, dict[str, Any]]:
     """An empty method of the checkpoint's sizes, and its recipe's section."""
     wide = _shape(bundle, f"{HEAD}nl_0/dense/kernel")[1] if layers > 1 else encoder.features
-    hidden = None if wide == encoder.features else wide  # as recipes leave it
+    hidden = None if wide == encoder.features else wide  # a recipe's None means the encoder's width
     dim = _shape(bundle, f"{HEAD}nl_{layers - 1}/dense/kernel")[1] if layers else None
     if after is None:
         sizes: dict[str, Any] = {"dim": dim, "layers": layers, "hidden": hidden}
@@ -161,13 +164,13 @@ def _method(
 
 
 def _sources(method: Method, convs: list[str], norms: list[str]) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """Each tensor of the method's state dict, the variable that it is, and that one's axes in our order."""
-    modules = _in_their_order(method.encoder)
+    """Yields each tensor's name in the method's state dict, its variable, and that variable's axes in torch's order."""
+    modules = _in_authors_order(method.encoder)
     ours = [name for name, module in modules if isinstance(module, nn.Conv2d)]
     for name, conv in zip(ours, convs, strict=True):
         yield f"encoder.{name}.weight", (f"{conv}/kernel", KERNEL)
     ours = [name for name, module in modules if isinstance(module, BatchNorm)]
-    for name, norm in zip(ours, norms, strict=False):  # where their number differs, a name stays without its source
+    for name, norm in zip(ours, norms, strict=False):  # _check_shapes refuses a name that is left without a variable
         for attribute, variable in OF_NORM.items():
             yield f"encoder.{name}.{attribute}", (f"{norm}/{variable}", VECTOR)
     prefix, head = "head.layers", getattr(method, "head", None)
@@ -185,8 +188,8 @@ def _sources(method: Method, convs: list[str], norms: list[str]) -> Iterator[tup
                     yield f"{prefix}.{i}.{attribute}", (f"{HEAD}nl_{i // 3}/batch_normalization/{variable}", VECTOR)
 
 
-def _in_their_order(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules of a ResNet by name, in the order in which the authors make them."""
+def _in_authors_order(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    """A ResNet's modules with their names, in the order in which the authors' code makes them."""
     order = [(name, module) for name, module in encoder.named_modules() if not name.startswith("layer")]
     for i in range(1, 5):
         for j, block in encoder.get_submodule(f"layer{i}").named_children():
@@ -195,10 +198,13 @@ def _in_their_order(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
     return order
 
 
-def _refuse_differing(
-    bundle: Bundle, expected: dict[str, Tensor], sources: dict[str, tuple[str, tuple[int, ...]]], found: list[str]
+def _check_shapes(
+    bundle: Bundle, expected: dict[str, Tensor], sources: dict[str, tuple[str, tuple[int, ...]]], variables: list[str]
 ) -> None:
-    """found: the encoder's variables, each of which must have a place."""
+    """Raises Refusal unless every tensor has a variable of its shape, and every one of the encoder's variables is used.
+
+    variables: the encoder's, by name.
+    """
     for name, tensor in expected.items():
         if name.endswith("num_batches_tracked"):
             continue
@@ -211,7 +217,7 @@ def _refuse_differing(
                 f"variable '{source}' of checkpoint {bundle.prefix} has shape {shape}, which does not fit {name} "
                 f"{tuple(tensor.shape)}: another network than those of google-research/simclr"
             )
-    if unknown := sorted(set(found) - {source for source, _ in sources.values()}):
+    if unknown := sorted(set(variables) - {source for source, _ in sources.values()}):
         raise Refusal(
             f"checkpoint {bundle.prefix} has {len(unknown)} variables of an encoder that are not understood: "
             f"{', '.join(unknown[:3])}"

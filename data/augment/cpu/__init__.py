@@ -1,1 +1,1 @@
-"""On CPUs: loops that numba compiles."""
+"""Augmentation on CPUs: loops that numba compiles."""

@@ -4,33 +4,33 @@ import math
 
 import numpy as np
 
-from kilobatch.data.numba_jit import Bytes, Floats, Real, Whole, exact, fast
+from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, exact, fast
 from kilobatch.data.views.columns import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y
-from kilobatch.data.views.draws import drawn
+from kilobatch.data.views.draws import draw_value
 
 Matrix = tuple[Real, Real, Real, Real, Real, Real]
 
 
 @exact
-def matrix(key: Whole, plan: Floats, height: Whole, width: Whole) -> Matrix:
+def matrix(key: Integer, plan: Floats, height: Integer, width: Integer) -> Matrix:
     """(a, b, c, d, e, f): pixel (x, y) of the moved image shows (a x + b y + c, d x + e y + f) of the image.
 
     The inverse of: centre, shear along x, turn, scale, back, shift; torchvision's `affine`.
     """
-    angle = math.radians(drawn(key, plan, ANGLE))
-    scale, shear = drawn(key, plan, SCALE), drawn(key, plan, SHEAR)
+    angle = math.radians(draw_value(key, plan, ANGLE))
+    scale, shear = draw_value(key, plan, SCALE), draw_value(key, plan, SHEAR)
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     a, b = cos - sin * shear, cos * shear + sin
     d, e = -sin, cos
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    from_x = middle_x + drawn(key, plan, SHIFT_X) * width
-    from_y = middle_y + drawn(key, plan, SHIFT_Y) * height
+    from_x = middle_x + draw_value(key, plan, SHIFT_X) * width
+    from_y = middle_y + draw_value(key, plan, SHIFT_Y) * height
     return a, b, middle_x - a * from_x - b * from_y, d, e, middle_y - d * from_x - e * from_y
 
 
 @fast
 def move(image: Bytes, to_pixel: Matrix, fill: Real, planes: Floats) -> None:
-    """(H, W, 3) bytes -> planes (3, H * W) of the moved image, read bilinearly; `fill` comes in from outside."""
+    """(H, W, 3) bytes -> planes (3, H * W) of the moved image, read bilinearly; outside the image pixels are `fill`."""
     height, width, _ = image.shape
     a, b, c, d, e, f = to_pixel
     for y in range(height):
@@ -43,22 +43,24 @@ def move(image: Bytes, to_pixel: Matrix, fill: Real, planes: Floats) -> None:
                 if inside:
                     nw, ne = image[top, left, channel], image[top, left + 1, channel]
                     sw, se = image[top + 1, left, channel], image[top + 1, left + 1, channel]
-                    upper, lower = mix(nw, ne, right), mix(sw, se, right)
+                    upper, lower = lerp(nw, ne, right), lerp(sw, se, right)
                 else:
-                    upper = mix(at(image, top, left, channel, fill), at(image, top, left + 1, channel, fill), right)
-                    under = top + 1
-                    lower = mix(at(image, under, left, channel, fill), at(image, under, left + 1, channel, fill), right)
-                planes[channel, y * width + x] = mix(upper, lower, below)
+                    upper = lerp(at(image, top, left, channel, fill), at(image, top, left + 1, channel, fill), right)
+                    bottom = top + 1
+                    lower = lerp(
+                        at(image, bottom, left, channel, fill), at(image, bottom, left + 1, channel, fill), right
+                    )
+                planes[channel, y * width + x] = lerp(upper, lower, below)
 
 
 @fast
-def mix(one: Real, other: Real, share: Real) -> Real:
-    return np.float32(one) + (np.float32(other) - np.float32(one)) * share
+def lerp(start: Real, end: Real, weight: Real) -> Real:
+    return np.float32(start) + (np.float32(end) - np.float32(start)) * weight
 
 
 @fast
-def at(image: Bytes, y: Whole, x: Whole, channel: Whole, fill: Real) -> Real:
-    """A pixel that may lie outside."""
+def at(image: Bytes, y: Integer, x: Integer, channel: Integer, fill: Real) -> Real:
+    """A pixel of the image, or `fill` where (y, x) lies outside."""
     if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
         return np.float32(image[y, x, channel])
     return np.float32(fill)

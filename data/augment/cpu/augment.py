@@ -1,7 +1,7 @@
-"""What is done to a cut-out view on a CPU: compiled loops over planes of float32, one image at a time.
+"""Augments a cropped view on a CPU: compiled loops over planes of float32, one image at a time.
 
-In the order affine, jitter, grey, blur, solarize, normalise. Batched torch is ten times slower there; on an
-accelerator the same images come from augment_batched.py.
+In the order affine, jitter, grey, blur, solarize, normalise. Batched torch is ten times slower on a CPU; on an
+accelerator torch_ops.py makes the same images.
 """
 
 import numpy as np
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from kilobatch.data.augment.cpu.affine import matrix, move
 from kilobatch.data.augment.cpu.blur import blur, taps
-from kilobatch.data.augment.cpu.colour import adjust, finish, grey, grey_sum, load
-from kilobatch.data.numba_jit import Bytes, Floats, Real, Whole, exact, fast
+from kilobatch.data.augment.cpu.colour import adjust, finish, grey, grey_sum, load_planes
+from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, exact, fast
 from kilobatch.data.views import columns
 from kilobatch.data.views.columns import DO_CONTRAST, DO_HUE, ORDERS
-from kilobatch.data.views.draws import drawn
+from kilobatch.data.views.draws import draw_value
 from kilobatch.data.views.options import Affine, Views
 
 BAND = 2048  # pixels: three planes of a band (24 KiB) stay in the first-level cache from one operation to the next
 NEVER = np.float32(256)  # a solarize threshold that no pixel reaches
 
 
-def scratch_length(views: Views) -> Whole:
-    """How many float32 `augment` needs to work in, for any of the views."""
+def scratch_length(views: Views) -> Integer:
+    """Length of the scratch array (float32) that `augment` needs, for any of the views."""
     radius = int(views.plans()[:, columns.RADIUS].max())
     return 2 * (views.size + 2 * radius) ** 2
 
@@ -29,26 +29,26 @@ def scratch_length(views: Views) -> Whole:
 @fast
 def augment(
     image: Bytes,
-    key: Whole,
+    key: Integer,
     plan: Floats,
     out: Floats,
     scratch: Floats,
 ) -> None:
-    """One view: image (H, W, 3) contiguous -> out (3, H, W) contiguous, normalised; what is drawn depends on key alone.
+    """One view: image (H, W, 3) contiguous -> out (3, H, W) contiguous, normalised; all draws depend on key alone.
 
-    H and W are the size of the views that made the plan; scratch has their `scratch_length`.
+    H and W are the views' size in the plan's options; scratch has the `scratch_length` of those views.
     """
     height, width, _ = image.shape
     planes = out.reshape(3, height * width)
-    if drawn(key, plan, columns.AFFINE) > 0:
+    if draw_value(key, plan, columns.AFFINE) > 0:
         move(image, matrix(key, plan, height, width), plan[columns.FILL], planes)
         colour(image, False, key, plan, planes)
     else:
         colour(image, True, key, plan, planes)
 
-    threshold = plan[columns.THRESHOLD] if drawn(key, plan, columns.SOLARIZE) > 0 else NEVER
-    blurred = drawn(key, plan, columns.BLUR) > 0
-    weights = taps(drawn(key, plan, columns.SIGMA), np.int64(plan[columns.RADIUS])) if blurred else scratch[:0]
+    threshold = plan[columns.THRESHOLD] if draw_value(key, plan, columns.SOLARIZE) > 0 else NEVER
+    blurred = draw_value(key, plan, columns.BLUR) > 0
+    weights = taps(draw_value(key, plan, columns.SIGMA), np.int64(plan[columns.RADIUS])) if blurred else scratch[:0]
     for channel in range(3):
         plane = planes[channel]
         if blurred:
@@ -57,19 +57,20 @@ def augment(
 
 
 @fast
-def colour(image: Bytes, loading: bool, key: Whole, plan: Floats, planes: Floats) -> None:
-    """Jitter and grey, in place on planes (3, pixels), which are filled from the image first where `loading`.
+def colour(image: Bytes, loading: bool, key: Integer, plan: Floats, planes: Floats) -> None:
+    """Jitter and grey, in place on planes (3, pixels); `loading`: the planes are first filled from the image.
 
-    Runs over the image in bands: once for what comes before contrast, which needs the mean of all, once for the rest.
+    Runs over the image in bands: once for the operations before contrast, which needs the mean of all pixels, and once
+    for contrast and the rest.
     """
     pixels = planes.shape[1]
     source = image.reshape(3 * pixels)
-    jittered = drawn(key, plan, columns.JITTER) > 0
-    greyed = drawn(key, plan, columns.GREY) > 0
-    order = ORDERS[np.int64(drawn(key, plan, columns.ORDER))]
+    jittered = draw_value(key, plan, columns.JITTER) > 0
+    greyed = draw_value(key, plan, columns.GREY) > 0
+    order = ORDERS[np.int64(draw_value(key, plan, columns.ORDER))]
     factors = np.empty(4, np.float64)
     for operation in range(4):
-        factors[operation] = drawn(key, plan, columns.BRIGHTNESS + operation)
+        factors[operation] = draw_value(key, plan, columns.BRIGHTNESS + operation)
     before = 0
     while order[before] != DO_CONTRAST:
         before += 1
@@ -79,7 +80,7 @@ def colour(image: Bytes, loading: bool, key: Whole, plan: Floats, planes: Floats
         stop = min(start + BAND, pixels)
         r, g, b = planes[0, start:stop], planes[1, start:stop], planes[2, start:stop]
         if loading:
-            load(source[3 * start : 3 * stop], r, g, b)
+            load_planes(source[3 * start : 3 * stop], r, g, b)
         if jittered:
             for place in range(before):
                 operation = int(order[place])
@@ -101,13 +102,13 @@ def colour(image: Bytes, loading: bool, key: Whole, plan: Floats, planes: Floats
 
 
 @exact
-def changes(operation: Whole, factor: Real) -> bool:
-    """False for the factor that leaves the image as it is: what a strength of 0 draws."""
+def changes(operation: Integer, factor: Real) -> bool:
+    """False for the factor that leaves the image as it is, which a strength of 0 draws."""
     return factor != (0 if operation == DO_HUE else 1)
 
 
 def affine_batch(images: Bytes, keys: NDArray[np.uint64], affine: Affine) -> Bytes:
-    """(N, H, W, 3) images and (N,) keys -> the moved images, as bytes; the same moves that views make of these keys."""
+    """(N, H, W, 3) images and (N,) keys -> the moved images, as bytes; the same moves as views with these keys."""
     moved = np.empty_like(images)
     plan = Views(affine=affine).plan()
     move_all(np.ascontiguousarray(images), keys.view(np.uint64), plan, moved)
@@ -119,7 +120,7 @@ def move_all(images: Bytes, keys: NDArray[np.uint64], plan: Floats, moved: Bytes
     count, height, width, _ = images.shape
     planes = np.empty((3, height * width), np.float32)
     for i in range(count):
-        if drawn(keys[i], plan, columns.AFFINE) > 0:
+        if draw_value(keys[i], plan, columns.AFFINE) > 0:
             move(images[i], matrix(keys[i], plan, height, width), plan[columns.FILL], planes)
             for channel in range(3):
                 for at in range(height * width):

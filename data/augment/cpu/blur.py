@@ -1,22 +1,23 @@
 """Gaussian blur on CPUs: separable, compiled, one plane of float32 at a time.
 
 The plane is copied into the middle of a larger one, whose rim holds its reflection. Then both passes run over that as
-one long row, in which a neighbour across is `tap` elements away and a neighbour below `tap * pitch`: no edge to test.
+one long row, in which a horizontal neighbour is `tap` elements away and a vertical one `tap * pitch`: no loop has to
+test for an edge.
 """
 
 import math
 
 import numpy as np
 
-from kilobatch.data.numba_jit import Floats, Real, Whole, fast
+from kilobatch.data.numba_jit import Floats, Integer, Real, fast
 
-REACH = 3.0  # in sigmas; taps beyond weigh 0.3 % in all and are left out
+REACH = 3.0  # in sigmas; all taps beyond weigh 0.3 % together and are left out
 BAND = 2048  # elements: the sums of a band (8 KiB) stay in the first-level cache from one pair of taps to the next
 
 
 @fast
-def taps(sigma: Real, radius: Whole) -> Floats:
-    """(reach + 1,) weights of the taps 0, 1, ... to one side, as of a kernel of this radius; reach <= radius."""
+def taps(sigma: Real, radius: Integer) -> Floats:
+    """(reach + 1,) weights of the taps 0, 1, ... to one side, for a kernel of at most this radius; reach <= radius."""
     reach = min(radius, np.int64(math.ceil(REACH * sigma)))
     weights = np.empty(reach + 1, np.float64)
     total = 0.0
@@ -27,7 +28,7 @@ def taps(sigma: Real, radius: Whole) -> Floats:
 
 
 @fast
-def blur(plane: Floats, height: Whole, width: Whole, weights: Floats, scratch: Floats) -> None:
+def blur(plane: Floats, height: Integer, width: Integer, weights: Floats, scratch: Floats) -> None:
     """Blurs one plane (height * width,), in place.
 
     scratch holds at least 2 * (height + 2 * reach) * (width + 2 * reach) elements, reach = len(weights) - 1.
@@ -35,18 +36,18 @@ def blur(plane: Floats, height: Whole, width: Whole, weights: Floats, scratch: F
     reach = len(weights) - 1
     pitch = width + 2 * reach
     length = (height + 2 * reach) * pitch
-    padded, across = scratch[:length], scratch[length : 2 * length]
+    padded, horizontal = scratch[:length], scratch[length : 2 * length]
     pad(plane, height, width, reach, padded)
-    convolve(padded, across, weights, 1, reach, length - reach)
+    convolve(padded, horizontal, weights, 1, reach, length - reach)
     first = reach * pitch + reach
-    convolve(across, padded, weights, pitch, first, length - first)
+    convolve(horizontal, padded, weights, pitch, first, length - first)
     for y in range(height):
         copy(padded[first + y * pitch :], plane[y * width : (y + 1) * width])
 
 
 @fast
-def pad(plane: Floats, height: Whole, width: Whole, reach: Whole, padded: Floats) -> None:
-    """Copies the plane into the middle, and its reflection (the edge itself not repeated) around it."""
+def pad(plane: Floats, height: Integer, width: Integer, reach: Integer, padded: Floats) -> None:
+    """Copies the plane into the middle of `padded`, and its reflection around it; the edge itself is not repeated."""
     pitch = width + 2 * reach
     for row in range(height + 2 * reach):
         y = reflect(row - reach, height)
@@ -65,13 +66,13 @@ def copy(source: Floats, target: Floats) -> None:
 
 
 @fast
-def reflect(y: Whole, height: Whole) -> Whole:
+def reflect(y: Integer, height: Integer) -> Integer:
     y = -y if y < 0 else y
     return 2 * (height - 1) - y if y >= height else y
 
 
 @fast
-def convolve(source: Floats, target: Floats, weights: Floats, stride: Whole, first: Whole, last: Whole) -> None:
+def convolve(source: Floats, target: Floats, weights: Floats, stride: Integer, first: Integer, last: Integer) -> None:
     """target[i] for first <= i < last: the sum of weights[t] * (source[i - t * stride] + source[i + t * stride])."""
     for start in range(first, last, BAND):
         n = min(BAND, last - start)
@@ -79,8 +80,8 @@ def convolve(source: Floats, target: Floats, weights: Floats, stride: Whole, fir
         for i in range(n):
             sums[i] = weights[0] * middle[i]
         for tap in range(1, len(weights)):
-            weight, away = weights[tap], tap * stride
-            before = source[start - away : start - away + n]
-            behind = source[start + away : start + away + n]
+            weight, distance = weights[tap], tap * stride
+            before = source[start - distance : start - distance + n]
+            behind = source[start + distance : start + distance + n]
             for i in range(n):
                 sums[i] += weight * (before[i] + behind[i])

@@ -1,23 +1,23 @@
 """Colour operations on CPUs: compiled loops over planes of float32 in 0..255, in place.
 
 torchvision's definitions on float images (no rounding to bytes between operations), written without branches, so that
-the compiler vectorises them. Each plane is a contiguous row of pixels of one channel; they may be a part of an image.
+the compiler vectorises them. A plane is a contiguous row of pixels of one channel, and may be a part of an image.
 """
 
 import numpy as np
 
-from kilobatch.data.numba_jit import Bytes, Floats, Real, Whole, fast
-from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION
+from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, fast
+from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, GREY_WEIGHTS
 
 ZERO, ONE, TWO, FOUR, SIX, FULL = (np.float32(x) for x in (0, 1, 2, 4, 6, 255))
 SIXTH, HALF = np.float32(1 / 6), np.float32(0.5)
-RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # of a pixel's grey
-FLAT = np.float32(1e-6)  # a smaller difference between the channels is no colour
+RED, GREEN, BLUE = (np.float32(weight) for weight in GREY_WEIGHTS)
+FLAT = np.float32(1e-6)  # a smaller difference between the channels counts as no colour
 
 
 @fast
-def load(image: Bytes, r: Floats, g: Floats, b: Floats) -> None:
-    """Bytes (3 * pixels,) red, green, blue, red, ... to three planes."""
+def load_planes(image: Bytes, r: Floats, g: Floats, b: Floats) -> None:
+    """Splits bytes (3 * pixels,), red, green, blue, red, ..., into three planes."""
     for x in range(len(r)):
         r[x] = np.float32(image[3 * x])
         g[x] = np.float32(image[3 * x + 1])
@@ -25,7 +25,7 @@ def load(image: Bytes, r: Floats, g: Floats, b: Floats) -> None:
 
 
 @fast
-def adjust(operation: Whole, factor: Real, mean: Real, r: Floats, g: Floats, b: Floats) -> None:
+def adjust(operation: Integer, factor: Real, mean: Real, r: Floats, g: Floats, b: Floats) -> None:
     """One jitter operation; `mean` is the whole image's mean grey, which contrast needs."""
     f = np.float32(factor)
     if operation == DO_BRIGHTNESS:
@@ -40,7 +40,7 @@ def adjust(operation: Whole, factor: Real, mean: Real, r: Floats, g: Floats, b: 
 
 @fast
 def towards(factor: Real, value: Real, r: Floats, g: Floats, b: Floats) -> None:
-    """Brightness (towards 0) and contrast (towards the mean grey)."""
+    """Brightness (towards 0) and contrast (towards the image's mean grey)."""
     rest = (ONE - factor) * value
     for x in range(len(r)):
         r[x] = min(max(factor * r[x] + rest, ZERO), FULL)
@@ -61,8 +61,8 @@ def saturation(factor: Real, r: Floats, g: Floats, b: Floats) -> None:
 def hue(turns: Real, r: Floats, g: Floats, b: Floats) -> None:
     """Turns colours around the circle, through HSV.
 
-    In sextants, a channel is at its highest within 1 of its place on the circle (red 0, green 2, blue 4), at its lowest
-    from 2 on, and linear between.
+    The circle is measured in sextants. A channel is highest within 1 of its own place (red 0, green 2, blue 4), lowest
+    from a distance of 2 on, and linear between.
     """
     shift = SIX * turns
     for x in range(len(r)):
@@ -82,9 +82,9 @@ def hue(turns: Real, r: Floats, g: Floats, b: Floats) -> None:
 
 @fast
 def near(place: Real) -> Real:
-    """1 within one sextant of 0 on the circle, 0 from two on, linear between."""
-    away = abs(place - SIX * np.floor(place * SIXTH + HALF))
-    return min(max(TWO - away, ZERO), ONE)
+    """1 within one sextant of 0 on the circle, 0 from a distance of two on, linear between."""
+    distance = abs(place - SIX * np.floor(place * SIXTH + HALF))
+    return min(max(TWO - distance, ZERO), ONE)
 
 
 @fast

@@ -1,1 +1,1 @@
-"""On GPUs: Triton kernels; imported only where Triton runs."""
+"""Augmentation on GPUs: Triton kernels, imported only where Triton runs."""

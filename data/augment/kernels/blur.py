@@ -1,10 +1,10 @@
-"""The kernel of one pass of a separable Gaussian blur, each image by its own weights, borders reflected."""
+"""Kernel of one pass of a separable Gaussian blur, with weights of its own for each image and reflected borders."""
 
 import triton
 import triton.language as tl
 
 from kilobatch.data.augment.kernels.colour import PARAMETERS as _PARAMETERS_
-from kilobatch.data.augment.kernels.colour import THRESHOLD, finished
+from kilobatch.data.augment.kernels.colour import THRESHOLD, finish
 
 _THRESHOLD, _PARAMETERS = tl.constexpr(THRESHOLD), tl.constexpr(_PARAMETERS_)
 
@@ -14,10 +14,10 @@ def blur(
     planes, weights, reaches, parameters, which, out, height, width, taps, out_image, out_channel, out_pixel,
     mean_r, mean_g, mean_b, std_r, std_g, std_b, DOWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """planes (B, 3, height * width) fp32, one after the other, as out; DOWN: the second pass, after which they are
-    solarized, normalised and stored in their own places, which[slot].
+    """Blurs planes (B, 3, height * width) fp32, contiguous: along rows, into `out` of the same layout. DOWN, the second
+    pass: along columns; then planes are solarized, normalised and stored as image which[slot] of `out`.
 
-    weights (B, taps): of the middle and of the taps to one side, the first 1 + reaches[slot] in use; reach < side.
+    weights (B, taps): of the middle tap and those to one side, of which 1 + reaches[slot] are used; reach < side.
     """
     slot, channel = tl.program_id(0) // 3, tl.program_id(0) % 3
     p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -32,17 +32,17 @@ def blur(
         before = tl.abs(place - tap)
         behind = side - 1 - tl.abs(side - 1 - place - tap)
         if DOWN:
-            one, other = before * width + x, behind * width + x
+            first, second = before * width + x, behind * width + x
         else:
-            one, other = y * width + before, y * width + behind
-        pair = tl.load(plane + one, mask=inside, other=0.0) + tl.load(plane + other, mask=inside, other=0.0)
+            first, second = y * width + before, y * width + behind
+        pair = tl.load(plane + first, mask=inside, other=0.0) + tl.load(plane + second, mask=inside, other=0.0)
         total += tl.load(own + tap) * pair
     if DOWN:
         image = tl.load(which + slot)
         threshold = tl.load(parameters + image * _PARAMETERS + _THRESHOLD)
         mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
         std = tl.where(channel == 0, std_r, tl.where(channel == 1, std_g, std_b))
-        total = finished(total, threshold, mean, std)
+        total = finish(total, threshold, mean, std)
         tl.store(out + image * out_image + channel * out_channel + p.to(tl.int64) * out_pixel, total, mask=inside)
     else:
         tl.store(out + tl.program_id(0).to(tl.int64) * height * width + p, total, mask=inside)

@@ -1,18 +1,17 @@
-"""Kernels for what is done to each pixel by itself, and for contrast's mean before it; each program has one image's.
+"""Kernels of the colour operations, and of the mean grey that contrast needs; a program works on pixels of one image.
 
-The operations and their numbers are those of augment_batched.py. Images are bytes in any layout whose pixels of a
-channel are equally far apart, so channels first or last; each has a row of parameters, and does what that says.
+The operations and their numbers are those of torch_ops.py. Images are bytes in any layout in which the pixels of a
+channel are equally far apart: channels first or last. Each image has a row of parameters, which says what is done.
 """
 
 import triton
 import triton.language as tl
 
-from kilobatch.data.augment.batch_parameters import GREY
-from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_HUE, DO_SATURATION
+from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_HUE, DO_SATURATION, GREY_WEIGHTS
 
 # Columns of an image's parameters
 ORDER, FACTORS, GREYED, THRESHOLD, PARAMETERS = 0, 1, 5, 6, 7
-NO_ORDER = -1.0  # not jittered; else the operation at place i stands in bits 2i and 2i + 1
+NO_ORDER = -1.0  # of an image without jitter; else bits 2i and 2i + 1 hold the operation at place i
 
 _ORDER, _FACTORS, _GREYED, _THRESHOLD, _PARAMETERS = (
     tl.constexpr(x) for x in (ORDER, FACTORS, GREYED, THRESHOLD, PARAMETERS)
@@ -20,7 +19,7 @@ _ORDER, _FACTORS, _GREYED, _THRESHOLD, _PARAMETERS = (
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = (
     tl.constexpr(x) for x in (DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, DO_HUE)
 )
-_RED, _GREEN, _BLUE = (tl.constexpr(x) for x in GREY)
+_RED, _GREEN, _BLUE = (tl.constexpr(x) for x in GREY_WEIGHTS)
 
 
 @triton.jit
@@ -36,14 +35,14 @@ def load_pixels(images, image, p, pixels, of_image, of_channel, of_pixel):
 
 @triton.jit
 def near(place):
-    """1 within one sextant of 0 on the colour circle, 0 from two on, linear between."""
-    away = tl.abs(place - 6 * tl.floor(place * (1 / 6) + 0.5))
-    return tl.clamp(2 - away, 0.0, 1.0)
+    """1 within one sextant of 0 on the colour circle, 0 from a distance of two on, linear between."""
+    distance = tl.abs(place - 6 * tl.floor(place * (1 / 6) + 0.5))
+    return tl.clamp(2 - distance, 0.0, 1.0)
 
 
 @triton.jit
 def jitter(r, g, b, parameters, mean, UNTIL_CONTRAST: tl.constexpr):
-    """The four operations in the image's own order; UNTIL_CONTRAST: those before contrast alone."""
+    """The four operations in the image's own order; UNTIL_CONTRAST: only those before contrast."""
     order = tl.load(parameters + _ORDER).to(tl.int32)
     go = order >= 0
     for place in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
@@ -74,14 +73,14 @@ def jitter(r, g, b, parameters, mean, UNTIL_CONTRAST: tl.constexpr):
 
 
 @triton.jit
-def finished(x, threshold, mean, std):
-    """Solarized and normalised."""
+def finish(x, threshold, mean, std):
+    """Solarizes and normalises."""
     return (tl.where(x >= threshold, 255 - x, x) - mean) / std
 
 
 @triton.jit
 def grey_means(images, parameters, which, means, pixels, of_image, of_channel, of_pixel, BLOCK: tl.constexpr):
-    """means[image]: of the grey of an image `which` as contrast finds it. A program has a whole image."""
+    """Sets means[image], for the images `which`, to the mean grey before contrast. One program for each image."""
     image = tl.load(which + tl.program_id(0))
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, pixels, BLOCK):
@@ -98,8 +97,8 @@ def colour(
     images, parameters, which, means, out, pixels, of_image, of_channel, of_pixel, out_image, out_channel, out_pixel,
     mean_r, mean_g, mean_b, std_r, std_g, std_b, FINISH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Images `which`: jittered and greyed; FINISH: solarized and normalised, too, and to their own places in `out`,
-    else one after the other."""
+    """Jitters and greys the images `which`. FINISH: solarizes and normalises them, too, and stores them as
+    those images of `out`; else they are stored one after the other."""
     slot = tl.program_id(0)
     image = tl.load(which + slot)
     p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -113,9 +112,9 @@ def colour(
         b = r
     if FINISH:
         threshold = tl.load(own + _THRESHOLD)
-        r = finished(r, threshold, mean_r, std_r)
-        g = finished(g, threshold, mean_g, std_g)
-        b = finished(b, threshold, mean_b, std_b)
+        r = finish(r, threshold, mean_r, std_r)
+        g = finish(g, threshold, mean_g, std_g)
+        b = finish(b, threshold, mean_b, std_b)
         at = out + image * out_image
     else:
         at = out + slot.to(tl.int64) * out_image

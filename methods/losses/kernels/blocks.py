@@ -1,7 +1,8 @@
-"""Sizes of a kernel's tiles, the same in every run on a machine, so that sums keep their order: no tuning by time.
+"""Block sizes and launches of the kernels, and the functions that they share.
 
-Similarities are products of rows; a program has BM of them and runs over the columns, BN at a time. Where programs
-would be too few for the device, the columns are split among several, whose partial results are added in order.
+Sizes are the same in every run on a machine, not tuned by time, so that sums keep their order. A tile of similarities
+is a product of rows: a program has BM rows and loops over the columns, BN at a time. If there would be too few programs
+for the device, the columns are split among several, whose partial results are added in order.
 """
 
 from dataclasses import dataclass
@@ -14,19 +15,20 @@ from torch import Tensor
 
 from kilobatch.data.triton_support import INTERPRETED
 from kilobatch.methods.options import Operands
+from kilobatch.methods.tiles.torch_ops import MASKED_SIMILARITY
 
-ROOMY = 160 << 10  # bytes of shared memory from which a third stage is for the taking
-LEFT_OUT = tl.constexpr(-1e30)  # a similarity that counts for nothing; unlike -inf it can be subtracted from itself
+LARGE_SHARED_MEMORY = 160 << 10  # bytes; from there on a third stage, or larger blocks, fit
+MASKED = tl.constexpr(MASKED_SIMILARITY)  # kernels read no other globals than constexprs
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRITON = {"fp32": tl.float32, "tf32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
-PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee", "fp16": "ieee"}  # how fp32 factors are multiplied
-# fp16 has no exponent for the smallest weights: they are multiplied before they are rounded.
-LIFT = {"fp32": 1.0, "tf32": 1.0, "bf16": 1.0, "fp16": 2.0**14}
+PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee", "fp16": "ieee"}  # of products of fp32
+# fp16 has no exponent for the smallest weights, so they are scaled up before they are rounded.
+WEIGHT_SCALE = {"fp32": 1.0, "tf32": 1.0, "bf16": 1.0, "fp16": 2.0**14}
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockSizes:
     bm: int
     bn: int
     bd: int
@@ -34,84 +36,90 @@ class Blocks:
     stages: int
 
 
-def blocks(dim: int, operands: Operands, room: int) -> Blocks:
-    """room: bytes of shared memory that a program may have; consumers' GPUs have 99 KiB, others 163 and more."""
-    bd = max(16, triton.next_power_of_2(dim))
+def block_sizes(dim: int, operands: Operands, shared_memory: int) -> BlockSizes:
+    """Block sizes for embeddings of `dim` dimensions. shared_memory: bytes that a program may have; consumers' GPUs
+    have 99 KiB, others 163 and more."""
+    bd, large = max(16, triton.next_power_of_2(dim)), shared_memory >= LARGE_SHARED_MEMORY
     if DTYPES[operands].itemsize == 4:
-        return Blocks(64, 64, bd, 8, 2) if bd <= 128 else Blocks(64 if room >= ROOMY else 32, 32, bd, 8, 2)
-    return Blocks(64 if bd > 128 else 128, 64, bd, 8, 3 if bd <= 128 and room >= ROOMY else 2)
+        return BlockSizes(64, 64, bd, 8, 2) if bd <= 128 else BlockSizes(64 if large else 32, 32, bd, 8, 2)
+    return BlockSizes(64 if bd > 128 else 128, 64, bd, 8, 3 if bd <= 128 and large else 2)
 
 
-def options(dim: int, operands: Operands, room: int) -> dict[str, Any]:
-    """What every kernel takes by these names."""
-    b = blocks(dim, operands, room)
+def kernel_options(dim: int, operands: Operands, shared_memory: int) -> dict[str, Any]:
+    """Constants and launch options that every kernel takes, by name."""
+    sizes = block_sizes(dim, operands, shared_memory)
     return {
         "D": dim,
-        "BM": b.bm,
-        "BN": b.bn,
-        "BD": b.bd,
+        "BM": sizes.bm,
+        "BN": sizes.bn,
+        "BD": sizes.bd,
         "OPERAND": TRITON[operands],
         "PRECISION": PRECISION[operands],
-        "LIFT": LIFT[operands],
-        "WIDEN": INTERPRETED,  # its products do not know bf16; those of two bf16 are exact in fp32
-        "num_warps": b.warps,
-        "num_stages": b.stages,
-        "enable_fp_fusion": True,  # also triton's default, which it announces to change
+        "WEIGHT_SCALE": WEIGHT_SCALE[operands],
+        "UPCAST": INTERPRETED,  # the interpreter has no products of bf16; in fp32 those of two bf16 are exact
+        "num_warps": sizes.warps,
+        "num_stages": sizes.stages,
+        "enable_fp_fusion": True,  # also triton's default today, which it announces to change
     }
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel runs over (rows, columns): programs by rows and by columns, and the columns that each has, a
+    """A kernel's launch over (rows, columns): the number of programs along each, and the columns of one program, a
     multiple of BN."""
 
-    by_rows: int
-    by_columns: int
-    per: int
+    row_programs: int
+    column_programs: int
+    columns_per_program: int
     options: dict[str, Any]
 
-    def start(self, kernel: Any, *arguments: Any, **constants: bool) -> None:
-        kernel[(self.by_rows, self.by_columns)](*arguments, **constants, **self.options)
+    def run(self, kernel: Any, *arguments: Any, **constants: bool) -> None:
+        kernel[(self.row_programs, self.column_programs)](*arguments, **constants, **self.options)
 
 
-def launch(rows: int, columns: int, dim: int, operands: Operands, device: torch.device) -> Launch:
-    processors, room = _surroundings(device)
-    b = blocks(dim, operands, room)
-    by_rows, tiles = triton.cdiv(rows, b.bm), max(1, triton.cdiv(columns, b.bn))
-    per = triton.cdiv(tiles, min(tiles, max(1, 2 * processors // by_rows)))
-    return Launch(by_rows, triton.cdiv(tiles, per), per * b.bn, options(dim, operands, room))
+def plan_launch(rows: int, columns: int, dim: int, operands: Operands, device: torch.device) -> Launch:
+    processors, shared_memory = _device_limits(device)
+    sizes = block_sizes(dim, operands, shared_memory)
+    row_programs, tiles = triton.cdiv(rows, sizes.bm), max(1, triton.cdiv(columns, sizes.bn))
+    columns_per_program = triton.cdiv(tiles, min(tiles, max(1, 2 * processors // row_programs)))
+    return Launch(
+        row_programs,
+        triton.cdiv(tiles, columns_per_program),
+        columns_per_program * sizes.bn,
+        kernel_options(dim, operands, shared_memory),
+    )
 
 
-def _surroundings(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of shared memory that a program may have; interpreted, some numbers."""
+def _device_limits(device: torch.device) -> tuple[int, int]:
+    """The number of multiprocessors, and the bytes of shared memory that a program may have; 1 and 0 if interpreted."""
     if INTERPRETED:
         return 1, 0
-    found = torch.cuda.get_device_properties(device)
-    return found.multi_processor_count, found.shared_memory_per_block_optin
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.multi_processor_count, gpu.shared_memory_per_block_optin
 
 
-def contiguous(*tensors: Tensor) -> None:
-    """The kernels know no strides."""
+def check_contiguous(*tensors: Tensor) -> None:
+    """Asserts that tensors are contiguous, since the kernels take no strides."""
     for x in tensors:
         assert x.is_contiguous(), x.stride()
 
 
 @triton.jit
 def load_rows(base, rows, count, D: tl.constexpr, BD: tl.constexpr):
-    """(len(rows), BD) of a matrix (count, D): beyond its end the last row again, beyond D zeros."""
+    """Loads rows of a matrix (count, D) -> (len(rows), BD): the last row for those beyond count, zeros beyond D."""
     d = tl.arange(0, BD)
-    at = tl.minimum(rows, count - 1)[:, None].to(tl.int64) * D + d[None, :]
+    offsets = tl.minimum(rows, count - 1)[:, None].to(tl.int64) * D + d[None, :]
     if BD > D:
-        found = tl.load(base + at, mask=(d < D)[None, :], other=0.0)
+        loaded = tl.load(base + offsets, mask=(d < D)[None, :], other=0.0)
     else:
-        found = tl.load(base + at)
-    return found
+        loaded = tl.load(base + offsets)
+    return loaded
 
 
 @triton.jit
-def product(left, right, sums, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """sums + left @ right, fp32."""
-    if WIDEN:
+def product(left, right, sums, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """sums + left @ right, in fp32."""
+    if UPCAST:
         left = left.to(tl.float32)
         right = right.to(tl.float32)
     return tl.dot(left, right, sums, input_precision=PRECISION)

@@ -1,94 +1,103 @@
-"""InfoNCE's one pass over a queue's keys (methods/losses/info_nce.py has the equations): no similarity leaves the
-chip."""
+"""The kernel of InfoNCE: one pass over a queue's keys, in which no similarity leaves the chip.
+
+The equations are in methods/losses/info_nce.py.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kilobatch.methods.losses.kernels.blocks import DTYPES, LEFT_OUT, launch, load_rows, product
+from kilobatch.methods.losses.kernels.blocks import DTYPES, MASKED, load_rows, plan_launch, product
 from kilobatch.methods.options import Operands
 
 
-def sums(scaled: Tensor, keys: Tensor, without: Tensor | None, operands: Operands) -> Tensor:
-    """scaled (N, D) fp32, keys (m, D) of any floating type -> (N, D + 1) fp32: [sum e k | sum e] over keys, e = e^s.
+def sums(scaled: Tensor, keys: Tensor, excluded: Tensor | None, operands: Operands) -> Tensor:
+    """The sums [sum e k | sum e] over keys k, e = e^s: scaled (N, D) fp32, keys (m, D) of any type -> (N, D + 1) fp32.
 
-    without (N,) int64: of each query, the row of `keys` that does not count; none where that is negative.
+    excluded (N,) int64: for each query, the row of `keys` that does not count; none where that is negative.
     """
-    if operands == "fp16":  # which holds no e^40
-        found, shift = careful_sums(scaled, keys, torch.full_like(scaled[:, 0], -torch.inf), without, operands)
-        return found * shift.exp()[:, None]
-    found, _ = _run(scaled, keys, None, without, operands)
-    return found[0] if len(found) == 1 else found.sum(0)
+    if operands == "fp16":  # fp16 cannot hold e^40
+        row_max = torch.full_like(scaled[:, 0], -torch.inf)
+        shifted_sums, shift = sums_with_shift(scaled, keys, row_max, excluded, operands)
+        return shifted_sums * shift.exp()[:, None]
+    partial_sums, _ = _launch(scaled, keys, None, excluded, operands)
+    return partial_sums[0] if len(partial_sums) == 1 else partial_sums.sum(0)
 
 
-def careful_sums(
-    scaled: Tensor, keys: Tensor, highest: Tensor, without: Tensor | None, operands: Operands
+def sums_with_shift(
+    scaled: Tensor, keys: Tensor, row_max: Tensor, excluded: Tensor | None, operands: Operands
 ) -> tuple[Tensor, Tensor]:
-    """As `sums`, of e^(s - shift): -> sums (N, D + 1) and shift (N,), the largest of highest (N,) and all s."""
-    found, tops = _run(scaled, keys, highest, without, operands)
-    shift = tops.amax(0)
-    return (found * (tops - shift).exp()[..., None]).sum(0), shift
+    """The sums of `sums` with e = e^(s - shift), (N, D + 1), and shift (N,), the maximum of row_max (N,) and all s."""
+    partial_sums, maxima = _launch(scaled, keys, row_max, excluded, operands)
+    shift = maxima.amax(0)
+    return (partial_sums * (maxima - shift).exp()[..., None]).sum(0), shift
 
 
-def _run(
-    scaled: Tensor, keys: Tensor, highest: Tensor | None, without: Tensor | None, operands: Operands
+def _launch(
+    scaled: Tensor, keys: Tensor, row_max: Tensor | None, excluded: Tensor | None, operands: Operands
 ) -> tuple[Tensor, Tensor]:
-    """By each split of the keys: sums (splits, N, D + 1) and, where highest is given, their shifts (splits, N)."""
-    kind = DTYPES[operands]
-    left = scaled.to(kind).contiguous()
-    keys = (keys if keys.dtype.itemsize < kind.itemsize else keys.to(kind)).contiguous()  # else widened there
-    run = launch(len(scaled), len(keys), scaled.shape[1], operands, scaled.device)
-    found = scaled.new_empty(run.by_columns, len(scaled), scaled.shape[1] + 1)
-    tops = scaled.new_empty(run.by_columns, len(scaled))
-    # What is not given is not read.
-    tensors = (left, keys, left if without is None else without, found if highest is None else highest, found, tops)
-    careful = highest is not None
-    run.start(_sums, *tensors, len(left), len(keys), run.per, WITHOUT=without is not None, CAREFUL=careful)
-    return found, tops
+    """For each split of the keys: sums (splits, N, D + 1) and, if row_max is given, their shifts (splits, N)."""
+    dtype = DTYPES[operands]
+    left = scaled.to(dtype).contiguous()
+    if keys.dtype.itemsize >= dtype.itemsize:  # the kernel itself converts narrower ones
+        keys = keys.to(dtype)
+    keys = keys.contiguous()
+    launch = plan_launch(len(scaled), len(keys), scaled.shape[1], operands, scaled.device)
+    partial_sums = scaled.new_empty(launch.column_programs, len(scaled), scaled.shape[1] + 1)
+    maxima = scaled.new_empty(launch.column_programs, len(scaled))
+    # Any tensor may stand for one that is not given: the kernel does not read it.
+    excluded_or_any = left if excluded is None else excluded
+    row_max_or_any = partial_sums if row_max is None else row_max
+    arguments = (left, keys, excluded_or_any, row_max_or_any, partial_sums, maxima, len(left), len(keys))
+    modes = {"EXCLUDE": excluded is not None, "ONLINE_MAX": row_max is not None}
+    launch.run(_sums, *arguments, launch.columns_per_program, **modes)
+    return partial_sums, maxima
 
 
 @triton.jit
 def _sums(
-    scaled, keys, without, start_at, found, tops, rows, columns, per,
+    scaled, keys, excluded, initial_max, partial_sums, maxima, rows, columns, columns_per_program,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, LIFT: tl.constexpr, WIDEN: tl.constexpr,
-    WITHOUT: tl.constexpr, CAREFUL: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, WEIGHT_SCALE: tl.constexpr, UPCAST: tl.constexpr,
+    EXCLUDE: tl.constexpr, ONLINE_MAX: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     left = load_rows(scaled, i, rows, D, BD)
-    start = tl.program_id(1) * per
-    stop = tl.minimum(start + per, columns)
+    start = tl.program_id(1) * columns_per_program
+    stop = tl.minimum(start + columns_per_program, columns)
     total = tl.zeros([BM], tl.float32)
     weighted = tl.zeros([BM, BD], tl.float32)
-    highest = tl.full([BM], LEFT_OUT, tl.float32)
-    if CAREFUL:
-        highest = tl.maximum(highest, tl.load(start_at + i, mask=i < rows, other=0.0))
-    left_out = tl.full([BM], -1, tl.int64)
-    if WITHOUT:
-        left_out = tl.load(without + i, mask=i < rows, other=-1)
+    row_max = tl.full([BM], MASKED, tl.float32)
+    if ONLINE_MAX:
+        row_max = tl.maximum(row_max, tl.load(initial_max + i, mask=i < rows, other=0.0))
+    excluded_row = tl.full([BM], -1, tl.int64)
+    if EXCLUDE:
+        excluded_row = tl.load(excluded + i, mask=i < rows, other=-1)
     for j0 in range(start, stop, BN):
         j = j0 + tl.arange(0, BN)
         right = load_rows(keys, j, stop, D, BD).to(OPERAND)
-        s = product(left, tl.trans(right), tl.zeros([BM, BN], tl.float32), PRECISION, WIDEN)
+        s = product(left, tl.trans(right), tl.zeros([BM, BN], tl.float32), PRECISION, UPCAST)
         if j0 + BN > stop:
-            s = tl.where((j >= stop)[None, :], LEFT_OUT, s)
-        if WITHOUT:
-            s = tl.where(j[None, :] == left_out[:, None], LEFT_OUT, s)
-        if CAREFUL:
-            now = tl.maximum(highest, tl.max(s, 1))
-            shrink = tl.exp(highest - now)
-            total *= shrink
-            weighted *= shrink[:, None]
-            highest = now
-            s -= now[:, None]
+            s = tl.where((j >= stop)[None, :], MASKED, s)
+        if EXCLUDE:
+            s = tl.where(j[None, :] == excluded_row[:, None], MASKED, s)
+        if ONLINE_MAX:
+            new_max = tl.maximum(row_max, tl.max(s, 1))
+            rescale = tl.exp(row_max - new_max)
+            total *= rescale
+            weighted *= rescale[:, None]
+            row_max = new_max
+            s -= new_max[:, None]
         e = tl.exp(s)
         total += tl.sum(e, 1)
-        weighted = product((e * LIFT).to(OPERAND), right, weighted, PRECISION, WIDEN)
+        weighted = product((e * WEIGHT_SCALE).to(OPERAND), right, weighted, PRECISION, UPCAST)
     row = tl.program_id(1).to(tl.int64) * rows + i
     d = tl.arange(0, BD)
     tl.store(
-        found + row[:, None] * (D + 1) + d[None, :], weighted * (1 / LIFT), mask=(i < rows)[:, None] & (d < D)[None, :]
+        partial_sums + row[:, None] * (D + 1) + d[None, :],
+        weighted * (1 / WEIGHT_SCALE),
+        mask=(i < rows)[:, None] & (d < D)[None, :],
     )
-    tl.store(found + row * (D + 1) + D, total, mask=i < rows)
-    tl.store(tops + row, highest, mask=i < rows)
+    tl.store(partial_sums + row * (D + 1) + D, total, mask=i < rows)
+    tl.store(maxima + row, row_max, mask=i < rows)

@@ -1,1 +1,1 @@
-"""Each paper's formula in the plainest code, under the paper's name."""
+"""Formulas of the papers in the plainest code, under the papers' names."""

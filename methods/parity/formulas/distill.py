@@ -1,31 +1,31 @@
-"""Distillation's formula where some images have labels; and constructions that weigh images wrongly."""
+"""Distillation's formula for a batch in which some images have labels; and constructions that weight images wrongly."""
 
 import torch
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.distill import Distill
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.parity.formulas import finetune
-from kilobatch.methods.parity.formulas.finetune import SAMPLES, built, cross_entropies
+from kilobatch.methods.parity.formulas.finetune import SAMPLES, cross_entropies, prepared
 from kilobatch.methods.parity.standard import Construction, Standard, own_slice
 
 TEMPERATURE, ALPHA = 0.7, 0.6
 
 
 def labels(samples: int) -> Tensor:
-    """-1 for most of the first half, so that ranks have few or many."""
+    """Labels that are -1 for most of the first half, so that some ranks have few and others many."""
     i = torch.arange(samples)
     return finetune.labels(samples).where((i % 4 == 0) | (i > samples // 2), -1)
 
 
 def build(mode: Mode) -> Method:
-    teacher = built(FineTune(ConvNet(3, mode), layer=0))
+    teacher = prepared(FineTune(ConvNet(3, mode), layer=0))
     student = Distill(ConvNet(4, mode), teacher="teacher", temperature=TEMPERATURE, alpha=ALPHA)
-    built(student).take(lambda where: teacher, fresh=True)
+    prepared(student).load_pretrained(lambda reference: teacher, fresh=True)
     return student
 
 
@@ -35,28 +35,28 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def sums(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 4 of some images: the labelled ones' sum by labels, and all ones' by the teacher."""
-    known = label >= 0
+    """The two sums of eq. 4: over labelled images with their labels, and over all images with the teacher."""
+    labelled = label >= 0
     by_teacher = -(probabilities(teacher) * probabilities(student).log()).sum()
-    return cross_entropies(student[known], label[known]).sum(), by_teacher
+    return cross_entropies(student[labelled], label[labelled]).sum(), by_teacher
 
 
 def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
     n = len(z["logits"])
-    by_label, by_teacher = sums(z["logits"], t["logits"], labels(SAMPLES)[across.own(n)])
+    by_label, by_teacher = sums(z["logits"], t["logits"], labels(SAMPLES)[collectives.local_rows(n)])
     return ((1 - ALPHA) * by_label + ALPHA * by_teacher) / n
 
 
 def _labelled_mean(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """The first sum over the number of this rank's own labelled images."""
+    """The first sum divided by the number of this rank's labelled images."""
     n = len(z["logits"])
-    label = labels(SAMPLES)[across.own(n)]
+    label = labels(SAMPLES)[collectives.local_rows(n)]
     by_label, by_teacher = sums(z["logits"], t["logits"], label)
     return (1 - ALPHA) * by_label / (label >= 0).sum() + ALPHA * by_teacher / n
 
 
 def _whole(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    by_label, by_teacher = sums(own_slice(z["logits"]), across.gather(t["logits"]), labels(SAMPLES))
+    by_label, by_teacher = sums(own_slice(z["logits"]), collectives.gather(t["logits"]), labels(SAMPLES))
     return ((1 - ALPHA) * by_label + ALPHA * by_teacher) / SAMPLES
 
 
@@ -64,7 +64,7 @@ STANDARD = Standard(
     build,
     formula,
     constructions=(
-        # Of all images in one process it is a mean over labelled ones, too; its ranks' average is not.
+        # In one process this is a mean over all labelled images; the average over ranks is not.
         Construction("labels' sum over each rank's own labelled images", _labelled_mean, _labelled_mean, False),
         Construction("whole loss on every rank, own slice", _whole, formula, False),
     ),

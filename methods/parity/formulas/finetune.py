@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
@@ -17,15 +17,15 @@ def labels(samples: int) -> Tensor:
     return torch.arange(samples) * 7 % CLASSES
 
 
-def built(method: FineTune) -> FineTune:
-    """With a classifier whose logits are no longer nearly equal."""
+def prepared(method: FineTune) -> FineTune:
+    """The method, prepared, with random weights of the classifier, so that its logits differ."""
     method.prepare(SAMPLES, CLASSES)
     nn.init.normal_(method.classifier.weight)
     return method
 
 
 def build(mode: Mode) -> Method:
-    return built(FineTune(ConvNet(4, mode), layer=2, hidden=10, dim=6))  # a hidden layer, and the head's last
+    return prepared(FineTune(ConvNet(4, mode), layer=2, hidden=10, dim=6))  # a hidden layer, and the head's last
 
 
 def cross_entropies(logits: Tensor, label: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def cross_entropies(logits: Tensor, label: Tensor) -> Tensor:
 
 def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
     n = len(z["logits"])
-    return cross_entropies(z["logits"], labels(SAMPLES)[across.own(n)]).mean()
+    return cross_entropies(z["logits"], labels(SAMPLES)[collectives.local_rows(n)]).mean()
 
 
 STANDARD = Standard(

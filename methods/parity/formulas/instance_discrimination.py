@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kilobatch.data.counter_rng import key, uniform
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
@@ -27,27 +27,27 @@ def build(mode: Mode) -> Method:
 
 
 def noise(image: int, view: int) -> list[int]:
-    """Of the first step."""
-    name = np.uint64(key(0, 0, image, view))
-    return [int(uniform(name, draw) * IMAGES) for draw in range(NOISE)]
+    """The noise images of the first step."""
+    noise_key = np.uint64(key(0, 0, image, view))
+    return [int(uniform(noise_key, draw) * IMAGES) for draw in range(NOISE)]
 
 
 def nce_formula(v: Tensor, rows: Tensor, first: int) -> Tensor:
-    """Wu et al., section 3.2, and NCECriterion.py. v (n, D), of the images from `first` on; rows (IMAGES, D)."""
+    """Wu et al., eq. 6 and 7, and NCECriterion.py. v (n, D), of the images from `first` on; rows (IMAGES, D)."""
     index = torch.tensor([[i, *noise(i, 0)] for i in range(first, first + len(v))])
     e = ((rows[index] * v[:, None]).sum(2) / TEMPERATURE).exp()  # (n, 1 + m)
     p = e / (e.detach().mean() * IMAGES)
-    likely = p / (p + NOISE / IMAGES)
-    return (-likely[:, 0].log() - (1 - likely[:, 1:]).log().sum(1)).mean()
+    h = p / (p + NOISE / IMAGES)
+    return (-h[:, 0].log() - (1 - h[:, 1:]).log().sum(1)).mean()
 
 
 def _proximal(v: Tensor, rows: Tensor, first: int) -> Tensor:
     return PROXIMAL * (v - rows[first : first + len(v)]).square().sum(1).mean()
 
 
-def whole(method: Method) -> Tensor:
-    """The bank in the order of images, from all ranks' rows of it."""
-    rows = across.gather(held(method)).unflatten(0, (across.size(), -1))
+def all_rows(method: Method) -> Tensor:
+    """The rows of the bank on all ranks, in the order of images."""
+    rows = collectives.gather(held(method)).unflatten(0, (collectives.world_size(), -1))
     return rows.transpose(0, 1).flatten(0, 1)
 
 
@@ -61,20 +61,20 @@ def held(method: Method) -> Tensor:
 
 
 def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """The rows of the step's images, moved and put back to length 1; the others as they were."""
+    """The bank with the rows of the step's images moved and scaled to length 1."""
     rows, v = held(method).clone(), z["v"][:, 0].detach()
     rows[: len(v)] = F.normalize(MOMENTUM * rows[: len(v)] + (1 - MOMENTUM) * v, dim=1)
     return rows
 
 
-def _of_rank(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """With the constant Z of this rank's own images."""
-    v, first = z["v"][:, 0], across.rank() * len(z["v"])
-    return nce_formula(v, whole(method), first) + _proximal(v, whole(method), first)
+def _z_of_rank(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    """The loss with a constant Z estimated from this rank's images alone."""
+    v, first = z["v"][:, 0], collectives.rank() * len(z["v"])
+    return nce_formula(v, all_rows(method), first) + _proximal(v, all_rows(method), first)
 
 
 def _whole_loss(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    v, rows = own_slice(z["v"][:, 0]), whole(method)
+    v, rows = own_slice(z["v"][:, 0]), all_rows(method)
     return nce_formula(v, rows, 0) + _proximal(v, rows, 0)
 
 
@@ -82,7 +82,7 @@ STANDARD = Standard(
     build,
     formula,
     constructions=(
-        Construction("Z of each rank's own images", _of_rank, formula, False),
+        Construction("Z of each rank's own images", _z_of_rank, formula, False),
         Construction("whole loss on every rank, own slice", _whole_loss, formula, False),
     ),
     held=held,

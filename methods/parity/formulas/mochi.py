@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kilobatch.data.counter_rng import key, uniform
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -32,29 +32,29 @@ def build(mode: Mode) -> Method:
     )
 
 
-def further(q: Tensor, keys: Tensor, image: int) -> Tensor:
-    """Sections 4.1 and 4.2, one by one: q (D,), the query of that image in the first step; keys (K, D)."""
-    name = np.uint64(key(0, 0, image, 0))
+def synthetic(q: Tensor, keys: Tensor, image: int) -> Tensor:
+    """The negatives of sections 4.1 and 4.2, one by one. q (D,): the image's query in the first step; keys (K, D)."""
+    random_key = np.uint64(key(0, 0, image, 0))
     hardest = keys[(keys @ q).argsort(descending=True)[:HARD]]
     negatives: list[Tensor] = []
     for k in range(MIXED):
-        first = int(uniform(name, k) * HARD)
-        second = (first + 1 + int(uniform(name, MIXED + k) * (HARD - 1))) % HARD
-        alpha = float(uniform(name, 2 * MIXED + k))
+        first = int(uniform(random_key, k) * HARD)
+        second = (first + 1 + int(uniform(random_key, MIXED + k) * (HARD - 1))) % HARD
+        alpha = float(uniform(random_key, 2 * MIXED + k))
         negatives.append(alpha * hardest[first] + (1 - alpha) * hardest[second])
     for k in range(WITH_QUERY):
-        which = int(uniform(name, 3 * MIXED + k) * HARD)
-        beta = float(uniform(name, 3 * MIXED + WITH_QUERY + k)) / 2
-        negatives.append(beta * q + (1 - beta) * hardest[which])
+        j = int(uniform(random_key, 3 * MIXED + k) * HARD)
+        beta = float(uniform(random_key, 3 * MIXED + WITH_QUERY + k)) / 2
+        negatives.append(beta * q + (1 - beta) * hardest[j])
     return F.normalize(torch.stack(negatives), dim=1)
 
 
 def mochi_formula(q: Tensor, k: Tensor, keys: Tensor, first: int, mixed_from: Tensor | None = None) -> Tensor:
-    """q, k (n, 1, D), of the images from `first` on; keys (K, D); mixed_from: by default all of keys."""
+    """MoCHi's loss. q, k (n, 1, D), of the images from `first` on; keys (K, D); mixed_from: by default all of keys."""
     mixed_from = keys if mixed_from is None else mixed_from
     losses: list[Tensor] = []
     for i, (query, positive) in enumerate(zip(q[:, 0], k[:, 0], strict=True)):
-        negatives = torch.cat([keys, further(query.detach(), mixed_from, first + i)])
+        negatives = torch.cat([keys, synthetic(query.detach(), mixed_from, first + i)])
         logits = torch.cat([(query @ positive)[None], negatives @ query]) / TEMPERATURE
         losses.append(logits.logsumexp(0) - logits[0])
     return torch.stack(losses).mean()
@@ -71,7 +71,7 @@ STANDARD = Standard(
         Construction(
             "the queue of all ranks on every rank",
             lambda method, z, t: mochi_formula(
-                z["q"], t["k"], across.gather(held(method)), across.rank() * len(z["q"])
+                z["q"], t["k"], collectives.gather(held(method)), collectives.rank() * len(z["q"])
             ),
             formula,
             True,
@@ -79,7 +79,7 @@ STANDARD = Standard(
         Construction(
             "mixed from the own rank's part of the queue",
             lambda method, z, t: mochi_formula(
-                z["q"], t["k"], across.gather(held(method)), across.rank() * len(z["q"]), held(method)
+                z["q"], t["k"], collectives.gather(held(method)), collectives.rank() * len(z["q"]), held(method)
             ),
             formula,
             False,
@@ -87,7 +87,7 @@ STANDARD = Standard(
         Construction(
             "whole loss on every rank, own slice",
             lambda method, z, t: mochi_formula(
-                own_slice(z["q"]), across.gather(t["k"]), across.gather(held(method)), 0
+                own_slice(z["q"]), collectives.gather(t["k"]), collectives.gather(held(method)), 0
             ),
             formula,
             False,

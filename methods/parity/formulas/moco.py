@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -30,7 +30,7 @@ def infonce_formula(q: Tensor, k: Tensor, keys: Tensor) -> Tensor:
 
 
 def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """With what this rank holds of the queue, which is all of it in one process."""
+    """The loss against this rank's part of the queue, which is the whole queue in one process."""
     return infonce_formula(z["q"], t["k"], held(method))
 
 
@@ -39,7 +39,7 @@ def held(method: Method) -> Tensor:
 
 
 def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """Algorithm 1: the step's keys in, the oldest out. The queue before it lies from the oldest to the newest."""
+    """Algorithm 1: the step's keys replace the oldest. Before the step the queue goes from the oldest to the newest."""
     return torch.cat([held(method), t["k"][:, 0]])[-KEYS:]
 
 
@@ -49,7 +49,7 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "the queue of all ranks on every rank",
-            lambda method, z, t: infonce_formula(z["q"], t["k"], across.gather(held(method))),
+            lambda method, z, t: infonce_formula(z["q"], t["k"], collectives.gather(held(method))),
             formula,
             True,
         ),
@@ -61,7 +61,9 @@ STANDARD = Standard(
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: infonce_formula(own_slice(z["q"]), across.gather(t["k"]), across.gather(held(method))),
+            lambda method, z, t: infonce_formula(
+                own_slice(z["q"]), collectives.gather(t["k"]), collectives.gather(held(method))
+            ),
             formula,
             False,
         ),

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
@@ -21,10 +21,10 @@ def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
     return _symmetric(z["q"], t["k"], 0)
 
 
-def _symmetric(q: Tensor, k: Tensor, first: int) -> Tensor:
-    """q (n, 2, D), whose keys stand from row `first` on in k (N, 2, D)."""
+def _symmetric(q: Tensor, k: Tensor, offset: int) -> Tensor:
+    """The loss of q (n, 2, D), whose keys are rows `offset` and following of k (N, 2, D)."""
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-    labels = torch.arange(first, first + len(q))
+    labels = torch.arange(offset, offset + len(q))
     logits = q[:, 0] @ k[:, 1].T / TEMPERATURE, q[:, 1] @ k[:, 0].T / TEMPERATURE
     return 2 * TEMPERATURE * (F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels))
 
@@ -32,18 +32,18 @@ def _symmetric(q: Tensor, k: Tensor, first: int) -> Tensor:
 STANDARD = Standard(
     build,
     formula,
-    samples=32,  # its norms see one view at a time: with 4 samples in each, fp32 itself is off by more than its limit
+    samples=32,  # norms see one view at a time: with 4 samples each, fp32 errors exceed the limit
     constructions=(
         Construction(
             "own queries, keys gathered without gradient",  # they carry none
-            lambda method, z, t: _symmetric(z["q"], no_gradient(t["k"]), across.rank() * len(z["q"])),
+            lambda method, z, t: _symmetric(z["q"], no_gradient(t["k"]), collectives.rank() * len(z["q"])),
             formula,
             True,
         ),
         Construction("keys of the own rank only", lambda method, z, t: _symmetric(z["q"], t["k"], 0), formula, False),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: _symmetric(own_slice(z["q"]), across.gather(t["k"]), 0),
+            lambda method, z, t: _symmetric(own_slice(z["q"]), collectives.gather(t["k"]), 0),
             formula,
             False,
         ),

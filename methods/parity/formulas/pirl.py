@@ -1,15 +1,15 @@
-"""PIRL's formula, with the softmax over the memory bank; and constructions that lose a part of it."""
+"""PIRL's formula, in the form softmax; and constructions that lose a part of it."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.pirl import PIRL
-from kilobatch.methods.parity.formulas.instance_discrimination import IMAGES, MOMENTUM, held, remembered, whole
+from kilobatch.methods.parity.formulas.instance_discrimination import IMAGES, MOMENTUM, all_rows, held, remembered
 from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
 
 PRETEXT = 0.3
@@ -38,19 +38,19 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "the bank of all ranks on every rank",
-            lambda method, z, t: softmax_formula(z["v"], whole(method), across.rank() * len(z["v"])),
+            lambda method, z, t: softmax_formula(z["v"], all_rows(method), collectives.rank() * len(z["v"])),
             formula,
             True,
         ),
         Construction(
             "the rows of the own rank's images only",
-            lambda method, z, t: softmax_formula(z["v"], whole(method)[across.own(len(z["v"]))], 0),
+            lambda method, z, t: softmax_formula(z["v"], all_rows(method)[collectives.local_rows(len(z["v"]))], 0),
             formula,
             False,
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: softmax_formula(own_slice(z["v"]), whole(method), 0),
+            lambda method, z, t: softmax_formula(own_slice(z["v"]), all_rows(method), 0),
             formula,
             False,
         ),

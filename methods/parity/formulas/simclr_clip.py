@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
@@ -29,8 +29,8 @@ def temperature(method: Method) -> Tensor:
     return torch.exp(-scale)
 
 
-def fixed(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """Its temperature without gradient."""
+def fixed_temperature(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    """The formula with a temperature that has no gradient."""
     z1, z2 = z["z"].unbind(1)
     return clip_formula(z1, z2, temperature(method).detach())
 
@@ -41,15 +41,15 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "whole loss on every rank, gather whose backward sums",
-            lambda method, z, t: formula(method, {"z": across.gather(z["z"])}, t),
+            lambda method, z, t: formula(method, {"z": collectives.gather(z["z"])}, t),
             formula,
             True,
         ),
-        # The temperature's gradient would be whole beside a quarter of the weights', so it has none here.
+        # The temperature's gradient would be whole while the weights' would be a quarter, so it has none here.
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: fixed(method, {"z": own_slice(z["z"])}, t),
-            fixed,
+            lambda method, z, t: fixed_temperature(method, {"z": own_slice(z["z"])}, t),
+            fixed_temperature,
             False,
         ),
         Construction("pairs of the own rank only", formula, formula, False),

@@ -1,4 +1,4 @@
-"""SimCLRv2's formula with a memory beside the batch; and constructions that lose a part of it."""
+"""SimCLRv2's formula with a memory in addition to the batch; and constructions that lose a part of it."""
 
 from typing import cast
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
 from kilobatch.methods.method import Method, Tensors
@@ -23,17 +23,17 @@ def build(mode: Mode) -> Method:
     return SimCLRV2(ConvNet(4, mode), temperature=TEMPERATURE, dim=8, queue=queue)
 
 
-def formula_with(z: Tensor, keys: Tensor) -> Tensor:
+def formula_with_keys(z: Tensor, keys: Tensor) -> Tensor:
     """z (n, 2, D), keys (K, D): the mean over all 2n anchors of -log softmax over the 2n - 1 others and the keys."""
     u = F.normalize(z.transpose(0, 1).flatten(0, 1), dim=1)
-    me = torch.arange(len(u))
-    logits = torch.cat([(u @ u.T).scatter(1, me[:, None], -torch.inf), u @ keys.T], 1) / TEMPERATURE
-    return F.cross_entropy(logits, me.roll(len(z)))
+    own_columns = torch.arange(len(u))
+    logits = torch.cat([(u @ u.T).scatter(1, own_columns[:, None], -torch.inf), u @ keys.T], 1) / TEMPERATURE
+    return F.cross_entropy(logits, own_columns.roll(len(z)))
 
 
 def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """With what this rank holds of the queue, which is all of it in one process."""
-    return formula_with(z["z"], held(method))
+    """The loss with this rank's part of the queue, which is the whole queue in one process."""
+    return formula_with_keys(z["z"], held(method))
 
 
 def held(method: Method) -> Tensor:
@@ -41,7 +41,7 @@ def held(method: Method) -> Tensor:
 
 
 def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    """The step's keys in, the oldest out. The queue before it lies from the oldest to the newest."""
+    """The step's keys replace the oldest. Before the step the queue goes from the oldest to the newest."""
     return torch.cat([held(method), t["key"]])[-KEYS:]
 
 
@@ -57,19 +57,19 @@ STANDARD = Standard(
         ),
         Construction(
             "the batch of all ranks, the own rank's part of the queue",
-            lambda method, z, t: formula_with(across.gather(z["z"]), held(method)),
+            lambda method, z, t: formula_with_keys(collectives.gather(z["z"]), held(method)),
             formula,
             False,
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: formula_with(own_slice(z["z"]), across.gather(held(method))),
+            lambda method, z, t: formula_with_keys(own_slice(z["z"]), collectives.gather(held(method))),
             formula,
             False,
         ),
         Construction(
             "whole loss on every rank, gather whose backward sums",
-            lambda method, z, t: formula_with(across.gather(z["z"]), across.gather(held(method))),
+            lambda method, z, t: formula_with_keys(collectives.gather(z["z"]), collectives.gather(held(method))),
             formula,
             True,
         ),

@@ -1,4 +1,4 @@
-"""Both back-ends give torchvision's images for the same parameters, and each other's for the same keys."""
+"""Both back-ends of augmentation: torchvision's images for the same parameters, and equal images for the same keys."""
 
 import math
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from kilobatch.data.augment.cpu import augment as augment_planar
+from kilobatch.data.augment.cpu import augment as cpu
 from kilobatch.data.augment.device import augment
 from kilobatch.data.counter_rng import key, keys
 from kilobatch.data.views import columns
-from kilobatch.data.views.draws import drawn
+from kilobatch.data.views.draws import draw_value
 from kilobatch.data.views.options import Affine, Blur, Jitter, Second, Solarize, Views
 
 COUNT, SIDE = 24, 40
@@ -45,17 +45,17 @@ def photos(count: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def planar(images: NDArray[np.uint8], views: Views, first: int = 0) -> Tensor:
-    """Each image's one view, whose sample indices run from first."""
+    """One view of each image; their sample indices begin at `first`."""
     out = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
-    scratch = np.empty(augment_planar.scratch_length(views), np.float32)
+    scratch = np.empty(cpu.scratch_length(views), np.float32)
     for i, image in enumerate(images):
-        augment_planar.augment(image, np.uint64(key(1, 2, first + i, 0)), views.plan(), out[i], scratch)
+        cpu.augment(image, np.uint64(key(1, 2, first + i, 0)), views.plan(), out[i], scratch)
     return torch.from_numpy(out)
 
 
 def batched(images: NDArray[np.uint8], views: Views, first: int = 0) -> Tensor:
-    of = keys(1, 2, torch.arange(first, first + len(images)), 1)
-    return augment(channels_first(images)[:, None], of, views)[:, 0]
+    view_keys = keys(1, 2, torch.arange(first, first + len(images)), 1)
+    return augment(channels_first(images)[:, None], view_keys, views)[:, 0]
 
 
 def channels_first(images: NDArray[np.uint8]) -> Tensor:
@@ -63,7 +63,7 @@ def channels_first(images: NDArray[np.uint8]) -> Tensor:
 
 
 def parameter(views: Views, i: int, value: int) -> float:
-    return float(drawn(np.uint64(key(1, 2, i, 0)), views.plan(), value))
+    return float(draw_value(np.uint64(key(1, 2, i, 0)), views.plan(), value))
 
 
 def only(**options: object) -> Views:
@@ -77,7 +77,7 @@ def jitter(**strengths: float) -> Views:
 
 
 def moved(image: Tensor, views: Views, i: int, margin: int = 60) -> Tensor:
-    """torchvision's affine, with a margin of the fill around the image: without, it weighs the image's edge twice."""
+    """torchvision's affine, on the image with a margin of `fill`: without it, it weighs the image's edge twice."""
     height, width = image.shape[-2:]
     fill = 50 / 255 if image.is_floating_point() else 50
     wide = F.affine(
@@ -146,7 +146,7 @@ def test_each_operation_is_torchvisions(name: str, back_end):
     assert difference.mean((1, 2, 3)).max() < 0.2  # of 255; torchvision on floats, each image
     assert 255 * (ours - in_bytes / 255).abs().mean() < 2  # torchvision on bytes, which rounds after each operation
     if name != "nothing":
-        assert (255 * (ours - channels_first(images) / 255).abs()).mean() > 2  # and it does do something
+        assert (255 * (ours - channels_first(images) / 255).abs()).mean() > 2  # the operation does change images
 
 
 @pytest.mark.parametrize("second", [None, Second(), Second(blur=Blur(kernel=3), solarize=Solarize(threshold=50))])
@@ -154,15 +154,13 @@ def test_each_operation_is_torchvisions(name: str, back_end):
 def test_both_back_ends_give_the_same_images(side: int, second: Second | None):
     views = EVERYTHING.model_copy(update={"size": side, "second": second})
     images = photos(2 * COUNT, side).reshape(COUNT, 2, side, side, 3)
-    of = keys(1, 2, torch.arange(COUNT), 2)
-    theirs = augment(torch.from_numpy(images).permute(0, 1, 4, 2, 3), of, views)
+    view_keys = keys(1, 2, torch.arange(COUNT), 2)
+    theirs = augment(torch.from_numpy(images).permute(0, 1, 4, 2, 3), view_keys, views)
     ours = np.empty((COUNT, 2, 3, side, side), np.float32)
-    scratch = np.empty(augment_planar.scratch_length(views), np.float32)
+    scratch = np.empty(cpu.scratch_length(views), np.float32)
     for i in range(COUNT):
         for view in range(2):
-            augment_planar.augment(
-                images[i, view], np.uint64(key(1, 2, i, view)), views.plans()[view], ours[i, view], scratch
-            )
+            cpu.augment(images[i, view], np.uint64(key(1, 2, i, view)), views.plans()[view], ours[i, view], scratch)
     difference = 255 * torch.tensor(views.std)[:, None, None] * (torch.from_numpy(ours) - theirs).abs()
     assert difference.mean((2, 3, 4)).max() < 0.05  # of 255, each image
     assert np.abs(ours[:, 0] - ours[:, 1]).mean() > 0.1
@@ -172,7 +170,7 @@ def test_every_combination_of_operations_was_among_those_compared():
     plan = EVERYTHING.plan()
     flags = (columns.AFFINE, columns.JITTER, columns.GREY, columns.BLUR, columns.SOLARIZE)
     done = np.array(
-        [[drawn(np.uint64(key(1, 2, i, v)), plan, f) > 0 for f in flags] for i in range(COUNT) for v in range(2)]
+        [[draw_value(np.uint64(key(1, 2, i, v)), plan, f) > 0 for f in flags] for i in range(COUNT) for v in range(2)]
     )
     assert done.any(0).all() and not done.all(0).any()
     assert len(np.unique(done, axis=0)) > 12
@@ -214,13 +212,13 @@ def test_normalised_last(back_end):
 
 def test_moved_images_are_torchvisions():
     images, views = photos(COUNT, SIDE), only(affine=MOVES)
-    of = keys(1, 2, torch.arange(COUNT), 1)[:, 0].numpy()
-    ours = augment_planar.affine_batch(images, of, MOVES)
+    view_keys = keys(1, 2, torch.arange(COUNT), 1)[:, 0].numpy()
+    ours = cpu.affine_batch(images, view_keys, MOVES)
     assert ours.dtype == np.uint8 and ours.shape == images.shape
     for margin, allowed in ((60, 0.1), (0, 2)):
         theirs = torch.stack([moved(x, views, i, margin) for i, x in enumerate(channels_first(images))])
         assert (channels_first(ours).float() - theirs.float()).abs().mean() < allowed
-    assert (augment_planar.affine_batch(images, of, MOVES.model_copy(update={"probability": 0.0})) == images).all()
+    assert (cpu.affine_batch(images, view_keys, MOVES.model_copy(update={"probability": 0.0})) == images).all()
 
 
 @pytest.mark.parametrize("back_end", [planar, batched])
@@ -230,15 +228,15 @@ def test_the_second_view_has_its_own_blur_and_solarization(back_end):
         count=2, blur=Blur(probability=1, kernel=9), second=Second(blur=None, solarize=Solarize(probability=1))
     )
     images = photos(4, SIDE)
-    of = keys(1, 2, torch.arange(4), 2)
+    view_keys = keys(1, 2, torch.arange(4), 2)
     if back_end is batched:
-        got = augment(channels_first(images)[:, None].expand(-1, 2, -1, -1, -1), of, views)
+        got = augment(channels_first(images)[:, None].expand(-1, 2, -1, -1, -1), view_keys, views)
     else:
         got = torch.empty(4, 2, 3, SIDE, SIDE)
-        scratch = np.empty(augment_planar.scratch_length(views), np.float32)
+        scratch = np.empty(cpu.scratch_length(views), np.float32)
         for i, image in enumerate(images):
             for view, plan in enumerate(views.plans()):
-                augment_planar.augment(image, np.uint64(key(1, 2, i, view)), plan, got[i, view].numpy(), scratch)
+                cpu.augment(image, np.uint64(key(1, 2, i, view)), plan, got[i, view].numpy(), scratch)
     solarized = torch.stack([F.solarize(x, 128) for x in channels_first(images)]).float() / 255
     torch.testing.assert_close(got[:, 1], solarized, rtol=0, atol=1e-5)
     assert torch.equal(got[:, 0], back_end(images, only(blur=views.blur)))

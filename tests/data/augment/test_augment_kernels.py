@@ -1,15 +1,15 @@
-"""The augmentation's kernels give augment_batched's images: in Triton's interpreter, and compiled for GPUs."""
+"""Triton's kernels of augmentation: the images of torch_ops in the interpreter, and compilation for GPUs."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from kilobatch.data.augment import torch_ops as augment_batched
+from kilobatch.data.augment import torch_ops
 from kilobatch.data.augment.device import augment
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.views import columns
-from kilobatch.data.views.draws import all_drawn
+from kilobatch.data.views.draws import draw_values
 from kilobatch.data.views.options import Blur, Jitter, Second, Solarize, Views
 from tests.data.augment.test_augment import EVERYTHING, photos
 from tests.helpers.process_groups import run_ranks
@@ -30,30 +30,30 @@ CASES: dict[str, Views] = {
 
 def images(views: Views, channels_last: bool) -> Tensor:
     bytes_ = photos(COUNT * views.count, views.size).reshape(COUNT, views.count, views.size, views.size, 3)
-    of = torch.from_numpy(bytes_).permute(0, 1, 4, 2, 3)  # as the loader has them
-    return of if channels_last else of.contiguous()
+    views_of_bytes = torch.from_numpy(bytes_).permute(0, 1, 4, 2, 3)  # as the loader gives them
+    return views_of_bytes if channels_last else views_of_bytes.contiguous()
 
 
 def differences() -> dict[tuple[str, bool], float]:
-    """By case and layout: the largest from torch's images, of 255; and of bf16 from fp32, relative."""
+    """The largest differences by case and layout: from torch's images, of 255; and of bf16 from fp32, relative."""
     torch.set_num_threads(1)
     found = {}
     for name, views in CASES.items():
-        of = keys(1, 2, torch.arange(COUNT), views.count)
+        view_keys = keys(1, 2, torch.arange(COUNT), views.count)
         for channels_last in (True, False) if name == "everything" else (True,):
             x = images(views, channels_last)
-            got, want = augment(x, of, views), augment_batched.augment_by_torch(x, of, views)
+            got, want = augment(x, view_keys, views), torch_ops.augment_by_torch(x, view_keys, views)
             assert got.shape == want.shape and got.stride() == want.stride()
             found[name, channels_last] = (
                 (255 * torch.tensor(views.std)[:, None, None] * (got - want).abs()).max().item()
             )
             if name == "nothing":
-                half = augment(x, of, views, torch.bfloat16)
+                half = augment(x, view_keys, views, torch.bfloat16)
                 assert half.dtype == torch.bfloat16
                 found["bf16", channels_last] = ((half.float() - got).abs() / got.abs()).max().item()
     moved = EVERYTHING.model_copy(update={"size": 8})  # no kernel moves images
-    x, of = images(moved, True), keys(1, 2, torch.arange(COUNT), 2)
-    assert torch.equal(augment(x, of, moved), augment_batched.augment_by_torch(x, of, moved))
+    x, view_keys = images(moved, True), keys(1, 2, torch.arange(COUNT), 2)
+    assert torch.equal(augment(x, view_keys, moved), torch_ops.augment_by_torch(x, view_keys, moved))
     return found
 
 
@@ -66,12 +66,12 @@ def test_kernels_give_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_operation_was_among_those_compared() -> None:
-    of = keys(1, 2, torch.arange(COUNT), 2)
-    drawn = all_drawn(of, torch.from_numpy(CASES["everything"].plans())).flatten(0, 1)
+    view_keys = keys(1, 2, torch.arange(COUNT), 2)
+    values = draw_values(view_keys, torch.from_numpy(CASES["everything"].plans())).flatten(0, 1)
     for operation in (columns.JITTER, columns.GREY, columns.BLUR, columns.SOLARIZE):
-        done = drawn[:, operation] > 0
+        done = values[:, operation] > 0
         assert done.any() and not done.all()
-    first = columns.ORDERS[drawn[drawn[:, columns.JITTER] > 0, columns.ORDER].long().numpy(), 0]
+    first = columns.ORDERS[values[values[:, columns.JITTER] > 0, columns.ORDER].long().numpy(), 0]
     assert len(np.unique(first)) == 4
 
 
@@ -81,7 +81,7 @@ def test_every_operation_was_among_those_compared() -> None:
 def test_kernels_compile_for_gpus(out: str, capability: int) -> None:
     from kilobatch.data.augment.kernels.blur import blur
     from kilobatch.data.augment.kernels.colour import colour, grey_means
-    from tests.helpers.ptxas import ROOM, build
+    from tests.helpers.ptxas import SHARED_MEMORY, build
 
     types = dict.fromkeys(("parameters", "means", "planes", "weights", "mean_r", "mean_g", "mean_b"), "*fp32")
     types |= {"images": "*u8", "which": "*i64", "reaches": "*i32", "out": out}
@@ -94,4 +94,4 @@ def test_kernels_compile_for_gpus(out: str, capability: int) -> None:
         (blur, {"DOWN": False}),
     ):
         built = build(kernel, types, {"BLOCK": 1024, **values}, capability)
-        assert built.shared <= ROOM[capability] and built.stack == 0, (kernel, built.shared, built.stack)
+        assert built.shared <= SHARED_MEMORY[capability] and built.stack == 0, (kernel, built.shared, built.stack)

@@ -1,4 +1,4 @@
-"""Jigsaw views: which patches, where, in which order."""
+"""Jigsaw views: the choice of patches, their places and their order."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kilobatch.data.augment.jigsaw import jigsaw, patches, side
+from kilobatch.data.augment.jigsaw import jigsaw, patch_side, patches
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.views.options import Crop, Second, Views
 from tests.data.loading.test_loader import SAMPLES, loader, photo, write
@@ -15,16 +15,16 @@ SIZE, N = 32, 2000
 CELL, PATCH = 10, 8
 
 
-def where(n: int = N) -> Tensor:
-    """Views whose first two channels say where a pixel lies -> (n, 9, 2, PATCH, PATCH) of the patches: row, column."""
+def pixel_places(n: int = N) -> Tensor:
+    """Row and column in the view of each pixel of the patches, (n, 9, 2, PATCH, PATCH): from views of coordinates."""
     place = torch.stack(torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij"))
     views = torch.cat([place, place[:1]]).float().expand(n, -1, -1, -1)
     return patches(jigsaw(views, keys(1, 2, torch.arange(n), 2)[:, 1]))[:, :, :2]
 
 
 def test_patches_are_squares_of_their_cells() -> None:
-    assert (side(255), side(224), side(SIZE)) == (64, 56, PATCH)
-    place = where()
+    assert (patch_side(255), patch_side(224), patch_side(SIZE)) == (64, 56, PATCH)
+    place = pixel_places()
     corner = place[..., :1, :1]
     steps = torch.stack(torch.meshgrid(torch.arange(PATCH), torch.arange(PATCH), indexing="ij")).float()
     assert torch.equal(place, corner + steps)
@@ -33,7 +33,7 @@ def test_patches_are_squares_of_their_cells() -> None:
 
 
 def test_every_cell_comes_once_and_orders_and_moves_are_even() -> None:
-    corner = where()[..., 0, 0]  # (N, 9, 2)
+    corner = pixel_places()[..., 0, 0]  # (N, 9, 2)
     cells = (corner // CELL) @ torch.tensor([3.0, 1.0])  # (N, 9)
     assert torch.equal(cells.sort(1).values, torch.arange(9.0).expand(N, 9))
     for counts in (torch.bincount(cells[:, place].long(), minlength=9) for place in range(9)):
@@ -71,6 +71,7 @@ def test_an_images_jigsaw_depends_on_seed_epoch_and_image_alone(beton: Path) -> 
     assert all(torch.equal(whole[i], ranks[i]) for i in whole)
     assert not any(torch.equal(whole[i][1], other[i][1]) for i in whole.keys() & other.keys())
     plain = shown(jigsaw=False)
-    names = keys(5, 0, torch.tensor(sorted(whole)), 2)[:, 1]
-    cut = jigsaw(torch.stack([plain[i][1] for i in sorted(whole)]), names)
-    assert all(torch.equal(whole[i], torch.stack([plain[i][0], c])) for i, c in zip(sorted(whole), cut, strict=True))
+    second_keys = keys(5, 0, torch.tensor(sorted(whole)), 2)[:, 1]
+    seconds = jigsaw(torch.stack([plain[i][1] for i in sorted(whole)]), second_keys)
+    for i, second in zip(sorted(whole), seconds, strict=True):
+        assert torch.equal(whole[i], torch.stack([plain[i][0], second]))

@@ -1,7 +1,6 @@
-"""Which images have labels: balanced shares, one within the other; lists of names; and what a loader makes of them."""
+"""The images that have labels: balanced, nested shares; lists of names; loaders that keep or drop the others."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kilobatch.data.beton import labels_of, names_file, names_of, verify
+from kilobatch.data.beton import names_path, read_labels, read_names, verify_beton
 from kilobatch.data.errors import Refusal
-from kilobatch.data.loading.labels import count_labelled, labelled, listed, share
-from kilobatch.data.loading.loader import Loader
+from kilobatch.data.loading.labels import balanced_share, count_labelled, labelled_samples, samples_in_list
+from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.loading.options import LabelOptions
-from kilobatch.data.loading.sampling import cut, order
+from kilobatch.data.loading.sampling import epoch_order, rank_batches
 from kilobatch.data.sources.convert import convert, prepare
 from kilobatch.data.sources.specs import open_source
 from kilobatch.data.views.options import Views
@@ -29,23 +28,30 @@ def counts(labels: np.ndarray, some: np.ndarray) -> list[int]:
 
 def test_a_share_is_as_even_over_classes_as_can_be():
     even = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 144))
-    assert set(counts(even, share(even, 10, 0.05, 0))) == {7, 8} and len(share(even, 10, 0.05, 0)) == 72
-    assert sorted(counts(even, share(even, 10, 0.1, 3))) == [14] * 6 + [15] * 4
-    assert counts(UNEVEN, share(UNEVEN, 4, 0.1, 0)) == [1, 3, 8, 8]  # a class with fewer gives all that it has
-    assert counts(UNEVEN, share(UNEVEN, 4, 0.001, 0)) == [1, 1, 1, 1]  # one at least
-    assert share(UNEVEN, 4, 1.0, 0).tolist() == list(range(200))
+    assert (
+        set(counts(even, balanced_share(even, 10, 0.05, 0))) == {7, 8} and len(balanced_share(even, 10, 0.05, 0)) == 72
+    )
+    assert sorted(counts(even, balanced_share(even, 10, 0.1, 3))) == [14] * 6 + [15] * 4
+    assert counts(UNEVEN, balanced_share(UNEVEN, 4, 0.1, 0)) == [
+        1,
+        3,
+        8,
+        8,
+    ]  # a class with fewer images gives all of them
+    assert counts(UNEVEN, balanced_share(UNEVEN, 4, 0.001, 0)) == [1, 1, 1, 1]  # one at least
+    assert balanced_share(UNEVEN, 4, 1.0, 0).tolist() == list(range(200))
 
 
 def test_shares_of_one_seed_lie_within_each_other():
     parts = (0.001, 0.01, 0.1, 0.33, 0.5, 0.9, 1.0)
     for seed in (0, 1, 2**62):
-        nested = [set(share(UNEVEN, 4, part, seed).tolist()) for part in parts]
+        nested = [set(balanced_share(UNEVEN, 4, part, seed).tolist()) for part in parts]
         assert all(small < large for small, large in zip(nested, nested[1:], strict=False) if len(small) < len(large))
-    assert len({tuple(share(UNEVEN, 4, 0.2, seed)) for seed in range(20)}) == 20
+    assert len({tuple(balanced_share(UNEVEN, 4, 0.2, seed)) for seed in range(20)}) == 20
 
 
 def test_a_share_is_the_same_on_every_machine_and_version():
-    assert share(np.arange(24) % 3, 3, 0.25, 7).tolist() == [2, 9, 11, 12, 19, 22]
+    assert balanced_share(np.arange(24) % 3, 3, 0.25, 7).tolist() == [2, 9, 11, 12, 19, 22]
 
 
 def test_a_list_names_images_by_path_or_last_part(tmp_path: Path):
@@ -54,7 +60,7 @@ def test_a_list_names_images_by_path_or_last_part(tmp_path: Path):
 
     def found(text: str) -> list[int]:
         file.write_text(text)
-        return listed(names, file, "x.beton").tolist()
+        return samples_in_list(names, file, "x.beton").tolist()
 
     assert found("b/1.png\n3.png\n\n a/2.png \n2.png\n./b/1.png\n") == [1, 2, 3]
     with pytest.raises(Refusal, match=r"'1.png' is the name of 2 images .* such as a/1.png and b/1.png"):
@@ -64,11 +70,11 @@ def test_a_list_names_images_by_path_or_last_part(tmp_path: Path):
     for text, reason in (("\n", "names no image"), (None, "cannot be read")):
         file.write_text(text) if text else file.unlink()
         with pytest.raises(Refusal, match=reason):
-            listed(names, file, "x.beton")
+            samples_in_list(names, file, "x.beton")
 
 
 def indices(beton: Path, options: LabelOptions) -> list[int]:
-    some = labelled(beton, options)
+    some = labelled_samples(beton, options)
     assert some is not None
     return some.tolist()
 
@@ -93,9 +99,9 @@ def beton(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_converted_folder_keeps_its_names(photos: Path, beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = names_of(beton)
+    names = read_names(beton)
     assert len(names) == 23 and "cat/cat_10.png" not in names
-    assert [name.startswith("dog") for name in names] == labels_of(beton).astype(bool).tolist()
+    assert [name.startswith("dog") for name in names] == read_labels(beton).astype(bool).tolist()
     file = tmp_path / "some.txt"
     file.write_text("dog_3.png\ncat/cat_0.png\n")
     options = LabelOptions(list=str(file))
@@ -107,32 +113,25 @@ def test_a_converted_folder_keeps_its_names(photos: Path, beton: Path, tmp_path:
     monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
     assert len(indices(prepare("digits", "test"), LabelOptions(share=0.05))) == 18  # of 360
     with pytest.raises(Refusal, match=r"does not know the names .* kilobatch convert folder:PATH"):
-        labelled(prepare("digits", "test"), options)
+        labelled_samples(prepare("digits", "test"), options)
 
 
 def test_names_of_another_conversion_are_refused(photos: Path, tmp_path: Path):
     out = tmp_path / "photos.beton"
     convert(open_source(f"folder:{photos}", "train"), out, skip_broken=True, progress=False)
-    names_file(out).write_text(names_file(out).read_text().replace("dog_3", "dog_4"))
-    verify(out)  # training without a list needs no names
-    for ask in (names_of, lambda path: verify(path, full=True)):
+    names_path(out).write_text(names_path(out).read_text().replace("dog_3", "dog_4"))
+    verify_beton(out)  # training without a list needs no names
+    for ask in (read_names, lambda path: verify_beton(path, full=True)):
         with pytest.raises(Refusal, match=r"photos.beton.names is not the one that was written with photos.beton"):
             ask(out)
     convert(open_source("digits", "test"), out, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos.beton", "photos.beton.json"]
 
 
-def loader(beton: Path, some: list[int] | None, drop: bool, **changed: Any) -> Loader:
-    options: dict[str, Any] = {
-        "batch": 4,
-        "rank": 0,
-        "world": 1,
-        "seed": 5,
-        "threads": 1,
-        "device": torch.device("cpu"),
-    }
-    given = None if some is None else np.array(some)
-    return Loader(beton, VIEWS, labelled=given, drop_unlabelled=drop, **{**options, **changed})
+def loader(beton: Path, some: list[int] | None, drop: bool, rank: int = 0, world: int = 1) -> Loader:
+    labelled = None if some is None else np.array(some)
+    worker = LoaderWorker(rank, world, 1, torch.device("cpu"))
+    return Loader(beton, VIEWS, worker, batch=4, seed=5, labelled=labelled, drop_unlabelled=drop)
 
 
 def epochs(one: Loader, first_step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,10 +153,12 @@ def test_a_loader_keeps_or_drops_what_has_no_label(beton: Path):
     dropped = loader(beton, some, True)
     assert (dropped.samples, dropped.steps_per_epoch) == (10, 2)
     dropped_index, dropped_label, dropped_views = epochs(dropped)
-    expected = [np.array(some)[cut(order(5, e, 10), 4, 0, 1)].ravel() for e in range(3)]
+    expected = [np.array(some)[rank_batches(epoch_order(5, e, 10), 4, 0, 1)].ravel() for e in range(3)]
     assert dropped_index.tolist() == np.concatenate(expected).tolist()
-    assert torch.equal(dropped_label, torch.from_numpy(labels_of(beton))[dropped_index])
-    both = [i for i in dropped_index[:8].tolist() if i in index[:20].tolist()]  # in either's first epoch: the same view
+    assert torch.equal(dropped_label, torch.from_numpy(read_labels(beton))[dropped_index])
+    both = [
+        i for i in dropped_index[:8].tolist() if i in index[:20].tolist()
+    ]  # in the first epoch of both: the same view
     places = [(dropped_index[:8].tolist().index(i), index[:20].tolist().index(i)) for i in both]
     assert len(both) > 3 and all(torch.equal(dropped_views[a], views[b]) for a, b in places)
 

@@ -1,3 +1,5 @@
+"""The loaders: batches depend on seed, epoch and step alone, damaged files are refused, threads end."""
+
 import subprocess
 import sys
 import threading
@@ -21,10 +23,10 @@ from kilobatch.data.beton import Writer
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import Refusal
-from kilobatch.data.loading.decoders import CutViews, Work
-from kilobatch.data.loading.loader import Loader, PlainLoader
-from kilobatch.data.loading.prefetch import Beton, Stream
-from kilobatch.data.loading.sampling import cut, order
+from kilobatch.data.loading.decoders import BatchRequest, ViewDecoder
+from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
+from kilobatch.data.loading.prefetch import OpenBeton, Prefetcher
+from kilobatch.data.loading.sampling import epoch_order, rank_batches
 from kilobatch.data.sources.image_files import encode
 from kilobatch.data.views.options import Affine, Crop, Solarize, Views
 
@@ -35,7 +37,7 @@ PLAIN = {"crop": None, "flip": 0, "jitter": None, "grey": 0, "blur": None, "mean
 
 
 def photo(i: int, width: int, height: int) -> Image.Image:
-    """Smooth colours, another one for each i."""
+    """An image of smooth colours, a different one for each i."""
     noise = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -52,19 +54,20 @@ def write(path: Path, images: list[Image.Image]) -> Path:
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sides from 40 to 99: below 65 stored as pixels, the others as JPEGs."""
+    """Images with sides from 40 to 99: those below 65 are stored as pixels, the others as JPEGs."""
     images = [photo(i, 40 + 7 * i % 60, 40 + 11 * i % 60) for i in range(SAMPLES)]
     return write(tmp_path_factory.mktemp("loader") / "mixed.beton", images)
 
 
-def loader(beton: Path, views: Views = VIEWS, **changed: Any) -> Loader:
-    options: dict[str, Any] = {"batch": 8, "rank": 0, "world": 1, "seed": 5, "threads": 1, "device": CPU}
-    return Loader(beton, views, **{**options, **changed})
+def loader(
+    beton: Path, views: Views = VIEWS, *, rank: int = 0, world: int = 1, threads: int = 1, **changed: Any
+) -> Loader:
+    options: dict[str, Any] = {"batch": 8, "seed": 5}
+    return Loader(beton, views, LoaderWorker(rank, world, threads, CPU), **{**options, **changed})
 
 
-def plain(beton: Path, size: int = 24, **changed: Any) -> PlainLoader:
-    options: dict[str, Any] = {"batch": 8, "rank": 0, "world": 1, "threads": 1, "device": CPU}
-    return PlainLoader(beton, size, (0, 0, 0), (1, 1, 1), **{**options, **changed})
+def plain(beton: Path, size: int = 24, *, rank: int = 0, world: int = 1, threads: int = 1) -> PlainLoader:
+    return PlainLoader(beton, size, (0, 0, 0), (1, 1, 1), LoaderWorker(rank, world, threads, CPU), batch=8)
 
 
 def stacked(batches: Iterator[Batch] | list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,12 +80,12 @@ def stacked(batches: Iterator[Batch] | list[Batch]) -> tuple[Tensor, Tensor, Ten
 
 
 def threads_of_loaders() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if type(thread).__name__ == "Stream"]
+    return [thread for thread in threading.enumerate() if type(thread).__name__ == "Prefetcher"]
 
 
 @dataclass
 class Epochs:
-    """What one rank with one thread was given: two epochs."""
+    """The batches of two epochs, as one rank with one thread gets them."""
 
     batches: list[list[Batch]]
 
@@ -98,7 +101,7 @@ def test_an_epoch_is_the_order_cut_into_whole_batches(beton: Path, reference: Ep
         views, index, label = stacked(batches)
         assert len(batches) == SAMPLES // 8
         assert views.shape == (48, 2, 3, 24, 24) and views.dtype == torch.float32
-        assert index.tolist() == cut(order(5, epoch, SAMPLES), 8, 0, 1).ravel().tolist()
+        assert index.tolist() == rank_batches(epoch_order(5, epoch, SAMPLES), 8, 0, 1).ravel().tolist()
         assert torch.equal(label, index)  # each image's label is its number, here
     with loader(beton) as one:
         assert one.samples == SAMPLES and one.steps_per_epoch == SAMPLES // 8
@@ -186,9 +189,9 @@ def test_torch_keeps_its_threads(beton: Path):
         next(one.epoch(0))
         assert torch.get_num_threads() == before
         counts: list[int] = []
-        asking = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
-        asking.start()
-        asking.join()
+        thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
         assert counts == [before]
 
 
@@ -204,10 +207,10 @@ def test_a_process_that_fails_in_an_epoch_ends_with_its_own_error(beton: Path):
     code = f"""
 import torch
 from pathlib import Path
-from kilobatch.data.loading.loader import Loader
+from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.views.options import Views
-options = dict(batch=8, rank=0, world=1, seed=0, threads=2, device=torch.device("cpu"))
-loader = Loader(Path({str(beton)!r}), Views(size=24), **options)
+worker = LoaderWorker(rank=0, world=1, threads=2, device=torch.device("cpu"))
+loader = Loader(Path({str(beton)!r}), Views(size=24), worker, batch=8, seed=0)
 next(loader.epoch(0))
 raise SystemExit(7)
 """
@@ -215,7 +218,7 @@ raise SystemExit(7)
 
 
 def damaged(beton: Path, tmp_path: Path, keep: float) -> Path:
-    """The JPEG of sample 40 with zeros after this fraction of it."""
+    """A copy in which the JPEG of sample 40 is zeros after this fraction of it."""
     copy = tmp_path / "damaged.beton"
     data = bytearray(beton.read_bytes())
     begin = [i for i in range(len(data) - 1) if data[i : i + 3] == b"\xff\xd8\xff"]
@@ -248,8 +251,8 @@ def test_a_jpeg_that_only_draws_a_warning_is_shown(tmp_path: Path):
         writer.append(0, 80, 80, stored.data[:marker] + b"\x00\x00" + stored.data[marker:], 0)
         writer.finish()
     clean = write(tmp_path / "clean.beton", [image])
-    with pytest.raises(AssertionError):  # the decoder complains ...
-        complained(path)
+    with pytest.raises(AssertionError):  # libjpeg warns ...
+        decode_without_pillow(path)
     shown, expected = (next(iter(plain(p, size=24))).views for p in (path, clean))
     assert (shown - expected).abs().mean() < 1 / 255  # ... and Pillow reads it
 
@@ -257,18 +260,18 @@ def test_a_jpeg_that_only_draws_a_warning_is_shown(tmp_path: Path):
 def test_a_loader_leaves_numbas_types_as_they_are(beton: Path):
     pixels: Any = numba.uint8[::1]
     before = hash(pixels)
-    Beton(beton, CutViews(beton, VIEWS, 0, 0, 1, CPU), CPU)
+    OpenBeton(beton, ViewDecoder(beton, VIEWS, 0, 0, 1, CPU), CPU)
     assert pixels.mutable and hash(pixels) == before and numba.uint8[::1] is pixels
 
 
-def complained(path: Path) -> None:
-    images = CutViews(path, VIEWS, 0, 0, 1, CPU)
+def decode_without_pillow(path: Path) -> None:
+    images = ViewDecoder(path, VIEWS, 0, 0, 1, CPU)
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError
 
-    setattr(images, "cut_alone", refuse)  # noqa: B010
-    next(Stream(Beton(path, images, CPU), iter([Work(0, 0, np.arange(1))])))
+    setattr(images, "decode_with_pillow", fail)  # noqa: B010
+    next(Prefetcher(OpenBeton(path, images, CPU), iter([BatchRequest(0, 0, np.arange(1))])))
 
 
 def test_a_file_whose_tables_contradict_each_other_is_refused(beton: Path, tmp_path: Path):
@@ -290,17 +293,17 @@ def test_a_dataset_smaller_than_a_batch_is_refused(beton: Path):
         loader(beton, batch=64, world=4)
 
 
-def test_cut_bytes_augmented_in_batches_are_the_planar_views(beton: Path, reference: Epochs):
-    """What an accelerator is sent and does, here on the CPU."""
+def test_cropped_bytes_augmented_in_batches_are_the_planar_views(beton: Path, reference: Epochs):
+    """The way that views take on an accelerator, run on the CPU."""
     batch = reference.batches[0][0]
-    images = CutViews(beton, VIEWS, 5, 0, 2, CPU)
+    images = ViewDecoder(beton, VIEWS, 5, 0, 2, CPU)
     with loader(beton) as one:
         next(one.epoch(0))
-        stored = one.beton.images.stored
-    assert stored is not None
+        table = one.beton.images.table
+    assert table is not None
     out = np.zeros((8, 2, 24, 24, 3), np.uint8)
     failed = np.zeros(8, np.bool_)
-    images.cut(stored, 0, batch.index.numpy(), out, failed)
+    images.make_views(table, 0, batch.index.numpy(), out, failed)
     assert not failed.any()
     views = augment(torch.from_numpy(out).permute(0, 1, 4, 2, 3), keys(5, 0, batch.index, 2), VIEWS)
     std = torch.tensor(VIEWS.std)[:, None, None]
@@ -319,20 +322,20 @@ def test_views_without_augmentation_are_the_images(beton: Path):
 @pytest.mark.parametrize("width", [1, 2, 5, 6, 11, 224])
 def test_mirrors(width: int):
     image = np.random.default_rng(0).integers(0, 256, (4, width, 3), dtype=np.uint8)
-    turned = image.copy()
-    mirror(turned[1:3])
-    assert (turned[1:3] == image[1:3, ::-1]).all()
-    assert (turned[[0, 3]] == image[[0, 3]]).all()
+    flipped = image.copy()
+    mirror(flipped[1:3])
+    assert (flipped[1:3] == image[1:3, ::-1]).all()
+    assert (flipped[[0, 3]] == image[[0, 3]]).all()
 
 
 def test_flips_turn_every_second_view_left_to_right(beton: Path):
-    ways = {}
+    views = {}
     for flip in (0, 0.5, 1):
         with loader(beton, Views(count=2, size=24, **{**PLAIN, "flip": flip})) as one:
-            ways[flip] = stacked(one.epoch(0))[0].flatten(0, 1)
-    assert torch.equal(ways[1], ways[0].flip(-1))
-    flipped = (ways[0.5] == ways[1]).flatten(1).all(1)
-    assert ((ways[0.5] == ways[0]).flatten(1).all(1) | flipped).all()
+            views[flip] = stacked(one.epoch(0))[0].flatten(0, 1)
+    assert torch.equal(views[1], views[0].flip(-1))
+    flipped = (views[0.5] == views[1]).flatten(1).all(1)
+    assert ((views[0.5] == views[0]).flatten(1).all(1) | flipped).all()
     assert 0.3 < flipped.float().mean() < 0.7
 
 

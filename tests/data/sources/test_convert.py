@@ -1,4 +1,4 @@
-"""Writing .beton files: what FFCV reads from them, what a killed or failed conversion leaves, and the cache."""
+"""Conversion to .beton: FFCV reads the same images, a killed or failed conversion leaves no bad file; the cache."""
 
 import fcntl
 import os
@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from kilobatch.data import beton
-from kilobatch.data.beton import verify
+from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import Refusal
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert, prepare
-from kilobatch.data.sources.image_files import Stored, read
-from kilobatch.data.sources.specs import count, open_source
+from kilobatch.data.sources.image_files import EncodedImage, read_image
+from kilobatch.data.sources.specs import count_images, open_source
 from tests.helpers.programs import PROGRAMS
 
 KILLED = PROGRAMS / "killed_conversions.py"
@@ -64,8 +64,8 @@ def test_ffcv_reads_the_same_images_and_labels(tmp_path: Path):
         assert info.samples == len(source) and info.classes == source.classes and not info.skipped
         found = list(read_back(tmp_path / f"{name}.beton", os_cache=name == "jpeg"))
         for i, (image, label) in enumerate(found):
-            pixels, known = source[i]
-            assert label == known and np.abs(image.astype(float) - pixels).mean() <= near, (name, i)
+            pixels, expected = source[i]
+            assert label == expected and np.abs(image.astype(float) - pixels).mean() <= near, (name, i)
         assert len(found) == len(source)
 
 
@@ -88,13 +88,13 @@ def test_the_layout_is_ffcvs_own(tmp_path: Path):
     assert ours.alloc_table.tobytes() == theirs.alloc_table.tobytes()
     assert (ours.field_descriptors == theirs.field_descriptors).all() and ours.page_size == theirs.page_size
     with pytest.raises(Refusal, match="theirs.beton has no theirs.beton.json beside it.*kilobatch convert"):
-        verify(tmp_path / "theirs.beton")
+        verify_beton(tmp_path / "theirs.beton")
 
 
 def test_samples_do_not_cross_pages(tmp_path: Path):
     class Large(Arrays):
-        def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
-            return Stored(0, 70, 70, bytes([i + 1]) * 3_000_000), i
+        def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+            return EncodedImage(0, 70, 70, bytes([i + 1]) * 3_000_000), i
 
     info = convert(Large(np.zeros((7, 1, 1), np.uint8), np.arange(7), ["a"] * 7), tmp_path / "a.beton", progress=False)
     data = (tmp_path / "a.beton").read_bytes()
@@ -110,7 +110,7 @@ def test_bytes_depend_on_the_images_alone(tmp_path: Path):
     sums = {convert(source, tmp_path / "a.beton", threads=t, progress=False).sha256 for t in (1, 3)}
     assert len(sums) == 1
     other = convert(source, tmp_path / "a.beton", quality=50, progress=False)
-    assert other.sha256 not in sums and verify(tmp_path / "a.beton", full=True) == other
+    assert other.sha256 not in sums and verify_beton(tmp_path / "a.beton", full=True) == other
 
 
 def test_max_side_and_quality(tmp_path: Path):
@@ -119,7 +119,7 @@ def test_max_side_and_quality(tmp_path: Path):
     data = (tmp_path / "a.beton").read_bytes()
     row = np.frombuffer(data, beton.SAMPLE, 1, 24 + 2 * 1041)[0]
     assert (row["mode"], row["width"], row["height"]) == (0, 100, 95)
-    assert read(data[int(row["data_ptr"]) :], "a").shape == (95, 100, 3)
+    assert read_image(data[int(row["data_ptr"]) :], "a").shape == (95, 100, 3)
     assert info.max_side == 100
     with pytest.raises(Refusal, match="--max-side is 0; it must be from 1 to"):
         convert(source, tmp_path / "b.beton", max_side=0, progress=False)
@@ -142,8 +142,8 @@ def test_broken_images_are_all_listed_and_refused_or_skipped(tmp_path: Path):
         assert name in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     info = convert(source, tmp_path / "a.beton", skip_broken=True, progress=False)
-    assert (info.samples, len(info.skipped)) == (11, 3) and verify(tmp_path / "a.beton", full=True) == info
-    assert count(str(tmp_path / "a.beton"), "train") == 11
+    assert (info.samples, len(info.skipped)) == (11, 3) and verify_beton(tmp_path / "a.beton", full=True) == info
+    assert count_images(str(tmp_path / "a.beton"), "train") == 11
 
 
 def test_nothing_readable_is_refused_even_when_skipping(tmp_path: Path):
@@ -155,7 +155,7 @@ def test_nothing_readable_is_refused_even_when_skipping(tmp_path: Path):
 
 def test_a_source_that_fails_stops_the_conversion_and_leaves_nothing(tmp_path: Path):
     class Failing(Arrays):
-        def stored(self, i: int, max_side: int | None, quality: int) -> tuple[Stored, int]:
+        def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
             raise RuntimeError("the source's own fault")
 
     with pytest.raises(RuntimeError, match="own fault"):
@@ -165,13 +165,13 @@ def test_a_source_that_fails_stops_the_conversion_and_leaves_nothing(tmp_path: P
 
 def test_places_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "folder.beton").mkdir()
-    for name, said in (
+    for name, message in (
         ("a.txt", r"a\.txt does not end in \.beton; write to .*a\.beton"),
         ("folder.beton", "is a folder; give the name of a file"),
         ("none/a.beton", "no folder .*none; make it first"),
         ("x" * 250 + ".beton", "cannot be written: File name too long.*name a place"),
     ):
-        with pytest.raises(Refusal, match=said):
+        with pytest.raises(Refusal, match=message):
             convert(numbers(), tmp_path / name, progress=False)
 
 
@@ -185,7 +185,7 @@ def test_two_conversions_to_one_name(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton", "a.beton.json"]
 
 
-def test_killed_at_any_moment_no_file_looks_whole_that_is_not(tmp_path: Path):
+def test_no_file_looks_whole_that_is_not_after_a_kill_at_any_moment(tmp_path: Path):
     done = subprocess.run([sys.executable, str(KILLED), str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     *deaths, writing, again, room = done.stdout.splitlines()
@@ -219,7 +219,7 @@ def test_prepare_converts_once_for_all_processes(tmp_path: Path):
     outputs = [process.communicate(timeout=120) for process in both]
     assert [text.strip() for text, _ in outputs] == [str(out), str(out)]
     assert sum(errors.count("converting 360 images") for _, errors in outputs) == 1
-    assert verify(out, full=True).samples == 360
+    assert verify_beton(out, full=True).samples == 360
 
 
 def test_prepare_follows_the_images_and_mends_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -229,10 +229,10 @@ def test_prepare_follows_the_images_and_mends_the_cache(tmp_path: Path, monkeypa
     written = first.stat().st_mtime_ns
     assert prepare(spec, "train") == first and first.stat().st_mtime_ns == written
     first.write_bytes(first.read_bytes()[:-1])
-    assert prepare(spec, "train") == first and verify(first).samples == 4
+    assert prepare(spec, "train") == first and verify_beton(first).samples == 4
     photos(tmp_path / "photos", 5)
     second = prepare(spec, "train")
-    assert second != first and verify(second).samples == 5
+    assert second != first and verify_beton(second).samples == 5
     assert prepare(str(second), "train") == second
     monkeypatch.setenv("KILOBATCH_CACHE", str(next((tmp_path / "photos").rglob("*.jpg"))))
     with pytest.raises(Refusal, match="the cache .* cannot be written.*KILOBATCH_CACHE"):

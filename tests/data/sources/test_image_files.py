@@ -1,4 +1,4 @@
-"""Image files of every kind to upright RGB, and what is kept of them."""
+"""Image files of every kind: decoded to upright RGB, and encoded for a .beton."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kilobatch.data.sources.image_files import BrokenImage, read, store
+from kilobatch.data.sources.image_files import BrokenImage, encode_file, read_image
 
 
 def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -17,7 +17,7 @@ def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -36,71 +36,71 @@ def exif(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotated_jpeg_is_upright(orientation: int):
-    data = saved(Image.fromarray(photo(70, 100)), "JPEG", exif=exif(orientation), quality=95)
+    data = file_of(Image.fromarray(photo(70, 100)), "JPEG", exif=exif(orientation), quality=95)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    np.testing.assert_array_equal(read(data, "a"), upright)
-    kept = store(data, "a", None, 95)
+    np.testing.assert_array_equal(read_image(data, "a"), upright)
+    kept = encode_file(data, "a", None, 95)
     assert (kept.height, kept.width) == upright.shape[:2]
-    assert difference(read(kept.data, "a"), upright) < 2
+    assert difference(read_image(kept.data, "a"), upright) < 2
     assert (kept.data == data) == (orientation == 1)
 
 
 def test_cmyk_jpeg_and_unreadable_exif():
     rgb = photo(80, 90)
-    cmyk = saved(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=98)
-    assert difference(read(cmyk, "a"), rgb) < 3
-    assert Image.open(io.BytesIO(store(cmyk, "a", None, 95).data)).mode == "RGB"
-    garbled = saved(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0nonsense", quality=98)
-    assert difference(read(garbled, "a"), rgb) < 3
+    cmyk = file_of(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=98)
+    assert difference(read_image(cmyk, "a"), rgb) < 3
+    assert Image.open(io.BytesIO(encode_file(cmyk, "a", None, 95).data)).mode == "RGB"
+    garbled = file_of(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0nonsense", quality=98)
+    assert difference(read_image(garbled, "a"), rgb) < 3
 
 
 def test_grey_palette_transparent_and_16_bit():
     grey = photo(9, 12)[..., 0]
-    assert (read(saved(Image.fromarray(grey), "PNG"), "a") == grey[..., None]).all()
-    assert (read(saved(Image.fromarray(grey > 99), "PNG"), "a") == np.where(grey > 99, 255, 0)[..., None]).all()
+    assert (read_image(file_of(Image.fromarray(grey), "PNG"), "a") == grey[..., None]).all()
+    assert (read_image(file_of(Image.fromarray(grey > 99), "PNG"), "a") == np.where(grey > 99, 255, 0)[..., None]).all()
     wide = np.arange(9 * 12, dtype=np.uint16).reshape(9, 12) * 607
-    assert (read(saved(Image.fromarray(wide), "PNG"), "a") == (wide >> 8)[..., None]).all()
+    assert (read_image(file_of(Image.fromarray(wide), "PNG"), "a") == (wide >> 8)[..., None]).all()
     rgba = np.dstack([photo(9, 12), np.where(grey > 99, 255, 0).astype(np.uint8)])
     white = np.where(rgba[..., 3:] == 255, rgba[..., :3], 255)
-    assert (read(saved(Image.fromarray(rgba), "PNG"), "a") == white).all()
+    assert (read_image(file_of(Image.fromarray(rgba), "PNG"), "a") == white).all()
     palette = Image.fromarray(np.tile(np.arange(3, dtype=np.uint8), (4, 1)), "P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    seen = read(saved(palette, "PNG", transparency=1), "a")
+    seen = read_image(file_of(palette, "PNG", transparency=1), "a")
     np.testing.assert_array_equal(seen[0], [[255, 0, 0], [255, 255, 255], [0, 0, 255]])
 
 
 def test_first_picture_of_a_gif_and_other_formats():
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
-    gif = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (read(gif, "a") == (255, 0, 0)).all()
+    gif = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (read_image(gif, "a") == (255, 0, 0)).all()
     rgb = photo(20, 30)
     for kind, options in (("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
-        np.testing.assert_array_equal(read(saved(Image.fromarray(rgb), kind, **options), "a"), rgb)
+        np.testing.assert_array_equal(read_image(file_of(Image.fromarray(rgb), kind, **options), "a"), rgb)
 
 
 def test_what_is_kept_and_what_is_encoded_anew():
     image = Image.fromarray(photo(100, 120))
-    plain = saved(image, "JPEG")
-    assert store(plain, "a", 120, 90).data == plain
-    assert store(saved(image.convert("L"), "JPEG"), "a", None, 90).data == saved(image.convert("L"), "JPEG")
-    progressive = saved(image, "JPEG", progressive=True)
-    assert store(progressive, "a", None, 90).data != progressive
-    half = store(plain, "a", 60, 90)
+    plain = file_of(image, "JPEG")
+    assert encode_file(plain, "a", 120, 90).data == plain
+    assert encode_file(file_of(image.convert("L"), "JPEG"), "a", None, 90).data == file_of(image.convert("L"), "JPEG")
+    progressive = file_of(image, "JPEG", progressive=True)
+    assert encode_file(progressive, "a", None, 90).data != progressive
+    half = encode_file(plain, "a", 60, 90)
     assert (half.mode, half.width, half.height, len(half.data)) == (1, 60, 50, 60 * 50 * 3)
-    dot = store(saved(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), "a", None, 90)
+    dot = encode_file(file_of(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), "a", None, 90)
     assert (dot.mode, dot.data) == (1, bytes([1, 2, 3]))
-    assert store(saved(Image.new("RGB", (900, 1)), "PNG"), "a", 100, 90).height == 1
+    assert encode_file(file_of(Image.new("RGB", (900, 1)), "PNG"), "a", 100, 90).height == 1
 
 
 def test_downscaling_through_the_jpeg_decoder_stays_near_lanczos():
     image = Image.fromarray(photo(1000, 1400))
-    data = saved(image, "JPEG", quality=95)
+    data = file_of(image, "JPEG", quality=95)
     exact = np.asarray(image.resize((140, 100), Image.Resampling.LANCZOS))
-    assert difference(read(store(data, "a", 140, 95).data, "a"), exact) < 2
+    assert difference(read_image(encode_file(data, "a", 140, 95).data, "a"), exact) < 2
 
 
-JPEG = saved(Image.fromarray(photo(90, 90)), "JPEG")
-PNG = saved(Image.fromarray(photo(90, 90)), "PNG")
+JPEG = file_of(Image.fromarray(photo(90, 90)), "JPEG")
+PNG = file_of(Image.fromarray(photo(90, 90)), "PNG")
 BROKEN = {
     "empty": (b"", "empty"),
     "text": (b"<html>404 not found</html>", "not an image"),
@@ -108,19 +108,19 @@ BROKEN = {
     "a JPEG's start": (JPEG[:30], ""),
     "half a PNG": (PNG[: len(PNG) // 2], ""),
     "damaged PNG": (PNG[:80] + b"\0" * 40 + PNG[120:], ""),
-    "half a GIF": (saved(Image.fromarray(photo(90, 90)), "GIF")[:900], ""),
-    "float TIFF": (saved(Image.fromarray(photo(9, 9)[..., 0].astype(np.float32)), "TIFF"), "floating-point"),
-    "32-bit TIFF": (saved(Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "TIFF"), "32 bits"),
-    "huge PNG": (saved(Image.new("1", (66_000, 70)), "PNG"), "--max-side"),
+    "half a GIF": (file_of(Image.fromarray(photo(90, 90)), "GIF")[:900], ""),
+    "float TIFF": (file_of(Image.fromarray(photo(9, 9)[..., 0].astype(np.float32)), "TIFF"), "floating-point"),
+    "32-bit TIFF": (file_of(Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "TIFF"), "32 bits"),
+    "huge PNG": (file_of(Image.new("1", (66_000, 70)), "PNG"), "--max-side"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_images_are_named(case: str):
-    data, said = BROKEN[case]
+    data, reason = BROKEN[case]
     with pytest.raises(BrokenImage, match="cats/a.jpg: ") as caught:
-        store(data, str(Path("cats/a.jpg")), None, 90)
-    assert said in str(caught.value)
+        encode_file(data, str(Path("cats/a.jpg")), None, 90)
+    assert reason in str(caught.value)
     if case != "huge PNG":
         with pytest.raises(BrokenImage, match="cats/a.jpg: "):
-            read(data, "cats/a.jpg")
+            read_image(data, "cats/a.jpg")

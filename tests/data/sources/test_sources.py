@@ -1,4 +1,4 @@
-"""What can be opened as a data source, and what is refused, with the file and the way out in the message."""
+"""Data sources: those that can be opened, and those that are refused, with the file and the way out in the message."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from PIL import Image
 
 from kilobatch.data.errors import Refusal
 from kilobatch.data.sources.image_files import BrokenImage
-from kilobatch.data.sources.specs import count, open_source
+from kilobatch.data.sources.specs import count_images, open_source
 
 
 def image(path: Path, value: int = 0, side: int = 8) -> None:
@@ -31,7 +31,7 @@ def test_folder_sorts_classes_and_looks_below(tmp_path: Path):
     (tmp_path / "ant" / "deep" / "loop").symlink_to(tmp_path / "ant")
     source = open_source(f"folder:{tmp_path}", "train")
     assert source.classes == ["ant", "zebra"]
-    assert count(f"folder:{tmp_path}", "train") == len(source) == 4
+    assert count_images(f"folder:{tmp_path}", "train") == len(source) == 4
     assert [(int(pixels[0, 0, 0]), label) for pixels, label in map(source.__getitem__, range(4))] == [
         (1, 0), (2, 0), (3, 1), (4, 1),
     ]  # fmt: skip
@@ -41,7 +41,7 @@ def test_folder_takes_the_split_where_there_is_one(tmp_path: Path):
     for split, images in (("train", 3), ("val", 2)):
         for i in range(images):
             image(tmp_path / split / "cat" / f"{i}.png")
-    assert (count(f"folder:{tmp_path}", "train"), count(f"folder:{tmp_path}", "test")) == (3, 2)
+    assert (count_images(f"folder:{tmp_path}", "train"), count_images(f"folder:{tmp_path}", "test")) == (3, 2)
     assert open_source(f"folder:{tmp_path}", "test").classes == ["cat"]
 
 
@@ -68,7 +68,7 @@ def test_folder_with_names_that_are_not_utf8(tmp_path: Path):
 
 def test_digits_are_split_once_and_for_all():
     train, test = open_source("digits", "train"), open_source("digits", "test")
-    assert (len(train), len(test)) == (1437, 360) == (count("digits", "train"), count("digits", "test"))
+    assert (len(train), len(test)) == (1437, 360) == (count_images("digits", "train"), count_images("digits", "test"))
     labels = np.array([test[i][1] for i in range(360)])
     assert (np.abs(np.bincount(labels) - 36) <= 1).all()
     pixels = [{source[i][0].tobytes() for i in range(len(source))} for source in (train, test)]
@@ -89,13 +89,13 @@ def test_npz_in_both_forms(tmp_path: Path):
         tmp_path / "two.npz", x_train=rgb, y_train=[0, 0], x_test=rgb[:1] + 1, y_test=[1], class_names=["cat", "dog"]
     )
     spec = f"npz:{tmp_path / 'two.npz'}"
-    assert (count(spec, "train"), count(spec, "test")) == (2, 1)
+    assert (count_images(spec, "train"), count_images(spec, "test")) == (2, 1)
     assert open_source(spec, "train").classes == open_source(spec, "test").classes == ["cat", "dog"]
     assert open_source(spec, "test")[0][0].max() == 1
 
 
 def cifar(root: Path) -> None:
-    """As torchvision lays it out, but with other checksums."""
+    """Writes CIFAR-10's files as torchvision stores them, but with other checksums."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     for name in ("data_batch_1", "test_batch"):
@@ -120,7 +120,7 @@ def cut(path: Path) -> None:
 
 
 PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
-# what lies in the folder, the spec ('@' is the folder), what the message must say: the place and the way out
+# A function that fills a folder, the spec ('@' is the folder), parts of the message: the place and the way out.
 REFUSED: dict[str, tuple[Callable[[Path], object] | None, str, tuple[str, ...]]] = {
     "unknown scheme": (None, "foldr:@", ("'foldr:", "did you mean 'folder'?", "npz:FILE")),
     "bare folder": (None, "@", ("did you mean 'folder:",)),
@@ -165,20 +165,20 @@ REFUSED: dict[str, tuple[Callable[[Path], object] | None, str, tuple[str, ...]]]
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, tmp_path: Path):
-    make, spec, says = REFUSED[case]
+    make, spec, parts = REFUSED[case]
     if make:
         make(tmp_path)
     with pytest.raises(Refusal) as caught:
         open_source(spec.replace("@", str(tmp_path)), "test")
-    for part in says:
+    for part in parts:
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("case", [case for case in REFUSED if not case.startswith("npz") and case != "cifar damaged"])
 def test_counting_refuses_what_opening_refuses(case: str, tmp_path: Path):
-    make, spec, says = REFUSED[case]
+    make, spec, parts = REFUSED[case]
     if make:
         make(tmp_path)
     with pytest.raises(Refusal) as caught:
-        count(spec.replace("@", str(tmp_path)), "test")
-    assert says[0] in str(caught.value)
+        count_images(spec.replace("@", str(tmp_path)), "test")
+    assert parts[0] in str(caught.value)

@@ -1,4 +1,4 @@
-"""The options of a view, and that what is drawn for it is distributed as in torchvision."""
+"""The options of a view, and its random draws: distributed as torchvision's."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from kilobatch.data.counter_rng import key, keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.crop_box import crop_box
-from kilobatch.data.views.draws import all_drawn, drawn
+from kilobatch.data.views.draws import draw_value, draw_values
 from kilobatch.data.views.options import Affine, Blur, Crop, Jitter, Second, Solarize, Views
 
 DRAWS = 3000
@@ -28,7 +28,7 @@ EVERYTHING = Views(
 def values(views: Views, value: int, n: int = DRAWS) -> NDArray[np.float64]:
     """n draws of one value, of as many samples."""
     plans = torch.from_numpy(views.plans())[:1]
-    return all_drawn(keys(1, 2, torch.arange(n), 1), plans)[:, 0, value].numpy()
+    return draw_values(keys(1, 2, torch.arange(n), 1), plans)[:, 0, value].numpy()
 
 
 def crops(height: int, width: int, views: Views, n: int = DRAWS) -> NDArray[np.int64]:
@@ -92,7 +92,7 @@ def test_without_crop_the_whole_image_is_taken():
 )
 def test_jitter_is_distributed_as_color_jitter(value: int, name: str):
     theirs = torchvisions(v2.ColorJitter(0.8, 0.6, 1.5, 0.2))
-    assert_same_distribution(values(EVERYTHING, value), [drawn[name] for drawn in theirs])
+    assert_same_distribution(values(EVERYTHING, value), [parameters[name] for parameters in theirs])
 
 
 def test_the_four_operations_come_in_each_order_equally_often():
@@ -105,7 +105,7 @@ def test_the_four_operations_come_in_each_order_equally_often():
 
 def test_blur_is_distributed_as_gaussian_blur():
     theirs = torchvisions(v2.GaussianBlur(23, sigma=(0.1, 2.0)))
-    assert_same_distribution(values(EVERYTHING, columns.SIGMA), [drawn["sigma"][0] for drawn in theirs])
+    assert_same_distribution(values(EVERYTHING, columns.SIGMA), [parameters["sigma"][0] for parameters in theirs])
 
 
 def test_moves_are_distributed_as_random_affine():
@@ -113,10 +113,10 @@ def test_moves_are_distributed_as_random_affine():
     theirs = torchvisions(
         v2.RandomAffine([-30, 30], translate=(0.25, 0.25), scale=(0.75, 1.25), shear=shear), 2000, 2000
     )
-    assert_same_distribution(values(EVERYTHING, columns.ANGLE), [drawn["angle"] for drawn in theirs])
-    assert_same_distribution(values(EVERYTHING, columns.SCALE), [drawn["scale"] for drawn in theirs])
-    assert_same_distribution(values(EVERYTHING, columns.SHIFT_X), [drawn["translate"][0] / 2000 for drawn in theirs])
-    assert_same_distribution(values(EVERYTHING, columns.SHIFT_Y), [drawn["translate"][1] / 2000 for drawn in theirs])
+    assert_same_distribution(values(EVERYTHING, columns.ANGLE), [p["angle"] for p in theirs])
+    assert_same_distribution(values(EVERYTHING, columns.SCALE), [p["scale"] for p in theirs])
+    assert_same_distribution(values(EVERYTHING, columns.SHIFT_X), [p["translate"][0] / 2000 for p in theirs])
+    assert_same_distribution(values(EVERYTHING, columns.SHIFT_Y), [p["translate"][1] / 2000 for p in theirs])
     # Uniform in its tangent here, in its angle there; at these angles that is 0.3 % apart.
     assert_same_distribution(values(EVERYTHING, columns.SHEAR), [np.tan(np.radians(d["shear"][0])) for d in theirs])
 
@@ -151,17 +151,17 @@ def test_probability_one_is_always_and_zero_is_never():
 
 def test_what_is_drawn_is_independent_of_what_else_is_drawn():
     n = 20000
-    names = range(columns.DRAWN)
-    together = np.corrcoef([values(EVERYTHING, value, n) for value in names]) - np.eye(columns.DRAWN)
+    names = range(columns.VALUES)
+    together = np.corrcoef([values(EVERYTHING, value, n) for value in names]) - np.eye(columns.VALUES)
     assert np.abs(together).max() < 4.5 / n**0.5
 
 
 def test_both_forms_of_drawing_have_the_same_bits():
     index, plans = torch.arange(300), EVERYTHING.plans()
-    batched = all_drawn(keys(3, 4, index, 2), torch.from_numpy(plans))
+    batched = draw_values(keys(3, 4, index, 2), torch.from_numpy(plans))
     for i in range(300):
         for view in range(2):
-            scalar = [drawn(np.uint64(key(3, 4, i, view)), plans[view], value) for value in range(columns.DRAWN)]
+            scalar = [draw_value(np.uint64(key(3, 4, i, view)), plans[view], value) for value in range(columns.VALUES)]
             assert batched[i, view].tolist() == scalar
 
 
@@ -175,7 +175,7 @@ def test_each_view_has_its_plan():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"count": 0}, "greater than or equal to 1"),
         ({"size": 4}, "greater than or equal to 8"),
@@ -198,7 +198,7 @@ def test_each_view_has_its_plan():
         ({"std": [0.2, 0.0, 0.2]}, "greater than 0"),
     ],
 )
-def test_impossible_options_are_refused(options: dict, said: str):
+def test_impossible_options_are_refused(options: dict, message: str):
     with pytest.raises(ValidationError) as refusal:
         Views.model_validate(options)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)

@@ -1,5 +1,5 @@
-"""Bad recipes, overrides, data sets, runs and arguments: exit code 2, one message, its cause and the way out, and
-nothing started or left behind."""
+"""Wrong recipes, overrides, data sets, runs and arguments: each gives exit code 2 and one message with the cause and
+the way out, and nothing is started or left behind."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# what is wrong: the arguments, and what the message must hold
+# by what is wrong: the arguments, and parts that the message must have
 ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "unknown recipe": (["train", "dmeo"], ["'dmeo'", "did you mean 'demo'?"]),
     "missing recipe file": (["train", "my.yaml"], ["no recipe file my.yaml"]),
@@ -136,40 +136,40 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.fixture
-def surroundings(tmp_path: Path) -> None:
-    """Damaged data sets, and three runs: new, finished and with a damaged state."""
+def damaged_files_and_runs(tmp_path: Path) -> None:
+    """Creates damaged data sets, and three runs: a new one, a finished one and one with a damaged state."""
     from kilobatch.launch.recipes import recipe
-    from kilobatch.launch.runs import run_folder as runs
+    from kilobatch.launch.runs import run_folder
 
     (tmp_path / "cache").mkdir()
     (tmp_path / "short.beton").write_bytes(b"\x02\x00\x00")
     (tmp_path / "foreign.beton").write_bytes(np.random.default_rng(0).bytes(5000))
     np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
-    chosen = recipe.resolve("demo", [])
+    demo = recipe.resolve_recipe("demo", [])
     for name in ("demo-2", "finished", "damaged"):
-        options = runs.RunOptions(name=name, folder=str(tmp_path / "runs"))
-        runs.create(options, "demo", chosen.dump_yaml(), workers=2)
-    runs.set_status(tmp_path / "runs" / "finished", "finished", 2)
+        options = run_folder.RunOptions(name=name, folder=str(tmp_path / "runs"))
+        run_folder.create_run(options, "demo", demo.dump_yaml(), workers=2)
+    run_folder.set_status(tmp_path / "runs" / "finished", "finished", 2)
     (tmp_path / "runs" / "damaged" / "state.json").write_text('{"status": "runn')
 
 
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_refused(case: str, surroundings: None, kilobatch: Callable, tmp_path: Path):
-    arguments, told = ARGUMENTS[case]
+def test_refused(case: str, damaged_files_and_runs: None, kilobatch: Callable, tmp_path: Path):
+    arguments, parts = ARGUMENTS[case]
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    said = kilobatch(*arguments)
-    refused(said.code, said.err, told)
-    assert said.out == ""
+    result = kilobatch(*arguments)
+    assert_refused(result.code, result.err, parts)
+    assert result.out == ""
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
-def refused(code: int, err: str, told: list[str]) -> None:
+def assert_refused(code: int, err: str, parts: list[str]) -> None:
     assert code == 2, err
     assert err.startswith("kilobatch: ")
     assert err.count("\n") == 1, "one message, on one line"
     assert "Traceback" not in err
-    missing = [part for part in told if part not in err]
+    missing = [part for part in parts if part not in err]
     assert not missing, f"{missing} not in: {err}"
 
 
@@ -199,65 +199,72 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_recipe_file_refused(case: str, kilobatch: Callable, tmp_path: Path):
-    content, told = FILES[case]
+    content, parts = FILES[case]
     (tmp_path / "my.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
-    said = kilobatch("train", "my.yaml")
-    refused(said.code, said.err, told)
+    result = kilobatch("train", "my.yaml")
+    assert_refused(result.code, result.err, parts)
 
 
 def test_a_circle_of_three(kilobatch: Callable, tmp_path: Path):
     for name, parent in (("a", "b"), ("b", "c"), ("c", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\n")
-    refused(2, kilobatch("train", "a.yaml").err, ["c.yaml line 1", "a.yaml -> b.yaml -> c.yaml -> a.yaml"])
+    assert_refused(2, kilobatch("train", "a.yaml").err, ["c.yaml line 1", "a.yaml -> b.yaml -> c.yaml -> a.yaml"])
 
 
-def test_a_run_name_is_used_once(kilobatch: Callable, surroundings: None):
-    said = kilobatch("train", "demo", "run.name=demo-2")
-    refused(said.code, said.err.replace(said.err[: said.err.index("kilobatch:")], ""), ["runs/demo-2", "another name"])
+def test_a_run_name_is_used_once(kilobatch: Callable, damaged_files_and_runs: None):
+    result = kilobatch("train", "demo", "run.name=demo-2")
+    assert_refused(
+        result.code,
+        result.err.replace(result.err[: result.err.index("kilobatch:")], ""),
+        ["runs/demo-2", "another name"],
+    )
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["train", "demo", "--wokrers", "2"], ["tarin", "demo"]])
 def test_usage_errors(arguments: list[str], kilobatch: Callable):
-    said = kilobatch(*arguments)
-    assert said.code == 2
-    assert "Error" in said.err
-    assert "Traceback" not in said.err
+    result = kilobatch(*arguments)
+    assert result.code == 2
+    assert "Error" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_as_a_process(tmp_path: Path):
     command = [sys.executable, "-m", "kilobatch", "train", "demo", "method.temperature=0"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    refused(said.returncode, said.stderr, ["method.temperature is 0"])
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(result.returncode, result.stderr, ["method.temperature is 0"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_train_and_test_of_other_classes(kilobatch: Callable, tmp_path: Path):
     np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
-    said = kilobatch("train", "demo", "data.test=npz:three.npz")
-    message = said.err[said.err.index("kilobatch: ") :]  # after what is said of the conversions
-    refused(said.code, message, ["npz:three.npz", "3 classes", "digits", "10", "data.test=null"])
+    result = kilobatch("train", "demo", "data.test=npz:three.npz")
+    message = result.err[result.err.index("kilobatch: ") :]  # the progress of the conversions comes before
+    assert_refused(result.code, message, ["npz:three.npz", "3 classes", "digits", "10", "data.test=null"])
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_refusal_inside_the_workers(tmp_path: Path):
-    """All checkpoints damaged: the workers find out, and one message names them."""
+    """All checkpoints are damaged, which only the workers find out: one message names them all."""
     from kilobatch.launch.recipes import recipe
-    from kilobatch.launch.runs import run_folder as runs
+    from kilobatch.launch.runs import run_folder
 
-    run = runs.create(
-        runs.RunOptions(name="run", folder=str(tmp_path)), "demo", recipe.resolve("demo", []).dump_yaml(), workers=2
+    run = run_folder.create_run(
+        run_folder.RunOptions(name="run", folder=str(tmp_path)),
+        "demo",
+        recipe.resolve_recipe("demo", []).dump_yaml(),
+        workers=2,
     )
     for step in (3, 6):
         (run / "checkpoints" / f"step-{step:08d}").mkdir()
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "kilobatch", "resume", str(run)],
         env=os.environ | {"KILOBATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 2, said.stdout + said.stderr
-    told = said.stdout + said.stderr
-    assert told.count("no whole checkpoint") == 1
-    assert all(part in told for part in ("step-00000003", "step-00000006", "start the run anew"))
-    assert "Traceback" not in told and "failed first" not in told
-    assert runs.status(run) == "failed"
+    assert result.returncode == 2, result.stdout + result.stderr
+    output = result.stdout + result.stderr
+    assert output.count("no whole checkpoint") == 1
+    assert all(part in output for part in ("step-00000003", "step-00000006", "start the run anew"))
+    assert "Traceback" not in output and "failed first" not in output
+    assert run_folder.status(run) == "failed"

@@ -1,4 +1,4 @@
-"""On a login node: what only reads, checks or lists loads nothing heavy, and so answers at once."""
+"""Commands that only read, check or list load no large package, and so answer at once on a login node."""
 
 import os
 import subprocess
@@ -18,8 +18,8 @@ COMMAND = """
 from kilobatch.launch.__main__ import main
 try:
     main(sys.argv[1:])
-except SystemExit as left:
-    code = left.code
+except SystemExit as exit_:
+    code = exit_.code
 """
 
 READ_EVERY_RECIPE = """
@@ -27,9 +27,9 @@ from kilobatch.data.errors import Refusal
 from kilobatch.launch.recipes import catalogue, recipe
 from kilobatch.launch.recipes.checks import check
 
-for name in catalogue.names():
+for name in catalogue.recipe_names():
     for data in ("digits", "some.npz", "npz:some.npz", "some.beton", "folder:photos", "cifar10:."):
-        chosen, settings = recipe.read(name, [f"data.train={data}", "data.test=digits", "run.device=cuda"])
+        chosen, settings = recipe.read_recipe(name, [f"data.train={data}", "data.test=digits", "run.device=cuda"])
         try:
             check(chosen, 2, settings)
             print(name, data, "fits")
@@ -56,13 +56,13 @@ code = 0
 
 
 def ran(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the code in an empty process, which fails if anything heavy has been loaded in the end."""
-    ending = (
+    """Runs the code in a new process, and fails if that process has loaded one of the packages HEAVY in the end."""
+    check = (
         f"heavy = [name for name in {HEAVY} if name in sys.modules]\nsys.exit(f'loaded: {{heavy}}' if heavy else code)"
     )
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\n{ending}", *arguments],
+        [sys.executable, "-c", f"import sys\n{code}\n{check}", *arguments],
         cwd=folder,
         env=os.environ | {"KILOBATCH_CACHE": str(folder / "cache"), "HOME": str(folder)},
         capture_output=True,
@@ -74,7 +74,7 @@ def ran(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "part"),
     [
         (["--help"], 0, "train"),
         (["train", "--help"], 0, "--workers"),
@@ -91,21 +91,21 @@ def ran(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess
         (["logs", "demo"], 2, "there is no run 'demo'"),
     ],
 )
-def test_commands_that_train_nothing(arguments: list[str], code: int, told: str, tmp_path: Path) -> None:
+def test_commands_that_train_nothing(arguments: list[str], code: int, part: str, tmp_path: Path) -> None:
     done = ran(COMMAND, tmp_path, *arguments)
     assert done.returncode == code, done.stdout + done.stderr
-    assert told in done.stdout + done.stderr
+    assert part in done.stdout + done.stderr
 
 
 def test_every_recipe_is_read_and_checked(tmp_path: Path) -> None:
-    """Against each kind of data, and for a device that this machine need not have."""
+    """Each recipe is checked against each kind of data, and for a device that this machine need not have."""
     images, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8)
     np.savez(tmp_path / "some.npz", images=images, labels=labels)
     convert(open_source(f"npz:{tmp_path}/some.npz", "train"), tmp_path / "some.beton")
     done = ran(READ_EVERY_RECIPE, tmp_path)
     assert done.returncode == 0, done.stderr
-    for told in ("demo digits fits", "8 images of data.train 'npz:some.npz'", "8 images of data.train 'some.beton'"):
-        assert told in done.stdout
+    for part in ("demo digits fits", "8 images of data.train 'npz:some.npz'", "8 images of data.train 'some.beton'"):
+        assert part in done.stdout
     assert "there is no such folder" in done.stdout and "has no cifar-10-batches-py/" in done.stdout
 
 

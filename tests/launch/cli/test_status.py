@@ -1,4 +1,4 @@
-"""`kilobatch status`: what it says of runs in every state, without a scheduler."""
+"""`kilobatch status`: its table and JSON for runs in every state, without a scheduler."""
 
 import io
 import json
@@ -11,56 +11,57 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kilobatch.launch.cli.status import draw, span
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.cli.status import format_duration, render
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.runs.overview import overview
 from kilobatch.launch.runs.run_folder import RunOptions
-from kilobatch.trainer.monitor.progress_file import Standing
-from tests.launch.conftest import Said
+from kilobatch.trainer.monitor.progress_file import Progress
+from tests.launch.conftest import CommandResult
 
-Kilobatch = Callable[..., Said]
+Kilobatch = Callable[..., CommandResult]
 
 
-def make(name: str, state: runs.Status, workers: int = 4, folder: str = "runs", **standing: float) -> Path:
-    run = runs.create(RunOptions(name=name, folder=folder), "demo", "run: {}\n", workers)
-    runs.set_status(run, state, workers)
-    if standing:
-        Standing.model_validate({"steps": 400, "epochs": 8, "time": time.time()} | standing).write(run)
+def make(name: str, state: run_folder.Status, workers: int = 4, folder: str = "runs", **progress: float) -> Path:
+    run = run_folder.create_run(RunOptions(name=name, folder=folder), "demo", "run: {}\n", workers)
+    run_folder.set_status(run, state, workers)
+    if progress:
+        Progress.model_validate({"steps": 400, "epochs": 8, "time": time.time()} | progress).write(run)
     return run
 
 
 def job(run: Path, **known: str) -> None:
-    given = {"cluster": "slurm", "job_id": "17", "nodes": 2, "workers_per_node": 2, "submitted": ledger.now()}
-    ledger.write_job_file(run, JobFile.model_validate(given | {"code": "code/001"} | known))
+    given = {"cluster": "slurm", "job_id": "17", "nodes": 2, "workers_per_node": 2, "submitted": job_history.utc_now()}
+    job_history.write_job_file(run, JobFile.model_validate(given | {"code": "code/001"} | known))
 
 
 def failed(run: Path) -> None:
-    """As a job leaves it: preempted once, then a rank raised."""
-    first = ledger.began(run, "17", 0, ["n0", "n1"], 4)
-    ledger.asked(run, first, "SIGUSR2", "preempted")
-    ledger.ended(run, first, "preempted", requeued=True)
-    second = ledger.began(run, "17", 1, ["n0", "n2"], 4)
+    """Writes the attempts of a job that was preempted once, and whose rank 3 raised in the second attempt."""
+    first = job_history.record_start(run, "17", 0, ["n0", "n1"], 4)
+    job_history.record_stop_request(run, first, "SIGUSR2", "preempted")
+    job_history.record_end(run, first, "preempted", requeued=True)
+    second = job_history.record_start(run, "17", 1, ["n0", "n2"], 4)
     lines = ["Traceback (most recent call last):", "ValueError: the disk of rank 3 is on fire", ""]
-    ledger.ended(run, second, "crashed", rank=3, host="n2", how="exit code 1", lines=lines, stopped="no more crashes")
+    job_history.record_end(
+        run, second, "crashed", rank=3, host="n2", how="exit code 1", lines=lines, stopped="no more crashes"
+    )
 
 
 def rows(*given: str, sweep: str | None = None) -> dict[str, dict[str, object]]:
     return {row.run: row.model_dump() for row in overview(given, sweep, everything=False).rows}
 
 
-def test_each_state_is_told(kilobatch: Kilobatch) -> None:
+def test_each_state_is_shown(kilobatch: Kilobatch) -> None:
     running = make("running", "running", step=100, epoch=2.0, loss=1.23456, knn=0.875, images_per_second=12345.0)
     (running / "checkpoints" / "step-00000090").mkdir()
     os.utime(running / "checkpoints" / "step-00000090", (time.time() - 130, time.time() - 130))
     job(make("crashed", "failed", step=300, epoch=6.0, loss=0.5))
     failed(Path("runs/crashed"))
     make("whole", "finished")
-    with runs.claimed(running):
-        said = kilobatch("status")
-    assert (said.code, said.err) == (0, "")
-    header, *lines = said.out.splitlines()
+    with run_folder.locked(running):
+        result = kilobatch("status")
+    assert (result.code, result.err) == (0, "")
+    header, *lines = result.out.splitlines()
     table = {line.split()[0]: line for line in lines}
     for word in ("running", "1×4", "2.0/8", "100/400", "1.2346", "87.5%", "12,345", "90, 2m ago"):
         assert word in table["running"]
@@ -70,7 +71,7 @@ def test_each_state_is_told(kilobatch: Kilobatch) -> None:
     assert lines[-1] == (
         "crashed: rank 3 on n2: crashed, exit code 1, no more crashes: ValueError: the disk of rank 3 is on fire"
     )
-    assert "data wait" not in header, "nothing is known of it: no column"
+    assert "data wait" not in header, "a column without any value is left out"
 
 
 def test_json_has_the_same(kilobatch: Kilobatch) -> None:
@@ -91,29 +92,29 @@ def test_a_killed_launcher_leaves_an_interrupted_run(kilobatch: Kilobatch) -> No
 
 def test_eta_counts_down(kilobatch: Kilobatch) -> None:
     run = make("demo", "running", step=10, epoch=0.2, seconds_left=100.0, time=time.time() - 30)
-    with runs.claimed(run):
+    with run_folder.locked(run):
         assert rows()["demo"]["eta"] == pytest.approx(70, abs=2)
 
 
-def test_a_silent_scheduler_is_named(kilobatch: Kilobatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_does_not_answer_is_named(kilobatch: Kilobatch, monkeypatch: pytest.MonkeyPatch) -> None:
     job(make("waits", "queued"))
     monkeypatch.setenv("PATH", "/nonexistent")
-    said = kilobatch("status")
-    assert said.code == 0
-    assert "queued" in said.out
-    assert "there is no squeue here" in said.out
-    assert "wrote last" in said.out
+    result = kilobatch("status")
+    assert result.code == 0
+    assert "queued" in result.out
+    assert "there is no squeue here" in result.out
+    assert "wrote last" in result.out
 
 
 def test_long_ended_runs_are_left_out(kilobatch: Kilobatch) -> None:
     make("new", "finished")
     old = make("old", "finished")
-    state = runs.state(old)
+    state = run_folder.read_state(old)
     past = (datetime.now(UTC) - timedelta(days=8)).isoformat(timespec="seconds")
     (old / "state.json").write_text(state.model_copy(update={"started": past, "updated": past}).model_dump_json())
-    said = kilobatch("status").out
-    assert "new" in said
-    assert "1 more ended over a week ago (--all)" in said
+    result = kilobatch("status").out
+    assert "new" in result
+    assert "1 more ended over a week ago (--all)" in result
     assert [line.split()[0] for line in kilobatch("status", "--all").out.splitlines()[1:]] == ["old", "new"]
     assert kilobatch("status", "old").out.splitlines()[1].startswith("old")
 
@@ -121,9 +122,9 @@ def test_long_ended_runs_are_left_out(kilobatch: Kilobatch) -> None:
 def test_a_damaged_run_hides_no_other(kilobatch: Kilobatch) -> None:
     make("good", "finished")
     (make("bad", "finished") / "state.json").write_text("{")
-    said = kilobatch("status").out
-    assert "good" in said
-    assert "bad: runs/bad/state.json is damaged" in said
+    result = kilobatch("status").out
+    assert "good" in result
+    assert "bad: runs/bad/state.json is damaged" in result
 
 
 def test_a_sweep_is_ranked_by_top1_or_knn_then_loss(kilobatch: Kilobatch) -> None:
@@ -143,9 +144,9 @@ def test_a_sweep_is_ranked_by_top1_or_knn_then_loss(kilobatch: Kilobatch) -> Non
     assert "top-1" in header and [line.split()[0] for line in listed] == ["fine/1", "fine/0"] and "40.0%" in listed[0]
     assert set(rows("lr")) == set(rows("runs/lr")) == set(rows(sweep="lr"))
     assert len(rows()) == 8
-    said = kilobatch("status", "--sweep", "ls")
-    assert said.code == 2
-    assert "there is no sweep 'ls'; known: fine, lr" in said.err
+    result = kilobatch("status", "--sweep", "ls")
+    assert result.code == 2
+    assert "there is no sweep 'ls'; known: fine, lr" in result.err
 
 
 def test_a_narrow_terminal_gets_fewer_columns(kilobatch: Kilobatch) -> None:
@@ -154,7 +155,7 @@ def test_a_narrow_terminal_gets_fewer_columns(kilobatch: Kilobatch) -> None:
     for width in (60, 80, 200):
         console = Console(width=width, file=io.StringIO())
         with console.capture() as captured:
-            console.print(draw(overview([], None, everything=False), console))
+            console.print(render(overview([], None, everything=False), console))
         header, row, *_ = captured.get().splitlines()
         assert len(header) <= width
         assert "crashed" in row
@@ -164,13 +165,13 @@ def test_a_narrow_terminal_gets_fewer_columns(kilobatch: Kilobatch) -> None:
 
 def test_nothing_to_show(kilobatch: Kilobatch) -> None:
     assert kilobatch("status").out == "no runs here yet (kilobatch train, or submit)\n"
-    said = kilobatch("status", "demo")
-    assert said.code == 2
-    assert "there is no run 'demo'" in said.err
+    result = kilobatch("status", "demo")
+    assert result.code == 2
+    assert "there is no run 'demo'" in result.err
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0, "0s"), (59.6, "1m"), (125, "2m"), (3599, "1h00m"), (11100, "3h05m"), (190000, "2d04h")]
 )
-def test_spans(seconds: float, words: str) -> None:
-    assert span(seconds) == words
+def test_durations(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words

@@ -1,4 +1,4 @@
-"""What a job hears."""
+"""Signals that ask a job to stop."""
 
 import os
 import signal
@@ -9,27 +9,27 @@ import pytest
 
 from kilobatch.launch.jobs.signals import Signals
 
-HEARD = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
+HANDLED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 
 
 @pytest.fixture
 def signals() -> Iterator[Signals]:
-    before = {number: signal.getsignal(number) for number in HEARD}
+    before = {number: signal.getsignal(number) for number in HANDLED}
     yield Signals()
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def test_the_first_signal_is_the_reason(signals: Signals):
-    assert signals.asked() is None
+    assert signals.stop_requested() is None
     began = time.monotonic()
     for number in (signal.SIGCONT, signal.SIGUSR2, signal.SIGTERM):
         os.kill(os.getpid(), number)
-    assert signals.asked() == "SIGUSR2"
-    assert began <= signals.at <= time.monotonic()
+    assert signals.stop_requested() == "SIGUSR2"
+    assert began <= signals.received_at <= time.monotonic()
 
 
-def test_long_work_is_left_at_a_signal_and_not_begun_after_one(signals: Signals):
+def test_long_work_ends_at_a_signal_and_does_not_begin_after_one(signals: Signals):
     done: list[str] = []
 
     def work() -> None:
@@ -38,7 +38,7 @@ def test_long_work_is_left_at_a_signal_and_not_begun_after_one(signals: Signals)
         time.sleep(60)
         done.append("ended")
 
-    signals.unless_asked(work)
-    os.kill(os.getpid(), signal.SIGTERM)  # outside of it, nothing is broken off
-    signals.unless_asked(work)
+    signals.run_unless_stopped(work)
+    os.kill(os.getpid(), signal.SIGTERM)  # nothing is interrupted between the two calls
+    signals.run_unless_stopped(work)
     assert done == ["begun"]

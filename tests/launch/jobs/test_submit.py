@@ -1,4 +1,4 @@
-"""What `submit` asks of a scheduler, before one is there: options, refusals, sweeps, snapshots, the text for sbatch."""
+"""`kilobatch submit` without a scheduler: options, refusals, sweeps, snapshots, the script for sbatch."""
 
 import json
 import os
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.jobs import cluster, sbatch
-from kilobatch.launch.jobs import code_snapshot as snapshot
+from kilobatch.launch.jobs import cluster, code_snapshot, sbatch
 from kilobatch.launch.recipes import sweep
-from tests.launch.conftest import Said
+from tests.launch.conftest import CommandResult
 
-BOOK = """
+CLUSTER_YAML = """
 account: vision@a100
 setup: [module purge, module load cuda/12.8]
 default: big
@@ -44,32 +43,32 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person with the cluster.yaml above."""
+    """The home folder of a person with the cluster.yaml above."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    book = cluster.personal()
-    book.parent.mkdir(parents=True)
-    book.write_text(BOOK)
-    return book
+    file = cluster.personal_file()
+    file.parent.mkdir(parents=True)
+    file.write_text(CLUSTER_YAML)
+    return file
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_text_for_sbatch(shape: str, kilobatch: Callable[..., Said], tmp_path: Path):
+def test_script_for_sbatch(shape: str, kilobatch: Callable[..., CommandResult], tmp_path: Path):
     arguments = SHAPES[shape]
     if "--cluster" not in arguments:
-        cluster.personal().unlink()
+        cluster.personal_file().unlink()
     folder = "/scratch/ann's runs" if shape.startswith("all") else "/scratch/ann"
     recipe = ["demo", "data.batch=480", f"run.folder={folder}"]
-    said = kilobatch("submit", *recipe, "--name", "demo", "--dry-run", *shlex.split(arguments))
-    assert (said.code, said.err) == (0, "")
-    reviewed = Path(__file__).parent / "sbatch" / f"{shape}.txt"
-    assert said.out.replace(sys.executable, "PYTHON") == reviewed.read_text()
+    result = kilobatch("submit", *recipe, "--name", "demo", "--dry-run", *shlex.split(arguments))
+    assert (result.code, result.err) == (0, "")
+    expected = Path(__file__).parent / "sbatch" / f"{shape}.txt"
+    assert result.out.replace(sys.executable, "PYTHON") == expected.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["home"], "a dry run makes nothing"
 
 
-def test_a_dry_run_on_this_machine_is_a_line_of_shell(kilobatch: Callable[..., Said]):
-    said = kilobatch("submit", "demo", "data.batch=480", "--name", "demo", "--dry-run", "--cluster", "local")
-    assert said.out.startswith(f"PYTHONPATH={Path('runs/demo/code/001').absolute()}")
-    assert said.out.endswith(f"-m kilobatch.launch.jobs.local_queue {Path('runs/demo').absolute()}\n")
+def test_a_dry_run_on_this_machine_is_a_line_of_shell(kilobatch: Callable[..., CommandResult]):
+    result = kilobatch("submit", "demo", "data.batch=480", "--name", "demo", "--dry-run", "--cluster", "local")
+    assert result.out.startswith(f"PYTHONPATH={Path('runs/demo/code/001').absolute()}")
+    assert result.out.endswith(f"-m kilobatch.launch.jobs.local_queue {Path('runs/demo').absolute()}\n")
 
 
 REFUSED: dict[str, tuple[str, list[str]]] = {
@@ -112,28 +111,34 @@ FILES = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_before_anything_is_made(what: str, kilobatch: Callable[..., Said], tmp_path: Path):
+def test_refused_before_anything_is_made(what: str, kilobatch: Callable[..., CommandResult], tmp_path: Path):
     for name, text in FILES.items():
         Path(name).write_text(text)
     arguments, parts = REFUSED[what]
-    said = kilobatch("submit", "demo", "data.batch=480", *arguments.split())
-    assert (said.code, said.out) == (2, "")
+    result = kilobatch("submit", "demo", "data.batch=480", *arguments.split())
+    assert (result.code, result.out) == (2, "")
     for part in parts:
-        assert part in said.err
-    assert said.err.count("\n") == 1
+        assert part in result.err
+    assert result.err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"home", *FILES}
 
 
-def test_named_cluster_stands_above_the_file_and_below_the_command_line():
+def test_a_named_cluster_overrides_the_file_and_the_command_line_overrides_both():
     options = {"nodes": 2, "extra": ["hint=multithread", "exclusive"], "setup": ["conda activate x"], "qos": None}
-    kind, asked = cluster.choose(None, options)
-    assert (kind, asked.partition, asked.account, asked.nodes, asked.workers) == ("slurm", "gpu", "vision@a100", 2, 8)
-    assert asked.extra == {"hint": "multithread", "exclusive": True}
-    assert asked.setup == ["module purge", "module load cuda/12.8", "conda activate x"]
-    assert asked.minutes == 20 * 60
-    kind, asked = cluster.choose("local", {})
-    assert (kind, asked.account, asked.workers, asked.minutes) == ("local", None, 2, None)
-    assert cluster.choose("cpu", {})[1].minutes == 90
+    kind, resources = cluster.choose_cluster(None, options)
+    assert (kind, resources.partition, resources.account, resources.nodes, resources.workers) == (
+        "slurm",
+        "gpu",
+        "vision@a100",
+        2,
+        8,
+    )
+    assert resources.extra == {"hint": "multithread", "exclusive": True}
+    assert resources.setup == ["module purge", "module load cuda/12.8", "conda activate x"]
+    assert resources.minutes == 20 * 60
+    kind, resources = cluster.choose_cluster("local", {})
+    assert (kind, resources.account, resources.workers, resources.minutes) == ("local", None, 2, None)
+    assert cluster.choose_cluster("cpu", {})[1].minutes == 90
 
 
 @pytest.mark.parametrize(
@@ -149,17 +154,19 @@ def test_named_cluster_stands_above_the_file_and_below_the_command_line():
     ],
 )
 def test_times_are_read_as_slurm_reads_them(text: str, minutes: int):
-    assert cluster.choose("cpu", {"time": text})[1].minutes == minutes
+    assert cluster.choose_cluster("cpu", {"time": text})[1].minutes == minutes
 
 
 def test_resources_read_back_equal(tmp_path: Path):
-    _, asked = cluster.choose(None, {"mem_gb": 1.5, "time": "90", "setup": ["a: b", "'c'"], "extra": ["x=1"]})
+    _, resources = cluster.choose_cluster(
+        None, {"mem_gb": 1.5, "time": "90", "setup": ["a: b", "'c'"], "extra": ["x=1"]}
+    )
     path = tmp_path / "cluster.yaml"
-    path.write_text(asked.dump_yaml())
-    assert cluster.again("slurm", path, {}) == asked
-    assert cluster.again("slurm", path, {"nodes": 3}).nodes == 3
+    path.write_text(resources.dump_yaml())
+    assert cluster.cluster_again("slurm", path, {}) == resources
+    assert cluster.cluster_again("slurm", path, {"nodes": 3}).nodes == 3
     path.write_text(cluster.Cluster().dump_yaml())
-    assert cluster.again("local", path, {}) == cluster.Cluster()
+    assert cluster.cluster_again("local", path, {}) == cluster.Cluster()
 
 
 def test_points_of_a_sweep():
@@ -177,23 +184,23 @@ def test_points_of_a_sweep():
 
 
 def test_data_is_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from kilobatch.data.sources.specs import absolute
+    from kilobatch.data.sources.specs import absolute_spec
 
     monkeypatch.chdir(tmp_path)
-    assert absolute("train.beton") == str(tmp_path / "train.beton")
-    assert absolute("folder:photos/train") == f"folder:{tmp_path}/photos/train"
-    assert absolute("npz:~/x.npz") == f"npz:{Path.home()}/x.npz"
-    assert absolute("digits") == "digits"
+    assert absolute_spec("train.beton") == str(tmp_path / "train.beton")
+    assert absolute_spec("folder:photos/train") == f"folder:{tmp_path}/photos/train"
+    assert absolute_spec("npz:~/x.npz") == f"npz:{Path.home()}/x.npz"
+    assert absolute_spec("digits") == "digits"
 
 
 def test_a_job_runs_the_snapshot_wherever_it_is_started(tmp_path: Path):
-    code = snapshot.take(tmp_path / "code")
-    assert snapshot.take(tmp_path / "code").name == "002"
+    code = code_snapshot.take_snapshot(tmp_path / "code")
+    assert code_snapshot.take_snapshot(tmp_path / "code").name == "002"
     note = json.loads((code / "commit.json").read_text())
     assert note["commit"] is None or len(note["commit"]) == 40
     assert not list(code.rglob("__pycache__"))
     assert (code / "kilobatch" / "configs" / "demo.yaml").read_bytes() == (
-        snapshot.CHECKOUT / "configs" / "demo.yaml"
+        code_snapshot.CHECKOUT / "configs" / "demo.yaml"
     ).read_bytes()
 
     with (code / "kilobatch" / "launch" / "jobs" / "slurm_job.py").open("a") as job:
@@ -205,8 +212,8 @@ def test_a_job_runs_the_snapshot_wherever_it_is_started(tmp_path: Path):
         "print(job.SAID, data.__file__)",
     ]
     command = "\n".join([*sbatch.environment(code), 'exec "$@"'])
-    environment = os.environ | {"PYTHONPATH": str(snapshot.CHECKOUT / "src")}
-    for folder in (snapshot.CHECKOUT, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(code_snapshot.CHECKOUT / "src")}
+    for folder in (code_snapshot.CHECKOUT, tmp_path):
         ran = subprocess.run(
             ["bash", "-c", command, "-", *python],
             cwd=folder,
@@ -218,36 +225,36 @@ def test_a_job_runs_the_snapshot_wherever_it_is_started(tmp_path: Path):
         assert ran.stdout == f"the snapshot {code / 'kilobatch' / 'data' / '__init__.py'}\n"
 
 
-def test_a_copy_that_was_broken_off_is_made_anew(tmp_path: Path):
+def test_a_copy_that_was_interrupted_is_made_again(tmp_path: Path):
     (tmp_path / "code" / ".001" / "kilobatch" / "launch" / "jobs").mkdir(parents=True)
     (tmp_path / "code" / ".001" / "kilobatch" / "launch" / "jobs" / "slurm_job.py").write_text("half")
-    code = snapshot.take(tmp_path / "code")
+    code = code_snapshot.take_snapshot(tmp_path / "code")
     assert (code / "kilobatch" / "launch" / "jobs" / "slurm_job.py").read_bytes() == (
-        snapshot.CHECKOUT / "launch" / "jobs" / "slurm_job.py"
+        code_snapshot.CHECKOUT / "launch" / "jobs" / "slurm_job.py"
     ).read_bytes()
     assert [path.name for path in (tmp_path / "code").iterdir()] == ["001"]
 
 
-def test_no_sbatch_no_run(kilobatch: Callable[..., Said], monkeypatch: pytest.MonkeyPatch):
+def test_no_sbatch_no_run(kilobatch: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    said = kilobatch("submit", "demo", "data.batch=480", "--cluster", "cpu")
-    assert said.code == 2
-    assert "no sbatch here" in said.err
-    assert "--cluster local" in said.err
+    result = kilobatch("submit", "demo", "data.batch=480", "--cluster", "cpu")
+    assert result.code == 2
+    assert "no sbatch here" in result.err
+    assert "--cluster local" in result.err
     assert not Path("runs").exists()
 
 
-def test_commands_for_runs_that_are_no_jobs(kilobatch: Callable[..., Said]):
-    from kilobatch.launch.recipes.recipe import resolve
-    from kilobatch.launch.runs import run_folder as runs
+def test_commands_for_runs_that_are_no_jobs(kilobatch: Callable[..., CommandResult]):
+    from kilobatch.launch.recipes.recipe import resolve_recipe
+    from kilobatch.launch.runs import run_folder
 
-    chosen = resolve("demo", ["run.name=mine"])
-    folder = runs.create(chosen.run, "demo", chosen.dump_yaml(), 2)
-    said = kilobatch("cancel", "mine")
-    assert (said.code, said.err) == (2, "kilobatch: runs/mine was not submitted, so there is no job to cancel\n")
-    said = kilobatch("resume", "mine", "--workers", "2", "--nodes", "2")
-    assert said.err == "kilobatch: --workers goes on here, --nodes on a cluster; give one of them\n"
-    runs.set_status(folder, "finished", 2)
-    said = kilobatch("resume", "mine", "--cluster", "cpu")
-    assert "has finished" in said.err
+    recipe = resolve_recipe("demo", ["run.name=mine"])
+    folder = run_folder.create_run(recipe.run, "demo", recipe.dump_yaml(), 2)
+    result = kilobatch("cancel", "mine")
+    assert (result.code, result.err) == (2, "kilobatch: runs/mine was not submitted, so there is no job to cancel\n")
+    result = kilobatch("resume", "mine", "--workers", "2", "--nodes", "2")
+    assert result.err == "kilobatch: --workers goes on here, --nodes on a cluster; give one of them\n"
+    run_folder.set_status(folder, "finished", 2)
+    result = kilobatch("resume", "mine", "--cluster", "cpu")
+    assert "has finished" in result.err
     assert not (folder / "job.json").exists()

@@ -1,4 +1,5 @@
-"""Agents of several nodes, each a process of its own as on a cluster: they meet, and end together, however it ends."""
+"""Agents of several nodes, each a process of its own as on a cluster: they connect, and end together for each reason
+that a run may have to end."""
 
 import json
 import os
@@ -14,9 +15,9 @@ import pytest
 
 from kilobatch.data.sources.convert import prepare
 from kilobatch.launch.processes import ports
-from kilobatch.launch.processes.exit_status import Ending
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.processes.exit_status import RunOutcome
+from kilobatch.launch.recipes.recipe import read_recipe
+from kilobatch.launch.runs import run_folder
 from kilobatch.trainer.checkpoint.reader import newest
 from tests.helpers.node_agents import SERVER, main
 from tests.helpers.real_runs import RECIPE, logged
@@ -32,18 +33,18 @@ class Nodes:
     def start(self, nodes: int, workers: int, module: str, *arguments: str, stall: float = 5, only: str = "") -> None:
         for node in map(int, only or "".join(map(str, range(nodes)))):
             ours, theirs = SERVER.Pipe(duplex=False)
-            given = theirs, self.folder, node, nodes, workers, stall, module, [*arguments]
-            process = SERVER.Process(target=main, args=given)
+            arguments_of_main = theirs, self.folder, node, nodes, workers, stall, module, [*arguments]
+            process = SERVER.Process(target=main, args=arguments_of_main)
             process.start()
             theirs.close()
             self.agents[node] = process, ours
 
-    def run(self, nodes: int, what: str, stall: float = 5) -> Ending:
+    def run(self, nodes: int, what: str, stall: float = 5) -> RunOutcome:
         """Two workers on each node."""
         self.start(nodes, 2, "scripted_worker", what, str(self.folder), stall=stall)
-        return self.ending()
+        return self.outcome()
 
-    def started(self, workers: int) -> None:
+    def wait_for_workers(self, workers: int) -> None:
         until(lambda: len(self.pids()) == workers)
 
     def pids(self) -> list[int]:
@@ -54,20 +55,20 @@ class Nodes:
         assert pid is not None
         os.kill(pid, number)
 
-    def ending_of(self, node: int) -> Ending:
-        process, said = self.agents.pop(node)
-        assert said.poll(240), "it says nothing"
-        ending = said.recv()
+    def outcome_of(self, node: int) -> RunOutcome:
+        process, outcomes = self.agents.pop(node)
+        assert outcomes.poll(240), "the agent returned nothing within 240 s"
+        outcome = outcomes.recv()
         process.join()
         assert process.exitcode == 0
-        return ending
+        return outcome
 
-    def ending(self) -> Ending:
-        """The one that all agents which are left return. No worker outlives them."""
-        said = [self.ending_of(node) for node in list(self.agents)]
-        assert all(one == said[0] for one in said), said
+    def outcome(self) -> RunOutcome:
+        """The outcome, which is the same for all agents that are left. No worker outlives them."""
+        outcomes = [self.outcome_of(node) for node in list(self.agents)]
+        assert all(outcome == outcomes[0] for outcome in outcomes), outcomes
         assert not any(Path(f"/proc/{pid}").exists() for pid in self.pids())
-        return said[0]
+        return outcomes[0]
 
 
 def until(condition: Callable[[], bool], seconds: float = 240) -> None:
@@ -89,120 +90,122 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 def test_three_nodes_meet_and_finish(nodes: Nodes):
     assert nodes.run(3, "finishes").kind == "finished"
     for rank in range(6):
-        told = (nodes.folder / "logs" / f"rank-{rank}.log").read_text().split()[1:]
-        assert told == [str(rank), "6", str(rank % 2), "2", "127.0.0.1", "lo"]
+        written = (nodes.folder / "logs" / f"rank-{rank}.log").read_text().split()[1:]
+        assert written == [str(rank), "6", str(rank % 2), "2", "127.0.0.1", "lo"]
     assert list((nodes.folder / "meeting").iterdir()) == []
 
 
-def test_the_first_to_fail_is_named_though_others_were_heard_before(nodes: Nodes):
-    ending = nodes.run(2, "fails")
-    assert (ending.kind, ending.rank, ending.host, ending.how) == ("failed", 2, "n1", "exit code 1")
-    assert ending.lines[-2:] == ["line 29", "RuntimeError: the disk of rank 2 is on fire"]
+def test_the_first_to_fail_is_named_though_others_were_reported_before(nodes: Nodes):
+    outcome = nodes.run(2, "fails")
+    assert (outcome.kind, outcome.rank, outcome.host, outcome.how) == ("failed", 2, "n1", "exit code 1")
+    assert outcome.lines[-2:] == ["line 29", "RuntimeError: the disk of rank 2 is on fire"]
 
 
 def test_a_killed_worker_ends_all_nodes(nodes: Nodes):
     nodes.start(2, 2, "scripted_worker", "dies", str(nodes.folder))
-    nodes.started(4)
+    nodes.wait_for_workers(4)
     began = time.monotonic()
-    ending = nodes.ending()
+    outcome = nodes.outcome()
     assert time.monotonic() - began < 10
-    assert (ending.kind, ending.rank, ending.host) == ("failed", 2, "n1")
-    assert ending.how.startswith("ended by SIGKILL")
+    assert (outcome.kind, outcome.rank, outcome.host) == ("failed", 2, "n1")
+    assert outcome.how.startswith("ended by SIGKILL")
 
 
-def test_a_refusal_goes_before_what_it_causes(nodes: Nodes):
-    ending = nodes.run(2, "refuses")
-    assert (ending.kind, ending.rank, ending.host) == ("refused", 1, "n0")
-    assert ending.lines == ["kilobatch: no room on the disk"]
+def test_a_refusal_counts_more_than_the_failures_that_follow(nodes: Nodes):
+    outcome = nodes.run(2, "refuses")
+    assert (outcome.kind, outcome.rank, outcome.host) == ("refused", 1, "n0")
+    assert outcome.lines == ["kilobatch: no room on the disk"]
 
 
 def test_node_0_refuses_before_any_worker_starts(nodes: Nodes):
-    ending = nodes.run(2, "unprepared")
-    assert (ending.kind, ending.rank, ending.host) == ("refused", None, "n0")
-    assert ending.lines == ["kilobatch: no images there"]
+    outcome = nodes.run(2, "unprepared")
+    assert (outcome.kind, outcome.rank, outcome.host) == ("refused", None, "n0")
+    assert outcome.lines == ["kilobatch: no images there"]
     assert nodes.pids() == []
 
 
 @pytest.mark.parametrize(("node", "number"), [(0, signal.SIGUSR2), (1, signal.SIGTERM)])
-def test_asked_on_one_node_all_save_and_leave(nodes: Nodes, node: int, number: signal.Signals):
+def test_a_signal_to_one_node_makes_all_nodes_save_and_end(nodes: Nodes, node: int, number: signal.Signals):
     nodes.start(2, 2, "scripted_worker", "saves", str(nodes.folder))
-    nodes.started(4)
+    nodes.wait_for_workers(4)
     nodes.signal(node, number)
-    assert nodes.ending() == Ending("interrupted", how=f"{number.name} on n{node}")
+    assert nodes.outcome() == RunOutcome("interrupted", how=f"{number.name} on n{node}")
     assert len(list(nodes.folder.glob("saved-*"))) == 4
 
 
-def test_asked_while_the_workers_start(nodes: Nodes):
+def test_a_signal_while_the_workers_start(nodes: Nodes):
     nodes.start(2, 2, "scripted_worker", "starts", str(nodes.folder))
-    nodes.started(4)
+    nodes.wait_for_workers(4)
     nodes.signal(1, signal.SIGTERM)
-    assert nodes.ending().kind == "interrupted"
+    assert nodes.outcome().kind == "interrupted"
 
 
 def test_a_scheduler_that_signals_the_workers_first(nodes: Nodes):
     nodes.start(2, 2, "scripted_worker", "starts", str(nodes.folder))
-    nodes.started(4)
+    nodes.wait_for_workers(4)
     for pid in nodes.pids():
         os.kill(pid, signal.SIGUSR2)
     nodes.signal(0, signal.SIGUSR2)
-    assert nodes.ending().kind == "interrupted"
+    assert nodes.outcome().kind == "interrupted"
 
 
-def test_asked_while_waiting_for_the_others(nodes: Nodes):
+def test_a_signal_while_waiting_for_the_others(nodes: Nodes):
     nodes.start(3, 2, "scripted_worker", "saves", str(nodes.folder), only="02")
     until(lambda: (nodes.folder / "meeting").exists())
     time.sleep(1)
     nodes.signal(2, signal.SIGTERM)
-    ending = nodes.ending()
-    assert (ending.kind, ending.how) == ("interrupted", "SIGTERM on n2")
+    outcome = nodes.outcome()
+    assert (outcome.kind, outcome.how) == ("interrupted", "SIGTERM on n2")
     assert nodes.pids() == []
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_killed_agent_is_missed_at_once(nodes: Nodes, node: int):
+def test_the_loss_of_a_killed_agent_is_noticed_at_once(nodes: Nodes, node: int):
     nodes.start(3, 2, "scripted_worker", "saves", str(nodes.folder))
-    nodes.started(6)
+    nodes.wait_for_workers(6)
     killed, _ = nodes.agents.pop(node)
     killed.kill()
     killed.join()
     began = time.monotonic()
-    ending = nodes.ending()
+    outcome = nodes.outcome()
     assert time.monotonic() - began < 10
-    assert (ending.kind, ending.rank, ending.host) == ("lost", None, f"n{node}")
-    assert ending.how == "its agent has ended"
+    assert (outcome.kind, outcome.rank, outcome.host) == ("lost", None, f"n{node}")
+    assert outcome.how == "its agent has ended"
 
 
 def test_a_silent_agent_is_lost(nodes: Nodes):
-    """As one whose machine is gone: nothing closes its connection."""
+    """A stopped agent is like one whose machine is gone: nothing closes its connection."""
     nodes.start(2, 2, "scripted_worker", "saves", str(nodes.folder))
-    nodes.started(4)
+    nodes.wait_for_workers(4)
     nodes.signal(1, signal.SIGSTOP)
-    ending = nodes.ending_of(0)
-    assert (ending.kind, ending.host, ending.how) == ("lost", "n1", "silent for 5 seconds")
+    outcome = nodes.outcome_of(0)
+    assert (outcome.kind, outcome.host, outcome.how) == ("lost", "n1", "silent for 5 seconds")
     nodes.signal(1, signal.SIGCONT)
-    assert nodes.ending().kind == "lost", "it ends its workers, and not as finished"
+    assert nodes.outcome().kind == "lost", (
+        "the agent that was stopped ends its workers, and does not report a finished run"
+    )
 
 
 def test_a_hang_is_named_with_the_stacks_of_all_ranks(nodes: Nodes):
-    ending = nodes.run(2, "hangs", stall=2 / 60)
-    assert (ending.kind, ending.rank, ending.host) == ("stalled", 1, "n0")
-    assert ending.how.endswith("rank 1: the least far")
+    outcome = nodes.run(2, "hangs", stall=2 / 60)
+    assert (outcome.kind, outcome.rank, outcome.host) == ("stalled", 1, "n0")
+    assert outcome.how.endswith("rank 1: the least far")
     for rank in range(4):
         assert "most recent call first" in (nodes.folder / "logs" / f"rank-{rank}.log").read_text()
 
 
-def test_jobs_on_one_machine_take_ports_of_their_own():
+def test_jobs_on_one_machine_take_different_ports():
     first, same, other = ports.listen("7-0"), ports.listen("7-0"), ports.listen("8-0")
     with first, same, other:
-        taken = [listening.getsockname()[1] for listening in (first, same, other)]
-        assert len(set(taken)) == 3
-        assert taken[1] == taken[0] + 1 or taken[0] == ports.FIRST_PORT + ports.PORTS - 1
-        assert all(ports.FIRST_PORT <= port < ports.FIRST_PORT + ports.PORTS for port in taken)
+        numbers = [listening.getsockname()[1] for listening in (first, same, other)]
+        assert len(set(numbers)) == 3
+        assert numbers[1] == numbers[0] + 1 or numbers[0] == ports.FIRST_PORT + ports.PORTS - 1
+        assert all(ports.FIRST_PORT <= port < ports.FIRST_PORT + ports.PORTS for port in numbers)
     with ports.listen("7-0") as again:
-        assert again.getsockname()[1] == taken[0], "free again: the same"
+        assert again.getsockname()[1] == numbers[0], "once free, it is the same port"
 
 
-def test_a_stranger_is_not_let_in_and_does_no_harm(nodes: Nodes):
+def test_a_connection_without_the_token_is_refused_and_does_no_harm(nodes: Nodes):
     nodes.start(2, 2, "scripted_worker", "finishes", str(nodes.folder), only="0")
     file = nodes.folder / "meeting" / "7-0.json"
     until(file.exists)
@@ -210,23 +213,23 @@ def test_a_stranger_is_not_let_in_and_does_no_harm(nodes: Nodes):
         stranger.sendall(b'["guess", 1, "n1"]\n')
         assert stranger.recv(100) == b""
     nodes.start(2, 2, "scripted_worker", "finishes", str(nodes.folder), only="1")
-    assert nodes.ending().kind == "finished"
+    assert nodes.outcome().kind == "finished"
 
 
-@pytest.mark.slow  # tests/slurm does it through a real cluster
+@pytest.mark.slow  # tests/slurm does the same on a real cluster
 def test_real_workers_on_two_nodes_stop_and_go_on(nodes: Nodes):
-    chosen, _ = recipe.read("demo", [*RECIPE[1:], "schedule.epochs=3", f"run.folder={nodes.folder}"])
-    prepare(chosen.data.train, "train")
-    prepare(str(chosen.data.test), "test")
-    nodes.folder = runs.create(chosen.run, "demo", chosen.dump_yaml(), 2)
+    recipe, _ = read_recipe("demo", [*RECIPE[1:], "schedule.epochs=3", f"run.folder={nodes.folder}"])
+    prepare(recipe.data.train, "train")
+    prepare(str(recipe.data.test), "test")
+    nodes.folder = run_folder.create_run(recipe.run, "demo", recipe.dump_yaml(), 2)
     nodes.start(2, 1, "kilobatch.launch.worker.main", str(nodes.folder), stall=2)
     until(lambda: logged(nodes.folder) >= 5)
     nodes.signal(1, signal.SIGUSR2)
-    assert nodes.ending() == Ending("interrupted", how="SIGUSR2 on n1")
+    assert nodes.outcome() == RunOutcome("interrupted", how="SIGUSR2 on n1")
     stopped = logged(nodes.folder)
     assert 5 <= stopped < 33
     saved = newest(nodes.folder / "checkpoints", pytest.fail)
     assert saved is not None and saved.name == f"step-{stopped:08d}"
     nodes.start(2, 1, "kilobatch.launch.worker.main", str(nodes.folder), stall=2)
-    assert nodes.ending().kind == "finished"
+    assert nodes.outcome().kind == "finished"
     assert f"going on from step {stopped} of 33" in (nodes.folder / "logs" / "rank-0.log").read_text()

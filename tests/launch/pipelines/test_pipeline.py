@@ -1,4 +1,5 @@
-"""Pipelines: their recipes checked before the first stage begins, stages in order, and a way on after any end."""
+"""Pipelines: recipes are checked before the first stage begins, stages run in order, and a pipeline can be resumed
+after any end."""
 
 import json
 import os
@@ -10,23 +11,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kilobatch.launch.jobs import local_queue as local
+from kilobatch.launch.jobs import local_queue
 from kilobatch.launch.pipelines import pipeline
-from kilobatch.launch.pipelines import stages as pipeline_recipes
-from kilobatch.launch.pipelines.results import parameters, read, values
-from kilobatch.launch.pipelines.stages import Asked, plan
-from kilobatch.launch.recipes import recipe
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.pipelines.results import count_parameters, final_values, read_results
+from kilobatch.launch.pipelines.stages import PipelineRequest, Stage, create_runs, plan_pipeline
+from kilobatch.launch.recipes.recipe import load_recipe, resolve_recipe
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from tests.helpers.programs import PROGRAMS
 from tests.helpers.real_runs import command, logged
 from tests.launch.cli.test_login_node_imports import COMMAND, ran
-from tests.launch.conftest import Said
+from tests.launch.conftest import CommandResult
 from tests.launch.jobs.test_local_queue import LOCAL, ends, is_over, until
 
 CODE = Path(__file__).parents[3] / "src"
-PATIENCE = 600.0  # seconds, of a machine with much else to do
+TIMEOUT = 600.0  # seconds, since the machine may be busy
 SHORT = [
     "simclr_v2_digits",
     "data.views.size=16",
@@ -40,7 +39,7 @@ SHORT = [
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -73,49 +72,51 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_before_anything_is_made(what: str, kilobatch: Callable[..., Said], tmp_path: Path):
+def test_refused_before_anything_is_made(what: str, kilobatch: Callable[..., CommandResult], tmp_path: Path):
     import numpy as np
 
     np.savez(tmp_path / "three.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.arange(9) % 3)
     arguments, parts = REFUSED[what]
-    said = kilobatch("pipeline", "simclr_v2_digits", *arguments.split(), "--workers", "2")
-    assert (said.code, said.out) == (2, "")
+    result = kilobatch("pipeline", "simclr_v2_digits", *arguments.split(), "--workers", "2")
+    assert (result.code, result.out) == (2, "")
     for part in parts:
-        assert part in said.err
-    assert said.err.count("\n") == 1
+        assert part in result.err
+    assert result.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_recipe_without_stages_says_which_have_them(kilobatch: Callable[..., Said]):
-    said = kilobatch("pipeline", "demo", "--workers", "2")
-    assert "needs the recipe 'demo_finetune'" in said.err
-    assert "simclr_v2_digits" in said.err and "simclr_v2_imagenet" in said.err
+def test_a_recipe_without_stages_says_which_have_them(kilobatch: Callable[..., CommandResult]):
+    result = kilobatch("pipeline", "demo", "--workers", "2")
+    assert "needs the recipe 'demo_finetune'" in result.err
+    assert "simclr_v2_digits" in result.err and "simclr_v2_imagenet" in result.err
 
 
-def test_stages_take_from_the_one_before(here: Path):
+def test_stages_take_from_the_one_before(empty_folder: Path):
     changes = ["optimizer.momentum=0.8", "pretrain.encoder.width=4", "finetune.schedule.epochs=3", "seed=7"]
-    planned = plan(Asked("simclr_v2_digits", changes, labels="7%"), "mine")
+    planned = plan_pipeline(PipelineRequest("simclr_v2_digits", changes, labels="7%"), "mine")
     first, second, third = (stage.recipe for stage in planned.stages)
-    top = here / "runs" / "mine"
+    top = empty_folder / "runs" / "mine"
     assert planned.top == Path("runs/mine")
     assert [stage.name for stage in planned.stages] == ["pretrain", "finetune", "distill"]
     assert second.method.model_dump()["start"] == str(top / "pretrain")
     assert third.method.model_dump()["teacher"] == str(top / "finetune")
     assert [one.optimizer.momentum for one in (first, second, third)] == [0.8] * 3
     assert [one.run.seed for one in (first, second, third)] == [7] * 3
-    assert (first.encoder.width, second.encoder.width) == (4, 4), "it is the same network"
+    assert (first.encoder.width, second.encoder.width) == (4, 4), "all stages but the last have the same network"
     assert second.schedule.epochs == 3 != third.schedule.epochs
     assert second.data.labels.share == third.data.labels.share == 0.07, (
         "the student sees no label that its teacher did not"
     )
-    again = plan(Asked("simclr_v2_digits", ["pretrain.encoder.width=4"], self_distill=True), "mine")
-    assert [stage.recipe.encoder.width for stage in again.stages] == [4] * 3
-    assert again.stages[2].recipe_name == "simclr_v2_digits_selfdistill"
+    self_distilled = plan_pipeline(
+        PipelineRequest("simclr_v2_digits", ["pretrain.encoder.width=4"], self_distill=True), "mine"
+    )
+    assert [stage.recipe.encoder.width for stage in self_distilled.stages] == [4] * 3
+    assert self_distilled.stages[2].recipe_name == "simclr_v2_digits_selfdistill"
 
 
-def test_labels_choose_the_recipe(here: Path):
-    def finetune(labels: str | None) -> pipeline_recipes.Stage:
-        return plan(Asked("simclr_v2_imagenet", [], labels=labels), "mine").stages[1]
+def test_the_share_of_labels_decides_on_the_recipe(empty_folder: Path):
+    def finetune(labels: str | None) -> Stage:
+        return plan_pipeline(PipelineRequest("simclr_v2_imagenet", [], labels=labels), "mine").stages[1]
 
     for labels, name, share in (
         ("1%", "simclr_v2_imagenet_finetune_1pct", 0.01),
@@ -126,23 +127,25 @@ def test_labels_choose_the_recipe(here: Path):
         stage = finetune(labels)
         assert (stage.recipe_name, stage.recipe.data.labels.share) == (name, share)
     Path("1percent.txt").write_text("a.JPEG\n")
-    assert finetune("1percent.txt").recipe.data.labels.list == str(here / "1percent.txt")
+    assert finetune("1percent.txt").recipe.data.labels.list == str(empty_folder / "1percent.txt")
 
 
-def test_a_recipe_file_has_its_stages_beside_it(here: Path):
+def test_a_recipe_file_has_its_stages_beside_it(empty_folder: Path):
     for suffix in ("", "_finetune", "_distill"):
         Path(f"mine{suffix}.yaml").write_text(f"extends: simclr_v2_digits{suffix}\n")
-    planned = plan(Asked("mine.yaml", []), None)
+    planned = plan_pipeline(PipelineRequest("mine.yaml", []), None)
     assert [stage.recipe_name for stage in planned.stages] == ["mine.yaml", "mine_finetune.yaml", "mine_distill.yaml"]
     assert planned.top.name.startswith("mine-")
 
 
-def test_three_texts_for_sbatch(kilobatch: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_three_scripts_for_sbatch(
+    kilobatch: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     resources = ["--nodes", "2", "--time", "1:00:00", "--extra", "dependency=singleton"]
-    said = kilobatch("pipeline", "simclr_v2_digits", "--name", "mine", "--dry-run", *resources)
-    assert (said.code, said.err) == (0, "")
-    texts = said.out.split("#!/bin/bash\n")[1:]
+    result = kilobatch("pipeline", "simclr_v2_digits", "--name", "mine", "--dry-run", *resources)
+    assert (result.code, result.err) == (0, "")
+    texts = result.out.split("#!/bin/bash\n")[1:]
     assert [f"--job-name=mine-{stage}\n" in text for stage, text in zip(pipeline.STAGES, texts, strict=True)] == [
         True
     ] * 3
@@ -154,53 +157,53 @@ def test_three_texts_for_sbatch(kilobatch: Callable[..., Said], tmp_path: Path, 
     assert not Path("runs").exists()
 
 
-def test_a_mistake_in_the_last_stage_is_told_before_torch_is_loaded(tmp_path: Path):
+def test_a_mistake_in_the_last_stage_is_refused_before_torch_is_loaded(tmp_path: Path):
     done = ran(COMMAND, tmp_path, "pipeline", "simclr_v2_digits", "distill.data.batch=477", "--workers", "2")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "use 476 or 478" in done.stderr
 
 
-def test_the_demo_keeps_its_bounds():
-    """A student of a quarter of its teacher's parameters, 5 % of the labels."""
-    teacher, student = (recipe.resolve(f"simclr_v2_digits_{stage}", []) for stage in ("finetune", "distill"))
-    assert parameters(student) * 4 <= parameters(teacher)
+def test_the_demo_student_is_small_and_sees_few_labels():
+    """The student has at most a quarter of its teacher's parameters; both use 5 % of the labels."""
+    teacher, student = (resolve_recipe(f"simclr_v2_digits_{stage}", []) for stage in ("finetune", "distill"))
+    assert count_parameters(student) * 4 <= count_parameters(teacher)
     assert teacher.data.labels.share == 0.05 and student.data.unlabelled == "keep"
 
 
 @pytest.mark.timeout(1800)
-def test_the_digits_pipeline_shortened_and_killed_once(here: Path):
-    """Killed while fine-tuning; resumed, it leaves the finished stage alone and ends with a table that shows what the
-    stages are for: fine-tuned beats from scratch, and a small student is hardly worse than its teacher."""
+def test_the_digits_pipeline_shortened_and_killed_once(empty_folder: Path):
+    """The pipeline is killed while fine-tuning. Resumed, it does not repeat the finished stage, and its table shows
+    that fine-tuning beats training from scratch, and that a small student is hardly worse than its teacher."""
     launcher = command("pipeline", *SHORT, "--name", "mine", "--workers", "2")
     top = Path("runs/mine")
     try:
-        until(lambda: logged(top / "finetune") > 8 or not launcher.running(), PATIENCE)
-        assert [runs.status(top / stage) for stage in pipeline.STAGES] == ["finished", "running", "new"]
+        until(lambda: logged(top / "finetune") > 8 or not launcher.running(), TIMEOUT)
+        assert [run_folder.status(top / stage) for stage in pipeline.STAGES] == ["finished", "running", "new"]
     finally:
         os.killpg(launcher.pid, signal.SIGKILL)
         launcher.process.wait()
     before = (top / "pretrain" / "metrics.jsonl").stat().st_mtime_ns
-    command("resume", "mine/distill").ends(2, PATIENCE)  # it has no teacher yet
+    command("resume", "mine/distill").ends(2, TIMEOUT)  # its teacher has not finished
 
-    command("resume", "mine").ends(0, PATIENCE)
-    assert [runs.status(top / stage) for stage in pipeline.STAGES] == ["finished"] * 3
+    command("resume", "mine").ends(0, TIMEOUT)
+    assert [run_folder.status(top / stage) for stage in pipeline.STAGES] == ["finished"] * 3
     assert (top / "pretrain" / "metrics.jsonl").stat().st_mtime_ns == before
     steps = {json.loads(line)["step"] for line in (top / "finetune" / "metrics.jsonl").read_text().splitlines()}
-    assert steps == set(range(1, recipe.load(top / "finetune" / "recipe.yaml")[0].schedule.epochs + 1))
-    rows = read(top)
+    assert steps == set(range(1, load_recipe(top / "finetune" / "recipe.yaml")[0].schedule.epochs + 1))
+    rows = read_results(top)
     assert [(row.stage, row.labels, row.images) for row in rows] == [
         ("pretrain", 0, 1437),
         ("finetune", 72, 1437),
         ("distill", 72, 1437),
     ]
-    command("resume", "mine").ends(2, PATIENCE)  # nothing is left
+    command("resume", "mine").ends(2, TIMEOUT)  # all stages have finished
 
     scratch = yaml.safe_load((top / "finetune" / "recipe.yaml").read_text())
     scratch["method"]["start"] = None
     scratch["run"] |= {"name": "scratch", "folder": "runs"}
     Path("scratch.yaml").write_text(yaml.safe_dump(scratch))
-    command("train", "scratch.yaml", "--workers", "2").ends(0, PATIENCE)
-    from_scratch = values(Path("runs/scratch"))["classify_moved/top1"]
+    command("train", "scratch.yaml", "--workers", "2").ends(0, TIMEOUT)
+    from_scratch = final_values(Path("runs/scratch"))["classify_moved/top1"]
     teacher, student = (row.values["classify_moved/top1"] for row in rows[1:])
     print(f"from scratch {from_scratch:.1%}, fine-tuned {teacher:.1%}, student {student:.1%}")
     assert teacher >= from_scratch + 0.05
@@ -208,32 +211,32 @@ def test_the_digits_pipeline_shortened_and_killed_once(here: Path):
     assert rows[2].parameters * 4 <= rows[1].parameters
 
 
-def test_what_follows_a_stage_that_failed_does_not_begin(here: Path, monkeypatch: pytest.MonkeyPatch):
-    """In the background of this machine, as dependent jobs on SLURM; and `resume` queues what is left."""
+def test_stages_after_one_that_failed_do_not_begin(empty_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the background of this machine, where it is as with dependent jobs on SLURM."""
     monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
-    monkeypatch.setattr(local, "_arguments", lambda folders: [sys.executable, "-c", LOCAL, *map(str, folders)])
-    planned = plan(Asked("simclr_v2_digits", ["run.requeue.crashes=0"]), "mine")
-    stages = pipeline_recipes.make(planned, 2)
+    monkeypatch.setattr(local_queue, "_arguments", lambda folders: [sys.executable, "-c", LOCAL, *map(str, folders)])
+    planned = plan_pipeline(PipelineRequest("simclr_v2_digits", ["run.requeue.crashes=0"]), "mine")
+    stages = create_runs(planned, 2)
     for stage, errand in zip(stages, ("finishes", "fails", "finishes"), strict=True):
         (stage / "errands").write_text(errand)
-        job = JobFile(cluster="local", job_id="", workers_per_node=2, submitted=ledger.now(), code="code/001")
-        ledger.write_job_file(stage, job)
-        runs.set_status(stage, "queued", 2)
-    ids = local.start([stage.absolute() for stage in stages], CODE)
-    until(lambda: is_over(ids[-1]), PATIENCE)
-    assert [runs.status(stage) for stage in stages] == ["finished", "failed", "cancelled"]
+        job = JobFile(cluster="local", job_id="", workers_per_node=2, submitted=job_history.utc_now(), code="code/001")
+        job_history.write_job_file(stage, job)
+        run_folder.set_status(stage, "queued", 2)
+    ids = local_queue.start([stage.absolute() for stage in stages], CODE)
+    until(lambda: is_over(ids[-1]), TIMEOUT)
+    assert [run_folder.status(stage) for stage in stages] == ["finished", "failed", "cancelled"]
     assert [len(ends(stage)) for stage in stages] == [1, 1, 0]
     assert "not begun: " in (planned.top / "submitit" / "local.log").read_text()
 
 
-def test_status_shows_the_stages_and_the_table(kilobatch: Callable[..., Said]):
-    planned = plan(Asked("simclr_v2_digits", []), "mine")
-    pipeline_recipes.make(planned, 1)
-    said = kilobatch("status", "mine", "--json")
-    assert [row["run"] for row in json.loads(said.out)] == ["mine/distill", "mine/finetune", "mine/pretrain"]
+def test_status_shows_the_stages_and_the_table(kilobatch: Callable[..., CommandResult]):
+    planned = plan_pipeline(PipelineRequest("simclr_v2_digits", []), "mine")
+    create_runs(planned, 1)
+    result = kilobatch("status", "mine", "--json")
+    assert [row["run"] for row in json.loads(result.out)] == ["mine/distill", "mine/finetune", "mine/pretrain"]
     row = {"stage": "finetune", "encoder": "convnet", "parameters": 160000, "labels": 72, "images": 1437}
     (planned.top / "pipeline.json").write_text(json.dumps([row | {"values": {"classify/top1": 0.875}}]))
-    said = kilobatch("status", "mine")
-    assert "mine/pretrain" in said.out and "0.160 M" in said.out and "87.5%" in said.out
+    result = kilobatch("status", "mine")
+    assert "mine/pretrain" in result.out and "0.160 M" in result.out and "87.5%" in result.out
     assert "runs/mine/distill was not submitted" in kilobatch("cancel", "mine").err
     assert "runs/mine/finetune waits for runs/mine/pretrain, which is new" in kilobatch("resume", "mine/finetune").err

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.processes import launcher as here
-from kilobatch.launch.processes import supervisor as watch
+from kilobatch.launch.processes import launcher, supervisor
 from kilobatch.launch.processes.events import LAST_LINES
-from kilobatch.launch.processes.exit_status import Ending, this_host
+from kilobatch.launch.processes.exit_status import RunOutcome, this_host
 from tests.helpers.node_agents import SERVER
 from tests.helpers.programs import PROGRAMS
 
@@ -29,10 +28,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Launcher:
-    """A process of its own that runs workers, and says how they ended."""
+    """A process of its own that runs workers, and sends back how they ended."""
 
     def __init__(self, folder: Path, workers: int, module: str, what: str) -> None:
-        self._said, theirs = SERVER.Pipe(duplex=False)
+        self._outcome, theirs = SERVER.Pipe(duplex=False)
         self.process = SERVER.Process(target=_launch, args=(theirs, folder, workers, module, what))
         self.process.start()
         theirs.close()
@@ -41,19 +40,19 @@ class Launcher:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def ending(self) -> Ending:
-        assert self._said.poll(60), "it says nothing"
-        ending = self._said.recv()
+    def outcome(self) -> RunOutcome:
+        assert self._outcome.poll(60), "it sends nothing"
+        outcome = self._outcome.recv()
         self.process.join()
         assert self.process.exitcode == 0
-        return ending
+        return outcome
 
 
-def _launch(said: Connection, folder: Path, workers: int, module: str, what: str) -> None:
+def _launch(answer: Connection, folder: Path, workers: int, module: str, what: str) -> None:
     os.environ |= {"PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
-    watch.GRACE = 0.5
-    said.send(here.run(folder, workers, module, [what, str(folder)]))
+    supervisor.GRACE = 0.5
+    answer.send(launcher.run(folder, workers, module, [what, str(folder)]))
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -76,7 +75,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def said(folder: Path, rank: int) -> list[str]:
+def log_lines(folder: Path, rank: int) -> list[str]:
     """A rank's log; each line after the time at which it came."""
     lines = (folder / "logs" / f"rank-{rank}.log").read_text().splitlines()
     for line in lines:
@@ -89,123 +88,125 @@ def said(folder: Path, rank: int) -> list[str]:
 
 def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureFixture[str]):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    assert here.run(folder, 2, "scripted_rank", ["finishes", str(folder)]) == Ending("finished")
-    assert said(folder, 0) == ["rank 0 of 2, 1 threads"]
-    assert said(folder, 1) == ["rank 1 of 2, 1 threads"]
+    assert launcher.run(folder, 2, "scripted_rank", ["finishes", str(folder)]) == RunOutcome("finished")
+    assert log_lines(folder, 0) == ["rank 0 of 2, 1 threads"]
+    assert log_lines(folder, 1) == ["rank 1 of 2, 1 threads"]
     assert capfd.readouterr().out == "rank 0 of 2, 1 threads\n"
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watch, "GRACE", 0.5)
-    ending = here.run(folder, 2, "scripted_worker", ["fails", str(folder)])
-    assert (ending.kind, ending.rank, ending.host, ending.how) == ("failed", 1, this_host(), "exit code 1")
-    assert ending.lines[-1].endswith("RuntimeError: the disk of rank 1 is on fire")
-    assert len(ending.lines) == LAST_LINES
+    monkeypatch.setattr(supervisor, "GRACE", 0.5)
+    outcome = launcher.run(folder, 2, "scripted_worker", ["fails", str(folder)])
+    assert (outcome.kind, outcome.rank, outcome.host, outcome.how) == ("failed", 1, this_host(), "exit code 1")
+    assert outcome.lines[-1].endswith("RuntimeError: the disk of rank 1 is on fire")
+    assert len(outcome.lines) == LAST_LINES
     assert alive(folder, 2) == []
 
 
 def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watch, "GRACE", 0.5)
-    ending = here.run(folder, 2, "scripted_worker", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
-    assert (ending.kind, ending.rank) == ("failed", 1)
-    assert ending.how.startswith("ended by SIGKILL")
+    monkeypatch.setattr(supervisor, "GRACE", 0.5)
+    outcome = launcher.run(folder, 2, "scripted_worker", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
+    assert (outcome.kind, outcome.rank) == ("failed", 1)
+    assert outcome.how.startswith("ended by SIGKILL")
     assert alive(folder, 2) == []
 
 
 def test_a_refusal_of_another_rank_than_0_is_the_message(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watch, "GRACE", 0.5)
-    ending = here.run(folder, 2, "scripted_rank", ["refuses", str(folder)])
-    assert (ending.kind, ending.rank) == ("refused", 1)
-    assert ending.lines == ["kilobatch: no room on the disk:", "  of this machine"]
+    monkeypatch.setattr(supervisor, "GRACE", 0.5)
+    outcome = launcher.run(folder, 2, "scripted_rank", ["refuses", str(folder)])
+    assert (outcome.kind, outcome.rank) == ("refused", 1)
+    assert outcome.lines == ["kilobatch: no room on the disk:", "  of this machine"]
     assert alive(folder, 2) == []
 
 
 def test_a_refusal_of_all_is_rank_0s(folder: Path, capfd: pytest.CaptureFixture[str]):
-    ending = here.run(folder, 2, "scripted_rank", ["all refuse", str(folder)])
-    assert (ending.kind, ending.rank) == ("refused", 0), "so that the launcher need not tell it again"
+    outcome = launcher.run(folder, 2, "scripted_rank", ["all refuse", str(folder)])
+    assert (outcome.kind, outcome.rank) == ("refused", 0), "so that the launcher need not tell it again"
     assert capfd.readouterr().out.count("no room on the disk") == 1
 
 
 def test_a_rank_that_hangs_is_named_and_all_stacks_are_logged(folder: Path):
-    ending = here.run(folder, 2, "scripted_worker", ["hangs", str(folder)], stall_minutes=3 / 60)
-    assert (ending.kind, ending.rank) == ("stalled", 1)
-    assert ending.how == "no sign of life for 0.05 minutes; rank 1: the least far"
-    assert "(most recent call first):" in ending.lines[0]
-    assert all("in sleeps_for_good" in line for line in ending.lines[1:])
-    assert any("in waits_for_the_others" in line for line in said(folder, 0))
+    outcome = launcher.run(folder, 2, "scripted_worker", ["hangs", str(folder)], stall_minutes=3 / 60)
+    assert (outcome.kind, outcome.rank) == ("stalled", 1)
+    assert outcome.how == "no sign of life for 0.05 minutes; rank 1: the least far"
+    assert "(most recent call first):" in outcome.lines[0]
+    assert all("in hang" in line for line in outcome.lines[1:])
+    assert any("in wait_for_others" in line for line in log_lines(folder, 0))
     assert alive(folder, 2) == []
 
 
-def test_silence_while_starting_counts_and_work_that_takes_long_does_not(folder: Path):
-    ending = here.run(folder, 1, "scripted_rank", ["stays", str(folder)], stall_minutes=3 / 60)
-    assert (ending.kind, ending.rank) == ("stalled", None), "the only rank is behind nobody"
-    assert here.run(folder, 1, "scripted_rank", ["gets on", str(folder)], stall_minutes=3 / 60) == Ending("finished")
+def test_a_slow_start_counts_as_a_stall_and_slow_work_with_heartbeats_does_not(folder: Path):
+    outcome = launcher.run(folder, 1, "scripted_rank", ["stays", str(folder)], stall_minutes=3 / 60)
+    assert (outcome.kind, outcome.rank) == ("stalled", None), "the only rank is behind nobody"
+    assert launcher.run(folder, 1, "scripted_rank", ["gets on", str(folder)], stall_minutes=3 / 60) == RunOutcome(
+        "finished"
+    )
 
 
 def test_asked_to_stop_the_workers_save_and_leave(folder: Path):
-    launcher = Launcher(folder, 2, "scripted_rank", "waits")
+    process = Launcher(folder, 2, "scripted_rank", "waits")
     until(lambda: all((folder / f"met-{rank}").exists() for rank in range(2)))
-    launcher.send_signal(signal.SIGINT)
-    assert launcher.ending() == Ending("interrupted", how="SIGINT")
+    process.send_signal(signal.SIGINT)
+    assert process.outcome() == RunOutcome("interrupted", how="SIGINT")
     assert alive(folder, 2) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_ask_as_well(folder: Path, number: signal.Signals):
-    launcher = Launcher(folder, 1, "scripted_worker", "saves")
+    process = Launcher(folder, 1, "scripted_worker", "saves")
     until(lambda: alive(folder, 1) == [0])
-    launcher.send_signal(number)
-    assert launcher.ending() == Ending("interrupted", how=number.name)
+    process.send_signal(number)
+    assert process.outcome() == RunOutcome("interrupted", how=number.name)
     assert (folder / "saved-0").exists()
 
 
 def test_asked_twice_kills(folder: Path):
-    launcher = Launcher(folder, 1, "scripted_rank", "stays")
+    process = Launcher(folder, 1, "scripted_rank", "stays")
     until(lambda: alive(folder, 1) == [0])
-    launcher.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert alive(folder, 1) == [0]
-    launcher.send_signal(signal.SIGINT)
-    assert launcher.ending().kind == "interrupted"
+    process.send_signal(signal.SIGINT)
+    assert process.outcome().kind == "interrupted"
     assert alive(folder, 1) == []
 
 
 def test_a_second_hangup_does_not_kill(folder: Path):
-    launcher = Launcher(folder, 1, "scripted_rank", "stays")
+    process = Launcher(folder, 1, "scripted_rank", "stays")
     until(lambda: alive(folder, 1) == [0])
     for _ in range(2):
-        launcher.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
     assert alive(folder, 1) == [0]
-    launcher.send_signal(signal.SIGINT)
-    assert launcher.ending().kind == "interrupted"
+    process.send_signal(signal.SIGINT)
+    assert process.outcome().kind == "interrupted"
 
 
 def test_asked_to_stop_while_one_still_starts_and_the_others_wait_for_it(folder: Path):
-    launcher = Launcher(folder, 2, "scripted_rank", "starts")
+    process = Launcher(folder, 2, "scripted_rank", "starts")
     until(lambda: alive(folder, 2) == [0, 1])
-    launcher.send_signal(signal.SIGINT)
-    assert launcher.ending().kind == "interrupted"
+    process.send_signal(signal.SIGINT)
+    assert process.outcome().kind == "interrupted"
     assert alive(folder, 2) == []
 
 
 def test_asked_to_stop_at_the_end_it_has_finished(folder: Path):
-    launcher = Launcher(folder, 1, "scripted_rank", "ends anyway")
+    process = Launcher(folder, 1, "scripted_rank", "ends anyway")
     until(lambda: alive(folder, 1) == [0])
-    launcher.send_signal(signal.SIGINT)
-    assert launcher.ending() == Ending("finished")
+    process.send_signal(signal.SIGINT)
+    assert process.outcome() == RunOutcome("finished")
 
 
 def test_a_killed_launcher_takes_its_workers_along(folder: Path):
-    launcher = Launcher(folder, 2, "scripted_rank", "stays")
+    process = Launcher(folder, 2, "scripted_rank", "stays")
     until(lambda: alive(folder, 2) == [0, 1])
-    launcher.process.kill()
-    launcher.process.join()
+    process.process.kill()
+    process.process.join()
     until(lambda: alive(folder, 2) == [], seconds=10)
 
 
-def test_a_launcher_that_died_before_the_leash_was_on(folder: Path):
+def test_a_launcher_that_died_before_its_worker_was_set_to_die_with_it(folder: Path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     command = [
         sys.executable,

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.processes.output import Output
+from kilobatch.launch.processes.output import WorkerOutput
 
 LAUNCHER = """
 import subprocess, sys
 from pathlib import Path
-from kilobatch.launch.processes.output import Output
-output = Output(Path(sys.argv[1]), shown=True)
+from kilobatch.launch.processes.output import WorkerOutput
+output = WorkerOutput(Path(sys.argv[1]), shown=True)
 worker = "import os; print(os.isatty(1), end=''); print('\\\\r\\\\x1b[2Kstep \\\\x1b[1m7\\\\x1b[0m', end='')"
 subprocess.run([sys.executable, "-c", worker], stdout=output.workers_end, check=True)
-output.opened()
+output.close_workers_end()
 output.drain()
 output.close()
 """
@@ -34,14 +34,14 @@ def kept(log: Path) -> list[str]:
 
 def test_log_keeps_plain_whole_lines(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]):
     written = b"a\x1b[31mb\x1b[0m\r\nstep 1\rstep 2\r\x1b[2Kstep 3\nlast"
-    output = Output(tmp_path / "log", shown=True)
+    output = WorkerOutput(tmp_path / "log", shown=True)
     os.write(output.workers_end, written[:9])
     assert output.forward()
     assert kept(tmp_path / "log") == []  # no whole line yet
     os.write(output.workers_end, written[9:])
     output.drain()
     assert kept(tmp_path / "log") == list(output.lines) == ["ab", "step 3"]
-    output.opened()
+    output.close_workers_end()
     assert not output.forward()
     output.close()
     assert kept(tmp_path / "log") == ["ab", "step 3", "last"]
@@ -49,7 +49,7 @@ def test_log_keeps_plain_whole_lines(tmp_path: Path, capfdbinary: pytest.Capture
 
 
 def test_what_is_not_shown_stands_in_the_log_alone(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]):
-    output = Output(tmp_path / "log", shown=False)
+    output = WorkerOutput(tmp_path / "log", shown=False)
     os.write(output.workers_end, b"rank 1\n")
     output.drain()
     output.close()
@@ -58,7 +58,7 @@ def test_what_is_not_shown_stands_in_the_log_alone(tmp_path: Path, capfdbinary: 
 
 
 def test_a_bar_that_never_ends_its_line_is_not_remembered(tmp_path: Path):
-    output = Output(tmp_path / "log", shown=False)
+    output = WorkerOutput(tmp_path / "log", shown=False)
     for step in range(300):
         os.write(output.workers_end, b"\r" + f"step {step} ".encode() + 1000 * b"=")
         output.drain()

@@ -9,21 +9,22 @@ import pytest
 from pydantic import ValidationError
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.recipes import checks, method_options, method_source, recipe
+from kilobatch.launch.recipes import checks, method_options, method_source
+from kilobatch.launch.recipes.recipe import Recipe, Settings, load_recipe, read_recipe, resolve_recipe
 
 
-@pytest.mark.parametrize("name", method_options.names())
+@pytest.mark.parametrize("name", method_options.method_names())
 def test_as_the_imported_class_says(name: str) -> None:
     declared, cls = method_options.declared(name), method_options.method_class(name)
     hints = get_type_hints(cls.__init__, include_extras=True)
-    said = {
+    imported = {
         argument.name: (hints[argument.name], ... if argument.default is argument.empty else argument.default)
         for argument in inspect.signature(cls).parameters.values()
         if argument.kind is argument.KEYWORD_ONLY
     }
-    assert repr(declared.arguments) == repr(said)  # bounds have no equality of their own
-    told = declared.class_name, declared.views, declared.classifies, declared.head_layers
-    assert told == (cls.__name__, cls.views, cls.classifies, cls.head_layers)
+    assert repr(declared.arguments) == repr(imported)  # bounds have no equality of their own
+    read = declared.class_name, declared.views, declared.classifies, declared.head_layers
+    assert read == (cls.__name__, cls.views, cls.classifies, cls.head_layers)
 
 
 @pytest.fixture
@@ -77,8 +78,8 @@ def test_constants_aliases_and_options_are_followed(write: Callable[[str, str], 
         "queue": None,
     }
     model = method_options.options_of("base")
-    chosen = model.model_validate({"name": "base", "rate": 1, "queue": {"length": 7}})
-    assert chosen.model_dump()["queue"]["length"] == 7
+    recipe = model.model_validate({"name": "base", "rate": 1, "queue": {"length": 7}})
+    assert recipe.model_dump()["queue"]["length"] == 7
     with pytest.raises(ValidationError, match="greater than 0"):
         model.model_validate({"name": "base", "rate": 0})
 
@@ -95,7 +96,7 @@ def test_a_method_of_another_file_is_built_upon(write: Callable[[str, str], None
     assert repr(same.arguments) == repr(method_options.declared("base").arguments)
     assert (same.class_name, same.views) == ("Same", None)
     assert (other.class_name, other.views, other.arguments) == ("Other", 3, {"only": (bool, True)})
-    assert method_options.names() == ["base", "other", "same"]
+    assert method_options.method_names() == ["base", "other", "same"]
 
 
 def test_no_method(write: Callable[[str, str], None]) -> None:
@@ -107,41 +108,159 @@ def test_no_method(write: Callable[[str, str], None]) -> None:
         method_options.declared("moko")
 
 
+METHOD = """
+import torch
+from typing import ClassVar
+from kilobatch.methods.method import Method
+from kilobatch.methods.networks.norms import Norm
+
+SIZES = (2, 4)
+PAIR, THREE = 2, 3
+COUNT = 2
+COUNT = COUNT + 1
+if SIZES:
+    FOUR = 4
+def five(): return 5
+class Six: ...
+
+class A(Method):
+"""  # its body follows from line 17 on
+BODY_LINE = METHOD.count("\n") + 1
+
+
+def method(*body: str) -> str:
+    return METHOD + "\n".join(f"    {line}" for line in body)
+
+
+def constructor(argument: str) -> str:
+    return method(f"def __init__(self, encoder, *, {argument}) -> None: ...")
+
+
 @pytest.mark.parametrize(
-    ("text", "told"),
+    "body",
     [
-        ("from kilobatch.methods.norms import M\nclass A(Method):\n    def __init__(self, e, *, n: M): ...", "methods"),
-        ("import torch\nclass A(Method):\n    def __init__(self, e, *, x: torch.Tensor): ...", "torch"),
-        ("class A(Method):\n    def __init__(self, e, *, x: Missing): ...", "'Missing' is neither imported"),
-        ("class A(Method):\n    def __init__(self, e, *, x=1): ...", "'x' has no type"),
-        ("class A(Method): ...\nclass B(A): ...", "defines 2 methods"),
+        ["views = 3"],
+        ["views: ClassVar[int | None] = 3"],
+        ["views: ClassVar[int | None]", "views = 3"],
+        ["other = views = 3"],
+        ["views = 2", "views = 3"],
+        ["views = SIZES[0] + 1"],
+        ["views = max(SIZES) - 1"],
+        ["views = sum(size > 1 for size in SIZES) + 1"],
     ],
-)  # fmt: skip
-def test_what_its_author_is_told(text: str, told: str, write: Callable[[str, str], None]) -> None:
-    write("a", text)
-    with pytest.raises(AssertionError, match=told):
+    ids=" ".join,
+)
+def test_attributes_in_a_class_body(body: list[str], write: Callable[[str, str], None]) -> None:
+    write("a", method(*body, "classifies = True", "head_layers = 'layers'"))
+    declared = method_options.declared("a")
+    assert (declared.views, declared.classifies, declared.head_layers) == (3, True, "layers")
+
+
+def test_what_a_body_binds_elsewhere_is_no_attribute(write: Callable[[str, str], None]) -> None:
+    local = ["def loss(self):", "    views = 3", "    return views", "fixed = [views for views in SIZES]"]
+    write("a", method("classifies: ClassVar[bool]", *local))
+    assert (method_options.declared("a").views, method_options.declared("a").classifies) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ["views, classifies = 2, True"],
+        ["views += 1"],
+        ["if SIZES:", "    views = 2"],
+        ["for views in SIZES: pass"],
+        ["def views(self): return 2"],
+        ["from math import pi as views"],
+        ["def prepare(self): self.views = 2"],
+    ],
+    ids=" ".join,
+)
+def test_attributes_that_cannot_be_read(body: list[str], write: Callable[[str, str], None]) -> None:
+    write("a", method("jigsaw = False", *body))
+    line = BODY_LINE + 1 + (body[0] == "if SIZES:")
+    with pytest.raises(Refusal, match=rf"a\.py line {line}: A\.views cannot be read .* write `views = VALUE`"):
         method_options.declared("a")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (method("views = torch.tensor(2)"), 17, "'torch' cannot come from torch: take it from"),
+        (method("views = Missing"), 17, "'Missing' is neither imported nor assigned"),
+        (method("views = PAIR"), 17, "'PAIR' .* line 8 makes it"),
+        (method("views = COUNT"), 17, "'COUNT' .* line 10 makes it"),
+        (method("views = FOUR"), 17, "'FOUR' .* line 12 makes it"),
+        (method("views = five()"), 17, "'five' .* line 13 makes it"),
+        (method("views = 1 // 0"), 17, "`1 // 0` cannot be evaluated .ZeroDivisionError"),
+        (constructor("x: Norm"), 17, "'Norm' cannot come from kilobatch.methods.networks.norms"),
+        (constructor("x: torch.Tensor"), 17, "'torch' cannot come from torch"),
+        (constructor("x: Missing"), 17, "'Missing' is neither imported"),
+        (constructor("x: Six"), 17, "'Six' .* line 14 makes it"),
+        (constructor("x=1"), 17, "'x' has no type; write one"),
+        (constructor("x: 'int' = 1"), 17, "'x' has its type in quotes; write one"),
+        (constructor("x: int = len(3)"), 17, r"`len\(3\)` cannot be evaluated \(TypeError"),
+        (method("def __init__(self, encoder, **options: int): ..."), 17, "'options' is not given by keyword alone"),
+        (method("def __init__(self, encoder, x: int = 1): ..."), 17, "'x' is not given by keyword alone"),
+        (method("if SIZES:", "    def __init__(self, encoder): ..."), 18, "write `def __init__` directly"),
+        (method("pass\nclass B(A): ..."), 18, "defines 2 methods"),
+        (method("pass").replace("A(Method)", "A(Six, Method)"), 16, "derives from Six beside Method"),
+        (method("views = = 2"), 17, "not valid Python"),
+        ("from kilobatch.methods.papers.b import B\nclass A(B): ...", 2, "papers.b has no class 'B'"),
+        ("from math import tao\nclass A(Method):\n    views = tao", 3, "'tao' cannot be imported from math"),
+    ],
+)
+def test_what_its_author_is_told(text: str, line: int, message: str, write: Callable[[str, str], None]) -> None:
+    write("a", text)
+    with pytest.raises(Refusal, match=rf"a\.py line {line}: .*{message}"):
+        method_options.declared("a")
+
+
+@pytest.mark.parametrize(
+    ("import_", "base"),
+    [
+        ("from kilobatch.methods.papers import base", "base.Base"),
+        ("import kilobatch.methods.papers.base", "kilobatch.methods.papers.base.Base"),
+        ("from .base import Base as B", "B"),
+        ("from . import base as b", "b.Base"),
+    ],
+)
+def test_ways_to_name_another_papers_method(import_: str, base: str, write: Callable[[str, str], None]) -> None:
+    write("base", BASE)
+    write("other", f"{import_}\nclass Other({base}):\n    views = 1\n")
+    assert method_options.declared("other").views == 1
+    assert set(method_options.declared("other").arguments) == {"rate", "length", "most", "queue"}
+
+
+def test_method_under_another_name(write: Callable[[str, str], None]) -> None:
+    write("a", "from kilobatch.methods import method\nclass A(method.Method): ...\n")
+    write("b", "from kilobatch.methods.method import Method as Base\nclass B(Base): ...\n")
+    assert method_options.method_names() == ["a", "b"]
+
+
+def test_a_constant_may_have_a_builtins_name(write: Callable[[str, str], None]) -> None:
+    write("a", "max = 4\nclass A(Method):\n    views = max\n")
+    assert method_options.declared("a").views == 4
 
 
 def test_a_group_of_options_within_the_section(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("extends: demo\nmethod:\n  name: moco\n  queue:\n    length: 500\n    start: empty\n")
-    chosen = recipe.resolve(str(file), ["method.queue.length=4096"]).method.model_dump()
-    assert (chosen["queue"]["length"], chosen["queue"]["start"]) == (4096, "empty")
+    recipe = resolve_recipe(str(file), ["method.queue.length=4096"]).method.model_dump()
+    assert (recipe["queue"]["length"], recipe["queue"]["start"]) == (4096, "empty")
     again = tmp_path / "recipe.yaml"
-    again.write_text(recipe.resolve(str(file), []).dump_yaml())
-    assert recipe.load(again)[0] == recipe.resolve(str(file), [])
+    again.write_text(resolve_recipe(str(file), []).dump_yaml())
+    assert load_recipe(again)[0] == resolve_recipe(str(file), [])
     with pytest.raises(Refusal, match=r"override .*: 'method.queue' has no key 'lenght'; did you mean 'length'\?"):
-        recipe.resolve(str(file), ["method.queue.lenght=1"])
+        resolve_recipe(str(file), ["method.queue.lenght=1"])
     with pytest.raises(Refusal, match=r"override .*: method.queue.length is 0; it should be greater than or equal"):
-        recipe.resolve(str(file), ["method.queue.length=0"])
+        resolve_recipe(str(file), ["method.queue.length=0"])
     with pytest.raises(Refusal, match=r"method.queue is 7; it holds keys of its own \(length"):
-        recipe.resolve(str(file), ["method.queue=7"])
+        resolve_recipe(str(file), ["method.queue=7"])
 
-    checks.check(*_with_workers(*recipe.read(str(file), ["data.batch=500"])))
+    checks.check(*_with_workers(*read_recipe(str(file), ["data.batch=500"])))
     with pytest.raises(Refusal, match=r"mine.yaml line 5: method.queue.length 500 .* 502"):
-        checks.check(*_with_workers(*recipe.read(str(file), ["data.batch=502"])))
+        checks.check(*_with_workers(*read_recipe(str(file), ["data.batch=502"])))
 
 
-def _with_workers(chosen: recipe.Recipe, settings: recipe.Settings) -> tuple[recipe.Recipe, int, recipe.Settings]:
-    return chosen, 2, settings
+def _with_workers(recipe: Recipe, settings: Settings) -> tuple[Recipe, int, Settings]:
+    return recipe, 2, settings

@@ -12,17 +12,17 @@ from kilobatch.launch.recipes.catalogue import FOLDER
 from kilobatch.launch.recipes.settings import Settings, dump, parse
 
 
-@pytest.mark.parametrize("name", catalogue.names())
+@pytest.mark.parametrize("name", catalogue.recipe_names())
 def test_resolved_recipe_reads_back_equal(name: str, tmp_path: Path):
-    resolved = recipe.resolve(name, ["optimizer.lr=1e-7", "run.seed=3", "data.views.jitter=null"])
+    resolved = recipe.resolve_recipe(name, ["optimizer.lr=1e-7", "run.seed=3", "data.views.jitter=null"])
     assert (resolved.optimizer.lr, resolved.run.seed, resolved.data.views.jitter) == (1e-7, 3, None)
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved.dump_yaml())
-    assert recipe.load(path)[0] == resolved
-    assert recipe.load(path)[0] != recipe.resolve(name, ["run.seed=4"])
+    assert recipe.load_recipe(path)[0] == resolved
+    assert recipe.load_recipe(path)[0] != recipe.resolve_recipe(name, ["run.seed=4"])
 
 
-@pytest.mark.parametrize("name", catalogue.names())
+@pytest.mark.parametrize("name", catalogue.recipe_names())
 def test_recipes_open_with_schema_command_cost_and_expectation(name: str):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
@@ -59,7 +59,7 @@ def test_schema_knows_methods_bounds_and_requires_nothing():
     ],
 )  # fmt: skip
 def test_override_values(text: str, value: object):
-    read = overrides.read([f"a.b={text}"]).values["a"]["b"]
+    read = overrides.read_overrides([f"a.b={text}"]).values["a"]["b"]
     assert read == value
     assert type(read) is type(value)
 
@@ -118,8 +118,8 @@ def _floats(value: object) -> list[float]:
 def test_extends_changes_what_it_names_and_nothing_else(tmp_path: Path):
     (tmp_path / "base.yaml").write_text("extends: simclr_cifar10\nrun: {seed: 7}\ndata: {batch: 256}\n")
     (tmp_path / "leaf.yaml").write_text("extends: base\ndata:\n  batch: 128\n  views: {jitter: null}\n")
-    leaf, settings = recipe.read(str(tmp_path / "leaf.yaml"), [])
-    same = recipe.resolve("simclr_cifar10", ["run.seed=7", "data.batch=128", "data.views.jitter=null"])
+    leaf, settings = recipe.read_recipe(str(tmp_path / "leaf.yaml"), [])
+    same = recipe.resolve_recipe("simclr_cifar10", ["run.seed=7", "data.batch=128", "data.views.jitter=null"])
     assert leaf == same
     assert settings.where(("data", "batch")).endswith("leaf.yaml line 3")
     assert settings.where(("run", "seed")).endswith("base.yaml line 2")
@@ -127,8 +127,8 @@ def test_extends_changes_what_it_names_and_nothing_else(tmp_path: Path):
 
 
 def test_later_overrides_win_and_lists_are_replaced():
-    settings = catalogue.read("demo").under(
-        overrides.read(["data.batch=2", "data.views.mean=[0, 0, 0]", "data.batch=4"])
+    settings = catalogue.read_settings("demo").under(
+        overrides.read_overrides(["data.batch=2", "data.views.mean=[0, 0, 0]", "data.batch=4"])
     )
     assert settings.values["data"]["batch"] == 4
     assert settings.values["data"]["views"]["mean"] == [0, 0, 0]
@@ -136,17 +136,17 @@ def test_later_overrides_win_and_lists_are_replaced():
 
 
 def test_a_null_group_can_be_given_anew():
-    views = recipe.resolve("demo", ["data.views.crop.scale=[0.5, 1]"]).data.views
+    views = recipe.resolve_recipe("demo", ["data.views.crop.scale=[0.5, 1]"]).data.views
     assert views.crop is not None
     assert views.crop.scale == (0.5, 1.0)
 
 
 def test_another_method_takes_no_arguments_over():
     base = Settings({"method": {"name": "simclr", "temperature": 0.5}, "run": {"seed": 1}})
-    assert base.under(overrides.read(["method.name=moco"])).values["method"] == {"name": "moco"}
-    both = base.under(overrides.read(["method.queue=8", "method.name=moco"])).values
+    assert base.under(overrides.read_overrides(["method.name=moco"])).values["method"] == {"name": "moco"}
+    both = base.under(overrides.read_overrides(["method.queue=8", "method.name=moco"])).values
     assert both == {"method": {"name": "moco", "queue": 8}, "run": {"seed": 1}}
-    assert base.under(overrides.read(["method.name=simclr"])).values == base.values
+    assert base.under(overrides.read_overrides(["method.name=simclr"])).values == base.values
 
 
 def test_layers_leave_what_lies_below_alone():
@@ -159,13 +159,13 @@ def test_layers_leave_what_lies_below_alone():
 
 def test_method_is_built_from_its_options():
     from kilobatch.launch.recipes import method_options
-    from kilobatch.methods.networks.build import build
+    from kilobatch.methods.networks.build import build_encoder
     from kilobatch.methods.papers.simclr import SimCLR
 
-    chosen = recipe.resolve("demo", ["method.dim=16"])
-    method = method_options.build(chosen.method, build(chosen.encoder))
+    resolved = recipe.resolve_recipe("demo", ["method.dim=16"])
+    method = method_options.build_method(resolved.method, build_encoder(resolved.encoder))
     assert isinstance(method, SimCLR)
     assert method.temperature == 0.2
-    assert chosen.method.model_dump()["dim"] == 16
-    assert "simclr" in method_options.names()
-    assert "losses" not in method_options.names()
+    assert resolved.method.model_dump()["dim"] == 16
+    assert "simclr" in method_options.method_names()
+    assert "losses" not in method_options.method_names()

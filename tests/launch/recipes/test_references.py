@@ -1,4 +1,4 @@
-"""What a recipe takes from other runs, and few labels: checked before anything starts, without torch."""
+"""References to other runs, and few labels: checked before anything starts, without torch."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.recipes import checks, recipe, references
+from kilobatch.launch.recipes import checks, references
+from kilobatch.launch.recipes.recipe import read_recipe, resolve_recipe
 from kilobatch.trainer.checkpoint.description import sealed
 
 FINETUNE = ["demo", "method.name=finetune", "data.views.count=1", "evaluate.during=classify"]
@@ -18,7 +19,7 @@ DISTILL = ["demo", "method.name=distill", "data.views.count=1", "evaluate.during
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Runs as they lie in runs/: pre, fine, young (without a checkpoint), and one of another encoder and of other
-    images. Their checkpoints are empty folders: nothing here looks into one."""
+    images. Their checkpoints are empty folders, which no test here opens."""
     monkeypatch.chdir(tmp_path)
     run("pre", ["demo"])
     run("fine", [*FINETUNE, "method.start=gone"])
@@ -30,31 +31,31 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (steps / "step-00000002").mkdir()
     (steps / "step-00000002" / "checkpoint.json").write_bytes(sealed({"meta": {"classes": 7}}))
     for name, recipe_, told in (("alone", ["demo"], {"content": "encoder"}), ("six", FINETUNE, {"classes": "6"})):
-        text = recipe.resolve(recipe_[0], recipe_[1:]).model_dump_json()
+        text = resolve_recipe(recipe_[0], recipe_[1:]).model_dump_json()
         save_file({"x": np.zeros(1)}, f"{name}.safetensors", {"recipe": text, **told})
     return tmp_path
 
 
-def test_one_worker_has_nobody_to_shuffle_with() -> None:
-    asked = ["method.name=moco", "method.shuffle=true", "encoder.norm=local"]
-    chosen, settings = recipe.read("demo", asked)
+def test_shuffling_needs_several_workers() -> None:
+    changes = ["method.name=moco", "method.shuffle=true", "encoder.norm=local"]
+    recipe, settings = read_recipe("demo", changes)
     with pytest.raises(Refusal, match=r"override 'method.shuffle=true': .* one worker has nobody .*use more workers"):
-        checks.check(chosen, 1, settings)
-    checks.check(chosen, 2, settings)
-    checks.check(chosen, 1, settings, evaluators=["knn"])
+        checks.check(recipe, 1, settings)
+    checks.check(recipe, 2, settings)
+    checks.check(recipe, 1, settings, evaluators=["knn"])
 
 
 def run(name: str, recipe_: list[str], steps: int = 3) -> None:
     path = Path("runs") / name
     (path / "checkpoints").mkdir(parents=True)
-    (path / "recipe.yaml").write_text(recipe.resolve(recipe_[0], recipe_[1:]).dump_yaml())
+    (path / "recipe.yaml").write_text(resolve_recipe(recipe_[0], recipe_[1:]).dump_yaml())
     if steps:
         (path / "checkpoints" / f"step-{steps:08}").mkdir()
 
 
-def check(*asked: str, **how: object) -> None:
-    chosen, settings = recipe.read(asked[0], list(asked[1:]))
-    checks.check(chosen, 2, settings, **how)  # pyright: ignore[reportArgumentType]
+def check(*arguments: str, **how: object) -> None:
+    recipe, settings = read_recipe(arguments[0], list(arguments[1:]))
+    checks.check(recipe, 2, settings, **how)  # pyright: ignore[reportArgumentType]
 
 
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
@@ -150,14 +151,14 @@ def test_refused_before_anything_starts(case: str, folder: Path) -> None:
     (Path("one") / "cats").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save("one/cats/1.png")
     Path("half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
-    asked, held = REFUSED[case]
+    arguments, expected = REFUSED[case]
     with pytest.raises(Refusal) as refused:
-        check(*asked)
-    missing = [words for words in held if words not in str(refused.value)]
+        check(*arguments)
+    missing = [words for words in expected if words not in str(refused.value)]
     assert not missing, f"{refused.value}: lacks {missing}"
 
 
-def test_what_fits_passes(folder: Path) -> None:
+def test_recipes_that_fit_pass(folder: Path) -> None:
     check(*FINETUNE, "method.start=pre")
     check(*FINETUNE, "method.start=runs/pre/", "encoder.width=16", "encoder.norm=local")
     check(*DISTILL, "encoder.width=8")
@@ -166,11 +167,11 @@ def test_what_fits_passes(folder: Path) -> None:
     check(*FINETUNE, "data.batch=2")
     check(*FINETUNE, "method.start=pre", "method.layer=2", "method.dim=128")
     check(*FINETUNE, "method.start=alone.safetensors", "method.layer=0")
-    assert references.references(recipe.resolve("demo", ["method.name=mochi"])) == {}  # its `start` is a number
+    assert references.references(resolve_recipe("demo", ["method.name=mochi"])) == {}  # its `start` is a number
 
 
-def test_awaited_runs_are_held_to_their_recipes(folder: Path) -> None:
-    awaited = {"/later/pre": recipe.resolve("demo", ["encoder.width=32"]), "/later/fine": recipe.resolve("demo", [])}
+def test_awaited_runs_are_checked_by_their_recipes(folder: Path) -> None:
+    awaited = {"/later/pre": resolve_recipe("demo", ["encoder.width=32"]), "/later/fine": resolve_recipe("demo", [])}
     check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", awaited=awaited)
     with pytest.raises(Refusal, match=r"encoder.width 32 there, 16 here"):
         check(*FINETUNE, "method.start=/later/pre", awaited=awaited)
@@ -180,7 +181,7 @@ def test_awaited_runs_are_held_to_their_recipes(folder: Path) -> None:
         check(*DISTILL, "method.teacher=/later/fine", awaited=awaited)
 
 
-def test_a_run_that_has_begun_looks_for_nothing(folder: Path) -> None:
+def test_references_of_a_run_that_has_begun_are_not_looked_for(folder: Path) -> None:
     fine = folder / "runs" / "fine"
     assert references.begun(fine) and not references.begun(folder / "runs" / "young")
     check(*FINETUNE, "method.start=gone", begun=True)
@@ -193,8 +194,8 @@ def test_submitted_recipes_name_absolute_places(folder: Path) -> None:
     from kilobatch.launch.recipes.data import with_absolute_paths
 
     (folder / "runs" / "pre").rename(folder / "pre")
-    chosen = recipe.resolve("demo", [*DISTILL[1:], "method.start=pre", "data.labels.list=some.txt"])
-    rooted = with_absolute_paths(chosen)
+    recipe = resolve_recipe("demo", [*DISTILL[1:], "method.start=pre", "data.labels.list=some.txt"])
+    rooted = with_absolute_paths(recipe)
     places = references.references(rooted)
     assert places == {"start": str(folder / "pre"), "teacher": str(folder / "runs" / "fine")}
     assert rooted.data.labels.list == str(folder / "some.txt")

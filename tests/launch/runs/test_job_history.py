@@ -1,4 +1,4 @@
-"""attempts.jsonl as kills leave it, and what its attempts add up to."""
+"""attempts.jsonl as kills leave it, and the decisions that follow from its attempts."""
 
 import json
 import re
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.runs import job_history as ledger
-from kilobatch.launch.runs import requeue
+from kilobatch.launch.runs import job_history, requeue
 from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile, Reason
 from kilobatch.launch.runs.requeue import RequeueOptions
 
@@ -22,21 +21,23 @@ def run(tmp_path: Path) -> Path:
 
 
 def begin(run: Path, restart: int = 0) -> int:
-    return ledger.began(run, "7", restart, ["n0", "n1"], 4)
+    return job_history.record_start(run, "7", restart, ["n0", "n1"], 4)
 
 
 def test_an_attempt_from_its_beginning_to_its_end(run: Path):
-    assert ledger.read(run) == []
+    assert job_history.read_attempts(run) == []
     (run / "checkpoints" / "step-30").mkdir()
     (run / "checkpoints" / ".tmp-step-40").mkdir()
     assert begin(run) == 1
-    (attempt,) = ledger.read(run)
+    (attempt,) = job_history.read_attempts(run)
     assert (attempt.job, attempt.nodes, attempt.workers, attempt.from_step) == ("7", ["n0", "n1"], 4, 30)
     assert attempt.ended is None
     (run / "metrics.jsonl").write_text('{"step": 41, "train/loss": 1}\n{"step": 42, "train/loss": 1}\n{"step": 4')
-    ledger.ended(run, 1, "crashed", rank=3, host="n1", how="exit code 1", lines=["boom"], requeued=True, stopped=None)
+    job_history.record_end(
+        run, 1, "crashed", rank=3, host="n1", how="exit code 1", lines=["boom"], requeued=True, stopped=None
+    )
     assert begin(run, restart=1) == 2
-    first, second = ledger.read(run)
+    first, second = job_history.read_attempts(run)
     assert (first.reason, first.rank, first.host, first.how, first.lines) == (
         "crashed",
         3,
@@ -52,9 +53,9 @@ def test_an_attempt_from_its_beginning_to_its_end(run: Path):
 
 def test_a_requeue_that_was_refused(run: Path):
     begin(run)
-    ledger.ended(run, 1, "preempted", requeued=True)
-    ledger.stays(run, 1, "scontrol requeue: no")
-    (attempt,) = ledger.read(run)
+    job_history.record_end(run, 1, "preempted", requeued=True)
+    job_history.record_not_requeued(run, 1, "scontrol requeue: no")
+    (attempt,) = job_history.read_attempts(run)
     assert not attempt.requeued
     assert attempt.stopped == "scontrol requeue: no"
     assert attempt.reason == "preempted"
@@ -63,20 +64,20 @@ def test_a_requeue_that_was_refused(run: Path):
 def test_an_attempt_that_never_wrote_its_end_is_known_by_its_signal_or_as_a_node_failure(run: Path):
     begin(run)
     begin(run, restart=1)
-    ledger.asked(run, 2, "SIGUSR2", "timed_out")
+    job_history.record_stop_request(run, 2, "SIGUSR2", "timed_out")
     begin(run, restart=2)
-    attempts = ledger.read(run)
+    attempts = job_history.read_attempts(run)
     assert [attempt.reason for attempt in attempts] == ["node_failed", "timed_out", None]
     assert attempts[0].how == "its first node went down"
     assert attempts[1].how == "killed after SIGUSR2, before it could end"
-    assert ledger.counts(attempts) == Counts(timeouts=1, node_failures=1)
+    assert job_history.count_ends(attempts) == Counts(timeouts=1, node_failures=1)
 
 
 def test_an_attempt_taken_for_dead_writes_its_end_late(run: Path):
     begin(run)
     begin(run, restart=1)
-    ledger.ended(run, 1, "node_failed", how="its successor goes on", requeued=True)
-    first, second = ledger.read(run)
+    job_history.record_end(run, 1, "node_failed", how="its successor goes on", requeued=True)
+    first, second = job_history.read_attempts(run)
     assert first.how == "its successor goes on"
     assert second.reason is None
 
@@ -85,27 +86,27 @@ def test_a_line_that_a_kill_left_half_written_costs_no_other(run: Path):
     begin(run)
     with (run / "attempts.jsonl").open("a") as file:
         file.write('{"attempt": 1, "event": "end')
-    assert len(ledger.read(run)) == 1
-    ledger.ended(run, 1, "finished")
-    assert ledger.read(run)[0].reason == "finished"
+    assert len(job_history.read_attempts(run)) == 1
+    job_history.record_end(run, 1, "finished")
+    assert job_history.read_attempts(run)[0].reason == "finished"
     lines = (run / "attempts.jsonl").read_text().splitlines()
     assert len(lines) == 3
     assert json.loads(lines[2])["event"] == "ended"
 
 
 def test_job_json_comes_back_equal_and_says_where_it_is_damaged(run: Path):
-    assert ledger.job_file(run) is None
-    job = JobFile(cluster="slurm", job_id="12_3", array_index=3, submitted=ledger.now(), code="../code/001")
-    ledger.write_job_file(run, job)
-    assert ledger.job_file(run) == job
+    assert job_history.read_job_file(run) is None
+    job = JobFile(cluster="slurm", job_id="12_3", array_index=3, submitted=job_history.utc_now(), code="../code/001")
+    job_history.write_job_file(run, job)
+    assert job_history.read_job_file(run) == job
     (run / "job.json").write_text('{"cluster": "slurm", "job_id": 12}')
     with pytest.raises(Refusal, match=r"job\.json is damaged \(job_id: .*remove it"):
-        ledger.job_file(run)
+        job_history.read_job_file(run)
 
 
 def attempts(*ends: tuple[Reason, int]) -> list[Attempt]:
-    known = {"job": "7", "restart": 0, "began": "", "nodes": [], "workers": 1, "from_step": 0}
-    return [Attempt(attempt=n, reason=reason, step=step, **known) for n, (reason, step) in enumerate(ends, 1)]
+    fields = {"job": "7", "restart": 0, "began": "", "nodes": [], "workers": 1, "from_step": 0}
+    return [Attempt(attempt=n, reason=reason, step=step, **fields) for n, (reason, step) in enumerate(ends, 1)]
 
 
 @pytest.mark.parametrize(
@@ -127,19 +128,20 @@ def attempts(*ends: tuple[Reason, int]) -> list[Attempt]:
         ([("cancelled", 5)], "cancelled"),
     ],
 )
-def test_how_far_a_job_goes_back_to_the_queue(ends: list[tuple[Reason, int]], why: str | None):
-    found = requeue.stopped(attempts(*ends), RequeueOptions())
+def test_bounds_on_requeues(ends: list[tuple[Reason, int]], why: str | None):
+    found = requeue.reason_to_stop(attempts(*ends), RequeueOptions())
     assert found is None if why is None else re.search(why, str(found))
 
 
 def test_no_requeue_where_none_is_allowed():
     options = RequeueOptions(preemptions=0)
     assert (
-        requeue.stopped(attempts(("preempted", 5)), options) == "preemptions: 1, and run.requeue.preemptions allows 0"
+        requeue.reason_to_stop(attempts(("preempted", 5)), options)
+        == "preemptions: 1, and run.requeue.preemptions allows 0"
     )
 
 
-def test_whoever_asks_of_jobs_loads_no_torch():
+def test_modules_of_jobs_load_no_torch():
     imports = [
         "from kilobatch.launch.jobs import attempt, local_queue, slurm_job",
         "from kilobatch.launch.runs import job_history, requeue, run_folder",

@@ -1,4 +1,4 @@
-"""What SLURM's commands print, in our words. The commands themselves: tests/slurm/."""
+"""The output of SLURM's commands, as the client reads it. The commands themselves: tests/slurm/."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def program(folder: Path, name: str, lines: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_what_squeue_has_forgotten_is_asked_of_sacct(commands: Path):
+def test_jobs_that_squeue_does_not_list_are_looked_up_by_sacct(commands: Path):
     program(commands, "squeue", "echo '3|RUNNING|n[0-2]|1:00|None'; echo '4_1|PENDING||2:00|Priority, or (Resources)'")
     program(commands, "sacct", "echo '5|CANCELLED by 1000'; echo '6|COMPLETED'; echo '7|RUNNING'")
     assert Slurm().states(["3", "4_1", "5", "6", "7", "", "8"]) == {
@@ -46,7 +46,7 @@ def test_what_squeue_has_forgotten_is_asked_of_sacct(commands: Path):
 
 @pytest.mark.parametrize("trouble", ["echo 'Slurm accounting storage is disabled' >&2; exit 1", "sleep 30"])
 def test_without_accounting_they_are_gone(commands: Path, trouble: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slurm, "ANSWER", 0.5)
+    monkeypatch.setattr(slurm, "ANSWER_TIMEOUT", 0.5)
     program(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     program(commands, "sacct", f"exec {trouble}" if trouble.startswith("sleep") else trouble)
     assert Slurm().states(["5"]) == {"5": JobState("gone")}
@@ -58,7 +58,7 @@ def test_no_jobs_no_call(commands: Path):
 
 
 def test_a_controller_that_does_not_answer(commands: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slurm, "ANSWER", 0.2)
+    monkeypatch.setattr(slurm, "ANSWER_TIMEOUT", 0.2)
     program(commands, "squeue", "exec sleep 30")
     with pytest.raises(Refusal, match="SLURM does not answer: squeue"):
         Slurm().states(["5"])
@@ -68,8 +68,8 @@ def test_a_controller_that_does_not_answer(commands: Path, monkeypatch: pytest.M
         Slurm().states(["5"])
 
 
-def test_a_job_asks_again_while_the_controller_restarts(commands: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slurm, "PAUSE", 0.05)
+def test_a_job_repeats_its_request_while_the_controller_restarts(commands: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(slurm, "RETRY_PAUSE", 0.05)
     program(
         commands,
         "scontrol",

@@ -1,4 +1,4 @@
-"""Methods as other runs left them: by run, checkpoint and exported file; pinned for a run that resumes."""
+"""Methods that other runs have trained: loaded by run, checkpoint and exported file; pinned for a run that resumes."""
 
 import json
 import shutil
@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kilobatch.data.errors import Refusal
-from kilobatch.launch.recipes import recipe, references
+from kilobatch.launch.recipes import references
+from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.recipes.references import PINNED
-from kilobatch.launch.worker import pretrained as file
-from kilobatch.launch.worker.pretrained import EncoderAlone, Pinned, trained
+from kilobatch.launch.worker import pretrained
+from kilobatch.launch.worker.pretrained import EncoderAlone, PinnedReferences, load_method
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.export import export
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
@@ -25,13 +26,13 @@ FINETUNE = ["encoder.width=2", "method.name=finetune", "data.views.count=1"]
 KEEP = CheckpointOptions(keep_last=9)
 
 
-def left(run: Path, changes: list[str], *steps: int, classes: int = 10) -> Method:
+def make_run(run: Path, changes: list[str], *steps: int, classes: int = 10) -> Method:
     """Makes a run with checkpoints; returns the method as it was at the last."""
-    chosen = recipe.resolve("demo", changes)
-    method = file.build(chosen, images=20, classes=classes)
+    recipe = resolve_recipe("demo", changes)
+    method = pretrained.build_of_recipe(recipe, images=20, classes=classes)
     run.mkdir(exist_ok=True)
-    (run / "recipe.yaml").write_text(chosen.dump_yaml())
-    meta = {"recipe": chosen.model_dump(mode="json"), "images": 20, "classes": classes}
+    (run / "recipe.yaml").write_text(recipe.dump_yaml())
+    meta = {"recipe": recipe.model_dump(mode="json"), "images": 20, "classes": classes}
     with Checkpoints(run / "checkpoints", KEEP, 0, 1) as checkpoints:
         for step in steps:
             for tensor in method.state_dict().values():
@@ -58,17 +59,17 @@ def frozen(method: Method) -> bool:
 def test_runs_checkpoints_and_whole_files(changes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "runs" / "other"
     run.parent.mkdir()
-    earlier = left(run, changes, 3)
-    last = left(run, changes, 4)
+    earlier = make_run(run, changes, 3)
+    last = make_run(run, changes, 4)
     out = tmp_path / "whole.safetensors"
     export(run, out, whole=True, report=pytest.fail)
     monkeypatch.chdir(tmp_path)
     state = torch.get_rng_state()
     for where in ("other", "runs/other", str(run / "checkpoints" / "step-00000004"), str(out)):
-        found = trained(where)
+        found = load_method(where)
         assert same(found, last) and frozen(found), where
-    assert torch.equal(torch.get_rng_state(), state)  # what a run draws does not depend on what it took
-    assert same(trained(str(run / "checkpoints" / "step-00000003")), earlier)
+    assert torch.equal(torch.get_rng_state(), state)  # a run's random numbers do not depend on what it loads
+    assert same(load_method(str(run / "checkpoints" / "step-00000003")), earlier)
     assert references.recipe_of(str(out)) == references.recipe_of("other")
 
 
@@ -77,10 +78,10 @@ def test_runs_checkpoints_and_whole_files(changes: list[str], tmp_path: Path, mo
     ["encoder.width=2", "encoder.name=resnet18", pytest.param("encoder.name=vit_small", marks=pytest.mark.slow)],
 )
 def test_a_file_with_the_encoder_alone(encoder: str, tmp_path: Path) -> None:
-    method = left(tmp_path / "run", [encoder], 1)
+    method = make_run(tmp_path / "run", [encoder], 1)
     out = tmp_path / "encoder.safetensors"
     export(tmp_path / "run", out, report=pytest.fail)
-    found = trained(str(out))
+    found = load_method(str(out))
     assert isinstance(found, EncoderAlone) and frozen(found) and not hasattr(found, "head")
     theirs = method.encoder.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.encoder.state_dict().items())
@@ -88,14 +89,14 @@ def test_a_file_with_the_encoder_alone(encoder: str, tmp_path: Path) -> None:
 
 def test_damaged_or_absent_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    left(run, SIMCLR, 1)
+    make_run(run, SIMCLR, 1)
     out = tmp_path / "whole.safetensors"
     export(run, out, whole=True, report=pytest.fail)
     metadata, tensors = references.metadata_of(out), load_file(out)
 
     def refused(where: Path, words: str) -> None:
         with pytest.raises(Refusal, match=words):
-            trained(str(where))
+            load_method(str(where))
 
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
     held = tensors.pop(name)
@@ -120,27 +121,27 @@ def test_damaged_or_absent_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "there is no run")
 
 
-def test_a_resumed_run_takes_what_it_began_with(tmp_path: Path) -> None:
+def test_a_resumed_run_loads_what_it_began_with(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     run.mkdir()
-    first = left(other, FINETUNE, 5)
-    assert same(Pinned(run, 0, 1).trained(str(other)), first)
-    said = json.loads((run / PINNED).read_text())[str(other)]
-    assert (said["path"], said["step"]) == (str(other / "checkpoints" / "step-00000005"), 5) and len(
-        said["sha256"]
+    first = make_run(other, FINETUNE, 5)
+    assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
+    pinned = json.loads((run / PINNED).read_text())[str(other)]
+    assert (pinned["path"], pinned["step"]) == (str(other / "checkpoints" / "step-00000005"), 5) and len(
+        pinned["sha256"]
     ) == 64
 
-    left(other, FINETUNE, 6)  # it has been trained on meanwhile
-    assert same(Pinned(run, 0, 1).trained(str(other)), first)
+    make_run(other, FINETUNE, 6)  # it has been trained on meanwhile
+    assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
     shutil.copytree(other / "checkpoints" / "step-00000005", tmp_path / "kept")
-    left(other, FINETUNE, 5)  # and now another run has written a step of that number
+    make_run(other, FINETUNE, 5)  # and now another run has written a step of that number
     with pytest.raises(Refusal, match=r"another content than when this run began with it .* at step 5"):
-        Pinned(run, 0, 1).trained(str(other))
+        PinnedReferences(run, 0, 1).load(str(other))
     shutil.rmtree(other / "checkpoints" / "step-00000005")
     with pytest.raises(Refusal, match=r"step-00000005, which this run began with .* is not there any more"):
-        Pinned(run, 0, 1).trained(str(other))
+        PinnedReferences(run, 0, 1).load(str(other))
     shutil.copytree(tmp_path / "kept", other / "checkpoints" / "step-00000005")
-    assert same(Pinned(run, 0, 1).trained(str(other)), first)
+    assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
     (run / PINNED).write_text("{")
     with pytest.raises(Refusal, match="trained.json is damaged"):
-        Pinned(run, 0, 1).trained(str(other))
+        PinnedReferences(run, 0, 1).load(str(other))

@@ -1,4 +1,4 @@
-"""Who this worker is: from torchrun's variables or SLURM's, alone without them, refused with some of them."""
+"""This worker's place from variables of torchrun or SLURM: a single worker without them, refused with some of them."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch.distributed as dist
 
 from kilobatch.data.errors import Refusal
 from kilobatch.launch.worker.devices import pick_device
-from kilobatch.launch.worker.process_group import world
+from kilobatch.launch.worker.process_group import world_from_environment
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
-SRUN = {  # the seventh of eight tasks of `srun -N 3`, as SLURM 22.05 tells it
+SRUN = {  # the seventh of eight tasks of `srun -N 3`, as SLURM 22.05 sets them
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_TASKS": "8",
@@ -28,7 +28,7 @@ SRUN = {  # the seventh of eight tasks of `srun -N 3`, as SLURM 22.05 tells it
 }
 
 
-def given(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+def set_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     for name in (*TORCHRUN, *ADDRESS, *(name for name in os.environ if name.startswith("SLURM_"))):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
@@ -36,17 +36,17 @@ def given(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
 
 
 def test_torchrun(monkeypatch: pytest.MonkeyPatch):
-    given(monkeypatch, **TORCHRUN, **ADDRESS)
-    here = world("cpu")
-    assert (here.rank, here.size, here.local_rank, here.local_size) == (3, 4, 1, 2)
-    assert here.device == torch.device("cpu")
+    set_environment(monkeypatch, **TORCHRUN, **ADDRESS)
+    world = world_from_environment("cpu")
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
+    assert world.device == torch.device("cpu")
 
 
-def test_alone_it_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch):
-    given(monkeypatch)
-    here = world("cpu")
-    assert (here.rank, here.size, here.local_rank, here.local_size) == (0, 1, 0, 1)
-    here.connect()
+def test_a_single_worker_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch):
+    set_environment(monkeypatch)
+    world = world_from_environment("cpu")
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (0, 1, 0, 1)
+    world.connect()
     try:
         total = torch.ones(1)
         dist.all_reduce(total)
@@ -66,35 +66,35 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("scontrol")
 def test_srun_without_agents(monkeypatch: pytest.MonkeyPatch):
-    given(monkeypatch, **SRUN)
-    last = world("cpu")
+    set_environment(monkeypatch, **SRUN)
+    last = world_from_environment("cpu")
     assert (last.rank, last.size, last.local_rank, last.local_size) == (6, 8, 0, 2)
     address = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     assert address[0] == "localhost"
-    given(monkeypatch, **SRUN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NODEID": "0"})
-    third = world("cpu")
+    set_environment(monkeypatch, **SRUN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NODEID": "0"})
+    third = world_from_environment("cpu")
     assert (third.rank, third.size, third.local_rank, third.local_size) == (2, 8, 2, 3)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == address, "all meet at one place"
-    given(monkeypatch, **SRUN | {"SLURM_STEP_ID": "1"})
-    world("cpu")
+    set_environment(monkeypatch, **SRUN | {"SLURM_STEP_ID": "1"})
+    world_from_environment("cpu")
     assert os.environ["MASTER_PORT"] != address[1], "two steps of a job do not"
 
 
-def test_what_the_agents_export_goes_before_what_slurm_does(monkeypatch: pytest.MonkeyPatch):
-    given(monkeypatch, **SRUN, **TORCHRUN, **ADDRESS)
-    assert world("cpu").rank == 3
+def test_variables_of_the_agents_take_precedence_over_slurms(monkeypatch: pytest.MonkeyPatch):
+    set_environment(monkeypatch, **SRUN, **TORCHRUN, **ADDRESS)
+    assert world_from_environment("cpu").rank == 3
 
 
 @pytest.mark.parametrize("change", [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": None, "SLURM_NTASKS": "1"}])
-def test_slurms_only_task_is_alone(change: dict[str, str | None], monkeypatch: pytest.MonkeyPatch):
+def test_slurms_only_task_is_a_single_worker(change: dict[str, str | None], monkeypatch: pytest.MonkeyPatch):
     values = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
-    given(monkeypatch, **values, **{name: value for name, value in change.items() if value is not None})
-    assert world("cpu").size == 1
+    set_environment(monkeypatch, **values, **{name: value for name, value in change.items() if value is not None})
+    assert world_from_environment("cpu").size == 1
     assert "MASTER_ADDR" not in os.environ
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"SLURM_STEP_NUM_TASKS": None, "SLURM_PROCID": "0"}, "SLURM_NTASKS is 8, but this process was not started by"),
         ({"SLURM_STEP_TASKS_PER_NODE": "3(x3)"}, "contradict each other"),
@@ -106,15 +106,15 @@ def test_slurms_only_task_is_alone(change: dict[str, str | None], monkeypatch: p
     ],
 )
 @pytest.mark.usefixtures("scontrol")
-def test_srun_that_contradicts_itself(change: dict[str, str | None], told: str, monkeypatch: pytest.MonkeyPatch):
-    given(monkeypatch, **{name: value for name, value in (SRUN | change).items() if value is not None})
+def test_srun_that_contradicts_itself(change: dict[str, str | None], message: str, monkeypatch: pytest.MonkeyPatch):
+    set_environment(monkeypatch, **{name: value for name, value in (SRUN | change).items() if value is not None})
     with pytest.raises(Refusal) as refusal:
-        world("cpu")
-    assert told in str(refusal.value)
+        world_from_environment("cpu")
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"RANK": None}, "RANK not"),
         ({"MASTER_ADDR": None, "MASTER_PORT": None}, "MASTER_ADDR, MASTER_PORT not"),
@@ -125,24 +125,26 @@ def test_srun_that_contradicts_itself(change: dict[str, str | None], told: str, 
         ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
     ],
 )
-def test_refused_rather_than_guessed(change: dict[str, str | None], told: str, monkeypatch: pytest.MonkeyPatch):
+def test_contradictory_variables_are_refused(
+    change: dict[str, str | None], message: str, monkeypatch: pytest.MonkeyPatch
+):
     values = {name: value for name, value in (TORCHRUN | ADDRESS | change).items() if value is not None}
-    given(monkeypatch, **values)
+    set_environment(monkeypatch, **values)
     with pytest.raises(Refusal) as refusal:
-        world("cpu")
-    assert told in str(refusal.value)
+        world_from_environment("cpu")
+    assert message in str(refusal.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for cuda where there is none")
 def test_cuda_is_not_replaced_by_a_cpu(monkeypatch: pytest.MonkeyPatch):
-    given(monkeypatch)
-    assert world("auto").device.type == "cpu"
+    set_environment(monkeypatch)
+    assert world_from_environment("auto").device.type == "cpu"
     with pytest.raises(Refusal, match="run.device is cuda.*use run.device=cpu or auto"):
-        world("cuda")
+        world_from_environment("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
-def test_gpus_that_slurm_gave_are_not_quietly_left_unused(monkeypatch: pytest.MonkeyPatch):
+def test_gpus_from_slurm_that_torch_cannot_see_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
     with pytest.raises(Refusal, match="8 GPUs here, but torch sees none"):
         pick_device("auto", 0)

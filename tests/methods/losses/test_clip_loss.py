@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import clip_loss
 from kilobatch.methods.losses.nt_xent import CPU_TILE
 from kilobatch.methods.options import Operands
@@ -20,12 +20,12 @@ from tests.methods.losses.test_nt_xent import Largest, gradients, views
 ALL: tuple[Operands, ...] = ("fp32", "tf32", "bf16", "fp16")
 BOUNDED, CAREFUL = 0.1, 0.02  # temperatures: plain exponentials, and with a maximum taken out
 LEARNT = 0.07
-# Largest relative errors of kernels at temperature 0.1, as tests/methods/losses/test_loss_kernels.py has them. Of fewer
-# than five pairs the gradient by the temperature is the small rest of large numbers.
+# Largest relative errors of kernels at temperature 0.1, the same as in tests/methods/losses/test_loss_kernels.py. With
+# fewer than five pairs the temperature's gradient is a small difference of large numbers.
 LIMITS = {"fp32": 1e-6, "tf32": 1e-6, "bf16": 8e-3, "fp16": 6e-4}
 
 Case = tuple[Operands | str, float, int, int]  # operands or the type, temperature, pairs, dimensions
-Errors = dict[Case, tuple[float, float]]  # of loss and gradients, the temperature's with them
+Errors = dict[Case, tuple[float, float]]  # of the loss, and of the gradients including the temperature's
 
 
 def plain(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def test_tiny_loss_keeps_its_digits_in_fp32() -> None:
 
 
 def test_the_smallest_temperature_is_finite_in_fp32() -> None:
-    """Similarities of +-1e4, whose exponentials fp32 has not."""
+    """Similarities are +-1e4, whose exponentials overflow in fp32."""
     z1, z2 = views(100, 16, torch.float32)
     with torch.no_grad():
         z2[:50] *= -1
@@ -88,7 +88,7 @@ def test_no_matrix_of_all_similarities(temperature: float) -> None:
     assert seen.elements <= max(2 * n * dim, CPU_TILE[0] * CPU_TILE[1])
 
 
-def test_what_cannot_be_is_refused_plainly() -> None:
+def test_wrong_arguments_are_refused() -> None:
     z1, z2 = views(4, 8)
     for temperature in (0.0, float("nan")):
         with pytest.raises(Refusal, match="temperature"):
@@ -103,32 +103,34 @@ def error(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-def found(n: int, dim: int, operands: Operands, value: float, dtype: torch.dtype) -> tuple[float, float]:
-    """n pairs over all ranks: errors of the loss, and of the largest of gradients."""
+def errors_of(n: int, dim: int, operands: Operands, value: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The errors of the loss, and the largest of the gradients, for n pairs over all ranks."""
     z, temperature, learn = views(n, dim), learnt(value), value == LEARNT
     want_loss = plain(*z, temperature)
     want = torch.autograd.grad(want_loss, (*z, temperature))
-    z1, z2 = (x.detach().chunk(across.size())[across.rank()].to(dtype).requires_grad_() for x in z)
+    z1, z2 = (x.detach().chunk(collectives.world_size())[collectives.rank()].to(dtype).requires_grad_() for x in z)
     loss = clip_loss(z1, z2, temperature if learn else value, operands)
-    asked = (z1, z2, temperature) if learn else (z1, z2)
-    got = torch.autograd.grad(5 * loss, asked)
-    errors = [error(across.gather(g) / across.size(), 5 * w) for g, w in zip(got[:2], want[:2], strict=True)]
-    errors += [error(across.mean(g), 5 * w) for g, w in zip(got[2:], want[2:], strict=False)]
-    return error(across.mean(loss), want_loss), max(errors)
+    inputs = (z1, z2, temperature) if learn else (z1, z2)
+    got = torch.autograd.grad(5 * loss, inputs)
+    errors = [
+        error(collectives.gather(g) / collectives.world_size(), 5 * w) for g, w in zip(got[:2], want[:2], strict=True)
+    ]
+    errors += [error(collectives.mean(g), 5 * w) for g, w in zip(got[2:], want[2:], strict=False)]
+    return error(collectives.mean(loss), want_loss), max(errors)
 
 
-def tiled() -> Errors:
-    """n a rank is 1, and more than a tile has columns."""
-    sizes = across.size(), across.size() * 261
+def tiled_errors() -> Errors:
+    """Errors for n of 1 on each rank, and for more than a tile has columns."""
+    sizes = collectives.world_size(), collectives.world_size() * 261
     errors: Errors = {}
     for n, t, dtype in itertools.product(sizes, (BOUNDED, CAREFUL, LEARNT), (torch.float64, torch.float32)):
-        errors[str(dtype), t, n, 8] = found(n, 8, "fp32", t, dtype)
-    errors["bf16", BOUNDED, 120, 64] = found(120, 64, "bf16", BOUNDED, torch.float32)
+        errors[str(dtype), t, n, 8] = errors_of(n, 8, "fp32", t, dtype)
+    errors["bf16", BOUNDED, 120, 64] = errors_of(120, 64, "bf16", BOUNDED, torch.float32)
     return errors
 
 
-def uneven() -> str:
-    z = torch.randn(3 + across.rank(), 8)
+def refusal_of_unequal() -> str:
+    z = torch.randn(3 + collectives.rank(), 8)
     try:
         clip_loss(z, z, 0.1)
     except Refusal as refusal:
@@ -136,21 +138,21 @@ def uneven() -> str:
     return "no refusal"
 
 
-def tiled_and_uneven() -> tuple[Errors, str]:
-    return tiled(), uneven()
+def errors_and_refusal() -> tuple[Errors, str]:
+    return tiled_errors(), refusal_of_unequal()
 
 
 def test_ranks_have_the_formulas_gradients() -> None:
-    """The temperature's, too, and with a single pair on each rank."""
+    """Also of the temperature, and with a single pair on each rank."""
     limits = {"torch.float64": 1e-12, "torch.float32": 5e-6, "bf16": LIMITS["bf16"]}
-    for errors, refusal in run_ranks(3, tiled_and_uneven, timeout=300):
+    for errors, refusal in run_ranks(3, errors_and_refusal, timeout=300):
         for case, (loss, gradient) in errors.items():
             assert loss <= limits[case[0]] and gradient <= limits[case[0]], (case, loss, gradient)
-        assert errors["bf16", BOUNDED, 120, 64][1] > 1e-4  # not fp32 under another name
+        assert errors["bf16", BOUNDED, 120, 64][1] > 1e-4  # computed in bf16, not in fp32
         assert "pairs of views differ over ranks" in refusal
 
 
-def by_kernels(sizes: tuple[tuple[int, int], ...], blocks: int) -> Errors:
+def kernel_errors(sizes: tuple[tuple[int, int], ...], blocks: int) -> Errors:
     import logging
 
     from kilobatch.methods.losses.kernels import clip as kernels
@@ -159,22 +161,24 @@ def by_kernels(sizes: tuple[tuple[int, int], ...], blocks: int) -> Errors:
     log = logging.getLogger("kilobatch")
     log.setLevel(logging.INFO)
     log.addFilter(lambda record: messages.append(record.getMessage()) or True)
-    kernels.BLOCKS = blocks
+    kernels.ROW_BLOCKS = blocks
     errors: Errors = {}
     for (n, dim), operands, t in itertools.product(sizes, ALL, (BOUNDED, CAREFUL, LEARNT)):
-        errors[operands, t, n, dim] = found(n, dim, operands, t, torch.float32)
-    said = [m for m in messages if "CLIP's loss" in m]
-    assert len(said) == len(ALL) and all(m.endswith("Triton's kernels, interpreted") for m in said), messages
+        errors[operands, t, n, dim] = errors_of(n, dim, operands, t, torch.float32)
+    fused_messages = [m for m in messages if "CLIP's loss" in m]
+    assert len(fused_messages) == len(ALL) and all(
+        m.endswith("Triton's kernels, interpreted") for m in fused_messages
+    ), messages
     return errors
 
 
 def test_kernels_give_loss_and_gradients_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted. Of 131 rows several blocks, one at a time; of 5 one, whose columns are split; over 3 ranks 11 each,
-    whose positives stand anywhere."""
+    """In Triton's interpreter: several blocks of rows, one in a launch (131 pairs); one block with split columns (5
+    pairs); and 3 ranks with 11 pairs each, whose positives are in any tile."""
     pytest.importorskip("triton", reason="no triton for this system", exc_type=ImportError)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    alone = run_ranks(1, by_kernels, ((5, 16), (131, 24)), 1, timeout=300)[0]
-    of_three = run_ranks(3, by_kernels, ((33, 24),), 32, timeout=300)[0]
+    alone = run_ranks(1, kernel_errors, ((5, 16), (131, 24)), 1, timeout=300)[0]
+    of_three = run_ranks(3, kernel_errors, ((33, 24),), 32, timeout=300)[0]
     for case, (loss, gradient) in [*alone.items(), *of_three.items()]:
         operands, temperature, *_ = case
         limit = LIMITS[operands] * BOUNDED / temperature
@@ -189,14 +193,14 @@ def test_kernels_give_loss_and_gradients_of_the_formula(monkeypatch: pytest.Monk
 def test_kernels_compile_for_gpus_and_fit_them(dim: int, operands: Operands, capability: int) -> None:
     pytest.importorskip("triton", reason="no triton for this system", exc_type=ImportError)
     from kilobatch.methods.losses.kernels import clip
-    from kilobatch.methods.losses.kernels.blocks import options
-    from tests.helpers.ptxas import ROOM, assert_fits, build
+    from kilobatch.methods.losses.kernels.blocks import kernel_options
+    from tests.helpers.ptxas import SHARED_MEMORY, assert_fits, build
 
-    types: dict[str, str] = dict.fromkeys(("own", "every"), "*bf16" if operands == "bf16" else "*fp32")
-    types |= dict.fromkeys(("by_row", "by_column", "weights", "every_weights", "du"), "*fp32")
-    for kernel, careful in itertools.product((clip._sums, clip._gradient), (False, True)):
+    types: dict[str, str] = dict.fromkeys(("own", "all_rows"), "*bf16" if operands == "bf16" else "*fp32")
+    types |= dict.fromkeys(("row_sums", "column_sums", "weights", "all_weights", "du"), "*fp32")
+    for kernel, online_max in itertools.product((clip._sums, clip._gradient), (False, True)):
         arguments: Any = kernel
-        values = options(dim, operands, ROOM[capability]) | {"CAREFUL": careful}
+        values = kernel_options(dim, operands, SHARED_MEMORY[capability]) | {"ONLINE_MAX": online_max}
         values = {name: x for name, x in values.items() if name in arguments.arg_names or name.islower()}
         built = build(kernel, types, values, capability)
-        assert_fits(built, operands, capability, (kernel, careful))
+        assert_fits(built, operands, capability, (kernel, online_max))

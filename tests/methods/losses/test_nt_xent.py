@@ -33,7 +33,7 @@ def gradients(loss: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
 @pytest.mark.parametrize("n", [2, 3, 100, CPU_TILE[0], CPU_TILE[0] + 1, 2 * CPU_TILE[1] + 77])
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_loss_and_gradient_equal_autograd(n: int, temperature: float) -> None:
-    """On both ways (plain exponentials and logarithms), with one tile and many, whole and cut."""
+    """For plain exponentials and for an online maximum, with one tile and with many, full and partial."""
     z1, z2 = views(n, 16)
     ours, theirs = nt_xent(z1, z2, temperature), plain(z1, z2, temperature)
     assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
@@ -45,11 +45,11 @@ def test_loss_and_gradient_equal_autograd(n: int, temperature: float) -> None:
 def test_kept_tiles_change_no_bit_and_are_no_more_than_allowed(
     temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None, some (the last of them too large for what is left) and all; a second backward finds them as they were."""
+    """With no tiles kept, some (the next one too large) and all; a second backward finds them unchanged."""
     z1, z2 = views(CPU_TILE[0] + 9, 16, torch.float32)
     found = []
     for allowed in (0, 3 * CPU_TILE[0] * CPU_TILE[1], 2**30):
-        monkeypatch.setattr("kilobatch.methods.losses.nt_xent.KEPT", allowed)
+        monkeypatch.setattr("kilobatch.methods.losses.nt_xent.KEPT_BYTES", allowed)
         loss = nt_xent(z1, z2, temperature)
         saved = loss.grad_fn.saved_tensors[5:]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         assert sum(4 * kept.numel() for kept in saved) <= allowed and (saved or not allowed)
@@ -72,7 +72,7 @@ def test_learnable_temperature(n: int, value: float) -> None:
 
 
 def test_tiny_loss_keeps_its_digits_in_fp32() -> None:
-    """Where the usual cross-entropy has none left."""
+    """At a loss for which the usual cross-entropy has no correct digit."""
     z1, z2 = views(512, 128, torch.float32, alike=0.6)
     exact = plain(z1.double(), z2.double(), 0.02)
     assert 1e-12 < exact < 1e-9
@@ -98,7 +98,7 @@ def test_halves_are_computed_in_fp32_whatever_the_autocast(dtype: torch.dtype) -
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation gives out."""
+    """Records the number of elements of the largest tensor that any operation returns."""
 
     elements = 0
 
@@ -129,7 +129,7 @@ def test_no_matrix_of_all_similarities(temperature: float) -> None:
     assert seen.elements == (2 * n) ** 2
 
 
-def test_temperature_and_shapes_are_refused_plainly() -> None:
+def test_wrong_temperatures_and_shapes_are_refused() -> None:
     z1, z2 = views(4, 8)
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(Refusal, match="temperature"):
@@ -140,7 +140,7 @@ def test_temperature_and_shapes_are_refused_plainly() -> None:
         nt_xent(z1[:1], z2[:1], 0.1)
 
 
-def test_no_number_stays_visible() -> None:
+def test_nan_stays_nan() -> None:
     z1, z2 = views(4, 8)
     with torch.no_grad():
         z1[0, 0] = torch.nan

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
@@ -16,7 +16,7 @@ from tests.helpers.plain_queue import start, unit
 from tests.helpers.process_groups import run_ranks
 from tests.methods.losses.test_nt_xent import Largest, gradients, views
 
-TEMPERATURES = (0.02, 0.2)  # the careful way, and plain exponentials
+TEMPERATURES = (0.02, 0.2)  # with an online maximum, and plain exponentials
 BATCH, DIM, KEYS = 12, 6, 31  # of all ranks
 
 
@@ -86,16 +86,16 @@ def test_no_matrix_of_all_rows_and_keys() -> None:
 
 def steps() -> list[dict[float, tuple[Tensor, Tensor]]]:
     """This rank's losses and gradients by temperature, step by step; the queue wraps and has been random."""
-    memory, found = queue(), []
+    memory, by_step = queue(), []
     for step in range(6):
-        z1, z2 = (x.chunk(across.size())[across.rank()].clone().requires_grad_() for x in pair(step))
-        asked = {}
+        z1, z2 = (x.chunk(collectives.world_size())[collectives.rank()].clone().requires_grad_() for x in pair(step))
+        by_temperature = {}
         for temperature in TEMPERATURES:
             loss = nt_xent(z1, z2, temperature, memory)
-            asked[temperature] = loss.detach(), torch.stack(torch.autograd.grad(loss, (z1, z2)))
-        found.append(asked)
-        memory.push(pair(100 + step)[0].chunk(across.size())[across.rank()])
-    return found
+            by_temperature[temperature] = loss.detach(), torch.stack(torch.autograd.grad(loss, (z1, z2)))
+        by_step.append(by_temperature)
+        memory.push(pair(100 + step)[0].chunk(collectives.world_size())[collectives.rank()])
+    return by_step
 
 
 def pair(step: int) -> tuple[Tensor, Tensor]:
@@ -105,16 +105,16 @@ def pair(step: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_ranks_are_one_process(ranks: int) -> None:
     """31 keys on 3 ranks: shares of 11 and 10, which keep each rank's newest."""
-    found = [steps()] if ranks == 1 else run_ranks(ranks, steps)
+    by_step = [steps()] if ranks == 1 else run_ranks(ranks, steps)
     newest = start(KEYS, DIM)[::-1]
     shards = [newest[r::ranks][::-1] for r in range(ranks)]
     for step in range(6):
         for temperature in TEMPERATURES:
             z1, z2 = (x.requires_grad_() for x in pair(step))
             want = plain(z1, z2, temperature, torch.stack([key for shard in shards for key in shard]))
-            got = [rank[step][temperature] for rank in found]
+            got = [rank[step][temperature] for rank in by_step]
             assert abs(sum(loss for loss, _ in got) / ranks - want) <= 1e-12 * want
-            # Of the mean over ranks, as the engine takes it.
+            # The engine averages gradients over ranks.
             gradient = torch.cat([g for _, g in got], 1).flatten(0, 1) / ranks
             assert worst(gradient, gradients(want, z1, z2)) <= 1e-12
         new = pair(100 + step)[0].chunk(ranks)

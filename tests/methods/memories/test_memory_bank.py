@@ -1,4 +1,4 @@
-"""The memory bank, and what is lost against it, on any number of ranks."""
+"""The memory bank, and the losses against it, on any number of ranks."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.methods import collectives as across
-from kilobatch.methods.losses.contrastive import softmax
+from kilobatch.methods import collectives
+from kilobatch.methods.losses.contrastive import bank_softmax
 from kilobatch.methods.losses.nce import NCE
-from kilobatch.methods.memories.memory_bank import Bank
+from kilobatch.methods.memories.memory_bank import MemoryBank
 from tests.helpers.plain_queue import unit
 from tests.helpers.process_groups import run_ranks
 
@@ -22,13 +22,13 @@ MOMENTUM = 0.4
 NOISE = 50
 
 
-def own(x: Tensor) -> Tensor:
-    return x.chunk(across.size())[across.rank()]
+def own_part(x: Tensor) -> Tensor:
+    return x.chunk(collectives.world_size())[collectives.rank()]
 
 
-def bank() -> Bank:
+def bank() -> MemoryBank:
     torch.manual_seed(0)
-    return Bank(IMAGES, DIM).double()
+    return MemoryBank(IMAGES, DIM).double()
 
 
 def embeddings() -> Tensor:
@@ -36,36 +36,36 @@ def embeddings() -> Tensor:
     return unit(BATCH, 2, DIM, seed=3)
 
 
-def asked() -> dict[Any, Any]:
+def computed() -> dict[Any, Any]:
     memory = bank()
-    found: dict[Any, Any] = {"rows": memory.rows.clone(), "fetched": memory.fetch(own(INDEX))}
+    results: dict[Any, Any] = {"rows": memory.rows.clone(), "fetched": memory.fetch(own_part(INDEX))}
     for temperature in TEMPERATURES:
-        v = own(embeddings()).requires_grad_()
-        loss = softmax(v[:, 0], own(INDEX), memory, temperature)
-        found["softmax", temperature] = loss.detach(), torch.autograd.grad(loss, v)[0][:, 0]
+        v = own_part(embeddings()).requires_grad_()
+        loss = bank_softmax(v[:, 0], own_part(INDEX), memory, temperature)
+        results["softmax", temperature] = loss.detach(), torch.autograd.grad(loss, v)[0][:, 0]
     nce = NCE(NOISE, 0.2).double()
     for step in range(2):
-        v = own(embeddings()).requires_grad_()
-        losses = nce(v, own(INDEX), memory)
+        v = own_part(embeddings()).requires_grad_()
+        losses = nce(v, own_part(INDEX), memory)
         weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
-        found["nce", step] = losses.detach(), torch.autograd.grad(losses @ weights, v)[0], nce.log_z.clone()
+        results["nce", step] = losses.detach(), torch.autograd.grad(losses @ weights, v)[0], nce.log_z.clone()
         nce.advance()
-    memory.follow(own(INDEX), own(embeddings())[:, 0], MOMENTUM)
-    found["followed"] = memory.rows.clone()
+    memory.follow(own_part(INDEX), own_part(embeddings())[:, 0], MOMENTUM)
+    results["followed"] = memory.rows.clone()
     torch.manual_seed(0)
-    few = Bank(2, DIM).double()  # fewer images than some ranks
-    found["few"] = softmax(own(embeddings())[:, 0], own(INDEX) % 2, few, 0.2)
-    return found
+    few = MemoryBank(2, DIM).double()  # fewer images than some ranks
+    results["few"] = bank_softmax(own_part(embeddings())[:, 0], own_part(INDEX) % 2, few, 0.2)
+    return results
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[Any, Any]:
-    return asked()
+    return computed()
 
 
 @pytest.fixture(scope="module", params=[1, 3])  # 2 and 4: in the parity table
 def ranks(request: pytest.FixtureRequest, alone: dict[Any, Any]) -> list[dict[Any, Any]]:
-    return [alone] if request.param == 1 else run_ranks(request.param, asked, timeout=300)
+    return [alone] if request.param == 1 else run_ranks(request.param, computed, timeout=300)
 
 
 def whole(ranks: list[dict[Any, Any]], name: str) -> Tensor:
@@ -76,17 +76,19 @@ def whole(ranks: list[dict[Any, Any]], name: str) -> Tensor:
     return rows
 
 
-def test_rows_start_alike_on_any_number_of_ranks(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
+def test_rows_start_the_same_on_any_number_of_ranks(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     assert torch.equal(whole(ranks, "rows"), alone["rows"])
     assert_close(alone["rows"].norm(dim=1), torch.ones(IMAGES, dtype=torch.float64), rtol=1e-6, atol=0)
     assert len(set(map(tuple, alone["rows"].tolist()))) == IMAGES
 
 
-def test_rows_are_fetched_from_whoever_has_them(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
+def test_rows_are_fetched_from_the_ranks_that_have_them(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
     assert torch.equal(torch.cat([rank["fetched"] for rank in ranks]), alone["rows"][INDEX])
 
 
-def test_rows_follow_and_the_last_in_the_batch_counts(ranks: list[dict[Any, Any]], alone: dict[Any, Any]) -> None:
+def test_rows_are_moved_and_the_last_embedding_of_an_image_counts(
+    ranks: list[dict[Any, Any]], alone: dict[Any, Any]
+) -> None:
     expected = alone["rows"].clone()
     for image, v in zip(INDEX.tolist(), embeddings()[:, 0], strict=True):
         expected[image] = F.normalize(MOMENTUM * alone["rows"][image] + (1 - MOMENTUM) * v, dim=0)
@@ -107,12 +109,12 @@ def test_the_softmax_is_cross_entropy_over_all_images(
     assert (got - want).norm() <= 1e-12 * want.norm()
 
 
-def test_the_own_row_is_out_of_the_sum_so_that_a_small_loss_keeps_its_digits() -> None:
+def test_a_small_loss_keeps_its_digits_as_the_sum_leaves_out_the_own_row() -> None:
     memory = bank().float()
     others = memory.rows.clone()
     memory.rows[1:] = F.normalize(others[1:] - 3 * others[:1], dim=1)  # all others point away from row 0
     v = memory.rows[:1].clone().requires_grad_()
-    loss = softmax(v, torch.tensor([0]), memory, 0.05)
+    loss = bank_softmax(v, torch.tensor([0]), memory, 0.05)
     rows = memory.rows.double()
     exact = ((rows[1:] @ rows[0]) / 0.05).logsumexp(0) - rows[0] @ rows[0] / 0.05
     assert 1e-20 < exact.exp() < 1e-10

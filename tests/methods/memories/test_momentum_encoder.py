@@ -1,4 +1,4 @@
-"""The momentum encoder, as a module."""
+"""The momentum encoder: parameters, buffers and statistics."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.batch_norm import BatchNorm
 
 
@@ -45,7 +45,7 @@ def test_follows_the_parameters_and_takes_the_buffers() -> None:
         for p in online.parameters():
             p += torch.randn_like(p)
     online(images(0))
-    norm.commit(online)
+    batch_norm.commit(online)
     momentum.follow(online, 0.9)
     for name, p in online.named_parameters():
         assert_close(momentum.network.get_parameter(name), 0.9 * before[name] + 0.1 * p)
@@ -57,23 +57,23 @@ def test_follows_the_parameters_and_takes_the_buffers() -> None:
     assert_close(momentum.network.state_dict(), online.state_dict(), rtol=0, atol=0)
 
 
-def test_its_norms_see_their_own_batch_and_leave_no_trace() -> None:
-    """As one with the network that it follows, in a method that commits once a step; also in a chunk's second pass."""
+def test_its_norms_use_their_own_batch_and_do_not_record_it() -> None:
+    """In a method that holds it with the online network and commits once a step; also in a chunk's second pass."""
     method = nn.ModuleDict({"online": network()})
     method["momentum"] = momentum = MomentumEncoder(method["online"])
     before = copied(momentum)
     keys = momentum(images(0))
     assert_close(keys, network()(images(0)))  # of this batch's statistics, not of the running ones
     assert not torch.allclose(keys, network().eval()(images(0)), atol=0.01)
-    with norm.frozen(method):
+    with batch_norm.frozen(method):
         momentum(images(1))
     momentum(images(1))
     method["online"](images(2))
-    norm.commit(method)
+    batch_norm.commit(method)
     assert_close(copied(momentum), before, rtol=0, atol=0)
     alone = network()
     alone(images(2))
-    norm.commit(alone)
+    batch_norm.commit(alone)
     assert_close(method["online"].state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Nearest keys of the whole queue, and further ones beside it, on any number of ranks."""
+"""The nearest keys of the whole queue, and extra keys in addition to it, on any number of ranks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import info_nce
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
@@ -23,8 +23,8 @@ COUNTS = (1, 7, 20, 50)  # more than a rank of three or four holds, and all
 FURTHER = 5
 
 
-def own(x: Tensor) -> Tensor:
-    return x.chunk(across.size())[across.rank()]
+def own_part(x: Tensor) -> Tensor:
+    return x.chunk(collectives.world_size())[collectives.rank()]
 
 
 def queue(**options: Any) -> Queue:
@@ -36,23 +36,26 @@ def queries() -> tuple[Tensor, Tensor]:
     return pairs(BATCH, DIM, seed=7)
 
 
-def asked() -> dict[Any, Tensor]:
-    q, k = (own(x) for x in queries())
-    found: dict[Any, Tensor] = {("hardest", count): queue().hardest(q, count) for count in COUNTS}
+def computed() -> dict[Any, Tensor]:
+    q, k = (own_part(x) for x in queries())
+    results: dict[Any, Tensor] = {("hardest", count): queue().hardest(q, count) for count in COUNTS}
     for temperature in (0.2, 0.02):
         query = q.clone().requires_grad_()
-        loss = info_nce(query, k, queue(), temperature, own(unit(BATCH, FURTHER, DIM, seed=9)))
-        found["loss", temperature], found["gradient", temperature] = loss.detach(), *torch.autograd.grad(loss, query)
+        loss = info_nce(query, k, queue(), temperature, own_part(unit(BATCH, FURTHER, DIM, seed=9)))
+        results["loss", temperature], results["gradient", temperature] = (
+            loss.detach(),
+            *torch.autograd.grad(loss, query),
+        )
     filling = queue(start="empty")
-    found["empty"] = filling.hardest(q, 20)
+    results["empty"] = filling.hardest(q, 20)
     filling.push(k)
-    found["filling"] = filling.hardest(q, 20)
-    return found
+    results["filling"] = filling.hardest(q, 20)
+    return results
 
 
 @pytest.fixture(scope="module", params=[1, 3])  # 2 and 4: in the parity table
 def ranks(request: pytest.FixtureRequest) -> list[dict[Any, Tensor]]:
-    return [asked()] if request.param == 1 else run_ranks(request.param, asked, timeout=300)
+    return [computed()] if request.param == 1 else run_ranks(request.param, computed, timeout=300)
 
 
 def joined(ranks: list[dict[Any, Tensor]], name: Any) -> Tensor:
@@ -76,7 +79,7 @@ def test_fewer_while_the_queue_fills(ranks: list[dict[Any, Tensor]]) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.02])
-def test_further_keys_stand_beside_the_queue(temperature: float, ranks: list[dict[Any, Tensor]]) -> None:
+def test_extra_keys_count_in_addition_to_the_queue(temperature: float, ranks: list[dict[Any, Tensor]]) -> None:
     q, k = queries()
     keys, further = torch.stack(start(LENGTH, DIM)), unit(BATCH, FURTHER, DIM, seed=9)
     q.requires_grad_()
@@ -104,15 +107,15 @@ def mochi(**options: Any) -> MoCHi:
 def test_mixed_negatives_are_unit_lie_between_and_are_nearer_than_keys() -> None:
     method = mochi(mixed=40, with_query=30).double()
     q = queries()[0]
-    harder = method.harder(q, torch.arange(BATCH))
-    assert harder.shape == (BATCH, 70, DIM)
-    assert_close(harder.norm(dim=2), torch.ones(BATCH, 70, dtype=torch.float64))
+    synthetic = method.synthetic(q, torch.arange(BATCH))
+    assert synthetic.shape == (BATCH, 70, DIM)
+    assert_close(synthetic.norm(dim=2), torch.ones(BATCH, 70, dtype=torch.float64))
     hardest = method.queue.hardest(q, 10)
-    near = torch.einsum("nd,nsd->ns", q, harder)
+    near = torch.einsum("nd,nsd->ns", q, synthetic)
     tenth = torch.einsum("nd,nd->n", q, hardest[:, -1])
     assert (near[:, 40:] > tenth[:, None]).all()  # towards the query, from a key that is nearer than that
     assert near.max() < 1 - 1e-6
-    assert not torch.allclose(harder, method.harder(q, torch.arange(BATCH) + BATCH))
+    assert not torch.allclose(synthetic, method.synthetic(q, torch.arange(BATCH) + BATCH))
 
 
 def test_nothing_is_mixed_before_the_start() -> None:

@@ -7,8 +7,9 @@ from torch.testing import assert_close
 
 from kilobatch.data.errors import Refusal
 from kilobatch.methods.losses.contrastive import info_nce
-from kilobatch.methods.memories.options import SHARDED_FROM, QueueOptions, held, sent, share
+from kilobatch.methods.memories.options import SHARDED_FROM, QueueOptions, bytes_held, bytes_sent, share
 from kilobatch.methods.memories.queue import Queue
+from kilobatch.methods.options import OptionContext
 from kilobatch.methods.tiles.torch_ops import CPU_TILE
 from tests.helpers.plain_queue import pairs, plain, precise, rows, start, unit
 from tests.methods.losses.test_nt_xent import Largest
@@ -29,7 +30,7 @@ def gradient(loss: Tensor, q: Tensor) -> Tensor:
 @pytest.mark.parametrize("length", [7, COLUMNS, 2 * COLUMNS + 77])
 @pytest.mark.parametrize("temperature", [0.02, 0.07, 1.0])
 def test_loss_and_gradient_equal_autograd(n: int, length: int, temperature: float) -> None:
-    """On both ways (plain exponentials and the running maximum), with one tile and many, whole and cut."""
+    """For plain exponentials and for an online maximum, with one tile and with many, full and partial."""
     memory, (q, k) = queue(length, 16), pairs(n, 16)
     q.requires_grad_()
     ours, theirs = info_nce(q, k, memory, temperature), precise(q, k, memory.keys, temperature)
@@ -38,7 +39,7 @@ def test_loss_and_gradient_equal_autograd(n: int, length: int, temperature: floa
     assert (gradient(ours, q) - want).norm() <= 1e-12 * want.norm()
 
 
-def test_pushing_changes_no_gradient_that_is_still_to_come() -> None:
+def test_pushing_does_not_change_a_gradient_computed_afterwards() -> None:
     memory, (q, k) = queue(32, 8), pairs(4, 8)
     q.requires_grad_()
     want = gradient(plain(q, k, memory.keys.clone(), 0.2), q)
@@ -56,7 +57,7 @@ def test_the_key_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize("temperature", [0.02, 0.03])
 def test_tiny_loss_keeps_its_digits_in_fp32(temperature: float) -> None:
-    """Where the usual cross-entropy has none left; on both sides of the largest exponent."""
+    """At a loss for which the usual cross-entropy has no correct digit; on both sides of the largest exponent."""
     memory, (q, k) = queue(4096, 512, torch.float32), pairs(64, 512, spread=0.1)
     q32, k32, q = q.float().requires_grad_(), k.float(), q.float().double().requires_grad_()
     exact = precise(q, k32.double(), memory.keys.double(), temperature)
@@ -131,7 +132,7 @@ def test_an_empty_start_counts_only_what_was_pushed(temperature: float) -> None:
     memory, (q, k) = queue(10, 8, start="empty"), pairs(4, 8)
     q.requires_grad_()
     loss = info_nce(q, k, memory, temperature)
-    assert loss == 0 and (gradient(loss, q) == 0).all()  # of one choice
+    assert loss == 0 and (gradient(loss, q) == 0).all()  # the positive is the only choice
     pushed: list[Tensor] = []
     for step in range(4):
         memory.push(k + step)
@@ -150,7 +151,7 @@ def test_a_random_start_is_of_unit_keys_in_all_directions() -> None:
     assert (Queue(QueueOptions(length=64), 16).keys.double() @ keys.T).max() < 0.99
 
 
-def test_refusals() -> None:
+def test_wrong_arguments_are_refused() -> None:
     memory, (q, k) = queue(16, 8), pairs(4, 8)
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(Refusal, match="temperature"):
@@ -158,18 +159,18 @@ def test_refusals() -> None:
     with pytest.raises(Refusal, match=r"\(n, 8\); got \(4, 8\) and \(3, 8\)"):
         info_nce(q, k[:3], memory, 0.1)
     with pytest.raises(Refusal, match=r"queue.length 64 is less than the 65 keys"):
-        QueueOptions(length=64).check(65)
-    QueueOptions(length=64).check(64)
+        QueueOptions(length=64).check(OptionContext(None, None, workers=1, chunks=1, batch=65))
+    QueueOptions(length=64).check(OptionContext(None, None, workers=1, chunks=1, batch=64))
 
 
-def test_what_it_costs() -> None:
+def test_bytes_held_and_sent() -> None:
     assert [share(10, rank, 4) for rank in range(4)] == [3, 3, 2, 2]
     assert not QueueOptions(length=SHARDED_FROM - 1).sharded and QueueOptions(length=SHARDED_FROM).sharded
     sharded, whole = (
         QueueOptions.model_validate({"length": 65_536, "placement": p}) for p in ("sharded", "replicated")
     )
-    assert held(sharded, 128, 4) == 65_536 * 128 * 4 // 4 and held(whole, 128, 4) == 65_536 * 128 * 4
-    assert sent(sharded, 128, 1, 64, 0.2) == sent(whole, 128, 1, 64, 0.2) == 0
-    assert sent(sharded, 128, 4, 64, 0.2) == 3 * 64 * (128 + 129) * 4
-    assert sent(sharded, 128, 4, 64, 0.02) == 3 * 64 * (128 + 129 + 2) * 4
-    assert sent(whole, 128, 4, 64, 0.2) == 3 * 64 * 128 * 4
+    assert bytes_held(sharded, 128, 4) == 65_536 * 128 * 4 // 4 and bytes_held(whole, 128, 4) == 65_536 * 128 * 4
+    assert bytes_sent(sharded, 128, 1, 64, 0.2) == bytes_sent(whole, 128, 1, 64, 0.2) == 0
+    assert bytes_sent(sharded, 128, 4, 64, 0.2) == 3 * 64 * (128 + 129) * 4
+    assert bytes_sent(sharded, 128, 4, 64, 0.02) == 3 * 64 * (128 + 129 + 2) * 4
+    assert bytes_sent(whole, 128, 4, 64, 0.2) == 3 * 64 * 128 * 4

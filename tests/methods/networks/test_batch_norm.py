@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.options import Mode
 
@@ -23,13 +23,13 @@ def images(dims: int, n: int = 8) -> Tensor:
 
 @pytest.mark.parametrize("dims", [2, 4])
 @pytest.mark.parametrize("mode", ["local", "global"])
-def test_alone_it_is_torchs_norm(dims: int, mode: Mode) -> None:
+def test_on_one_rank_it_equals_torchs_norm(dims: int, mode: Mode) -> None:
     ours, theirs = pair(dims)
     ours.mode = mode
     for _ in range(3):
         x = images(dims)
         assert_close(ours(x), theirs(x))
-        norm.commit(ours)
+        batch_norm.commit(ours)
     assert_close(ours.state_dict(), theirs.state_dict())
     x = images(dims)
     assert_close(ours.eval()(x), theirs.eval()(x))
@@ -42,22 +42,22 @@ def test_running_statistics_move_once_a_step_by_the_average_over_forwards() -> N
     for part in parts:
         ours(part)
     assert_close(ours.state_dict(), before, rtol=0, atol=0)
-    with norm.frozen(ours):
+    with batch_norm.frozen(ours):
         ours(images(4) + 100)
-    norm.commit(ours)
+    batch_norm.commit(ours)
     mean = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
     var = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in parts]).mean(0)
     assert_close(ours.running_mean, 0.9 * before["running_mean"] + 0.1 * mean)
     assert_close(ours.running_var, 0.9 * before["running_var"] + 0.1 * var)
     assert ours.num_batches_tracked == 1
     after = {name: x.clone() for name, x in ours.state_dict().items()}
-    norm.commit(ours)  # nothing pending
+    batch_norm.commit(ours)  # nothing pending
     assert_close(ours.state_dict(), after, rtol=0, atol=0)
 
 
-def test_frozen_ends_with_its_block_even_by_an_error() -> None:
+def test_frozen_ends_with_its_block_after_an_error_too() -> None:
     ours, _ = pair(2)
-    with pytest.raises(KeyError), norm.frozen(ours):
+    with pytest.raises(KeyError), batch_norm.frozen(ours):
         raise KeyError
     ours(images(2))
     assert ours.pending_forwards == 1
@@ -74,5 +74,5 @@ def test_under_autocast_statistics_stay_fp32() -> None:
 
 
 def test_requires_whole_batch() -> None:
-    assert norm.requires_whole_batch(nn.Sequential(BatchNorm(2, "local"), BatchNorm(2, "global")))
-    assert not norm.requires_whole_batch(nn.Sequential(BatchNorm(2, "local"), nn.Linear(2, 2)))
+    assert batch_norm.requires_whole_batch(nn.Sequential(BatchNorm(2, "local"), BatchNorm(2, "global")))
+    assert not batch_norm.requires_whole_batch(nn.Sequential(BatchNorm(2, "local"), nn.Linear(2, 2)))

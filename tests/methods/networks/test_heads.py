@@ -1,11 +1,10 @@
-"""Projection heads of n layers, and their first layers as fine-tuning takes them."""
+"""Projection heads of n layers, and their first layers, which fine-tuning keeps."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from kilobatch.data.errors import Refusal
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.heads import ProjectionHead, hidden_layers
 
@@ -48,16 +47,10 @@ def test_two_layers_keep_the_names_of_old_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_first_layers(count: int) -> None:
+def test_first_layers_of_a_head_are_hidden_layers(count: int) -> None:
     made, mine = head(3), hidden_layers(5, 7, count, "local").double()
-    mine.load_state_dict(made.first(count).state_dict())
+    mine.load_state_dict(made.layers[: 3 * count].state_dict())
     seen = [X]
     for i in range(2):
         seen.append(made.layers[3 * i : 3 * i + 3](seen[-1]))
     assert_close(mine(X), seen[count])
-
-
-def test_all_layers_are_the_head_and_there_are_no_more() -> None:
-    assert torch.equal(head(3).first(3)(X), head(3)(X))
-    with pytest.raises(Refusal, match="4 layers are asked of a head of 3; use at most 3"):
-        head(3).first(4)

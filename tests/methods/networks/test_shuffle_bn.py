@@ -1,4 +1,4 @@
-"""Shuffled BN on real process groups: the exchange, that it changes nothing else, and the leak that it closes."""
+"""Shuffled BN on real process groups: the exchange itself, and the leak of statistics that it closes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.encoder import Encoder
@@ -23,8 +23,8 @@ RANKS, OWN, STEPS, KEYS = 4, 8, 12, 128
 
 
 class Constant(Encoder):
-    """Looks at one pixel of an image, after a norm: where that pixel is the same in all images, all that can be told
-    of an image is the statistics of the batch that it came with.
+    """An encoder of one pixel of each image, after a norm. If that pixel is the same in all images, the features depend
+    on the statistics of the batch alone.
     """
 
     def __init__(self) -> None:
@@ -43,47 +43,47 @@ def method(shuffle: bool) -> MoCo:
 
 
 def batch(step: int) -> Batch:
-    """This rank's part: pixels differ, but for the one that the encoder sees; both views are the image."""
+    """This rank's part of a batch; only the pixel that the encoder reads is constant. Both views are the image."""
     generator = torch.Generator().manual_seed(step)
     contrasts = torch.rand(RANKS * OWN, 3, 1, 1, generator=generator)
     images = contrasts * torch.randn(RANKS * OWN, 3, 4, 4, generator=generator)
     images[:, :, 0, 0] = 1
-    own = images.chunk(across.size())[across.rank()]
-    return Batch(own[:, None].expand(-1, 2, -1, -1, -1), torch.arange(OWN), torch.zeros(OWN, dtype=torch.int64))
+    own_images = images.chunk(collectives.world_size())[collectives.rank()]
+    return Batch(own_images[:, None].expand(-1, 2, -1, -1, -1), torch.arange(OWN), torch.zeros(OWN, dtype=torch.int64))
 
 
-def contrasted(shuffle: bool) -> dict[str, float | list[int]]:
-    """The pretext task while the queue holds earlier batches: how often the positive is nearest, and the loss."""
-    moco, found, losses, steps = method(shuffle), [], [], []
+def pretext_task(shuffle: bool) -> dict[str, float | list[int]]:
+    """How often the positive is nearest, and the loss, once the queue holds earlier batches."""
+    moco, hits, losses, steps = method(shuffle), [], [], []
     for step in range(STEPS):
-        of = batch(step)
-        z, t = moco.embed(of.views), moco.target(of.views)
-        q, k, keys = z["q"][:, 0], t["k"][:, 0], across.gather(moco.queue.keys)
+        data = batch(step)
+        z, t = moco.embed(data.views), moco.target(data.views)
+        q, k, keys = z["q"][:, 0], t["k"][:, 0], collectives.gather(moco.queue.keys)
         if step >= KEYS // (RANKS * OWN):  # no random key is left
-            found.append(((q * k).sum(1) > (q @ keys.T).amax(1)).float().mean())
-            losses.append(moco.loss(z, t, of).detach())
-        moco.update({"q": z["q"].detach()}, t, of, 0.5)
+            hits.append(((q * k).sum(1) > (q @ keys.T).amax(1)).float().mean())
+            losses.append(moco.loss(z, t, data).detach())
+        moco.update({"q": z["q"].detach()}, t, data, 0.5)
         if moco.shuffle:
             steps.append(int(moco.shuffle.step))
-    return {"found": torch.stack(found).mean().item(), "loss": torch.stack(losses).mean().item(), "steps": steps}
+    return {"found": torch.stack(hits).mean().item(), "loss": torch.stack(losses).mean().item(), "steps": steps}
 
 
 def exchanged(step: int) -> dict[str, Tensor]:
-    """Rows that know where they come from, there and back."""
-    r, w = across.rank(), across.size()
+    """Numbered rows, exchanged and exchanged back."""
+    r, w = collectives.rank(), collectives.world_size()
     x = torch.arange(3 * r, 3 * r + 3)
     order = permutation(3 * w, step)
-    there = across.exchange(x[:, None].expand(-1, 2), order)
-    return {"there": there[:, 0], "back": across.exchange(there, order.argsort())[:, 0], "order": order}
+    there = collectives.exchange(x[:, None].expand(-1, 2), order)
+    return {"there": there[:, 0], "back": collectives.exchange(there, order.argsort())[:, 0], "order": order}
 
 
 def keys(shuffle: bool) -> Tensor:
-    """With norms that do not look at the batch."""
+    """The keys of a batch, with norms in eval mode, which do not depend on the batch."""
     moco = method(shuffle)
     for module in moco.modules():
         if isinstance(module, BatchNorm):
             module.eval()
-    scale = torch.linspace(0.5, 2, OWN)[:, None, None, None, None] + across.rank()
+    scale = torch.linspace(0.5, 2, OWN)[:, None, None, None, None] + collectives.rank()
     return moco.target(batch(0).views * scale)["k"]
 
 
@@ -97,19 +97,19 @@ def refused_in_chunks() -> str:
     return ""
 
 
-def everything() -> dict[str, Any]:
+def all_results() -> dict[str, Any]:
     return {
         "exchanged": [exchanged(step) for step in (0, 1)],
         "keys": [keys(shuffle) for shuffle in (False, True)],
-        "plain": contrasted(False),
-        "shuffled": contrasted(True),
+        "plain": pretext_task(False),
+        "shuffled": pretext_task(True),
         "refused": refused_in_chunks(),
     }
 
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    return run_ranks(RANKS, everything, timeout=300)
+    return run_ranks(RANKS, all_results, timeout=300)
 
 
 def test_exchange_gives_every_rank_the_rows_of_the_order(ranks: list[dict[str, Any]]) -> None:

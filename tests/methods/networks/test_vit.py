@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from kilobatch.data.errors import Refusal
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
 from kilobatch.methods.networks.batch_norm import norms
-from kilobatch.methods.networks.build import build
+from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.networks.vit import PATCH, SIZES, ViT, positions, torchvision_vit_state_dict
 
@@ -48,7 +48,7 @@ def test_positions_are_the_authors() -> None:
 @pytest.mark.parametrize(("name", "millions"), [("vit_small", 21.6), ("vit_base", 85.6)])
 def test_sizes(name: str, millions: float) -> None:
     """Without the positions and the classifier; torchvision's ViT-B has 86.6 with 0.15 and 0.77 of them."""
-    encoder = build(EncoderOptions.model_validate({"name": name}))
+    encoder = build_encoder(EncoderOptions.model_validate({"name": name}))
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
     assert encoder.features == SIZES[name][0] and not norms(encoder)
     assert encoder.get_submodule("encoder.layers.encoder_layer_0.self_attention").num_heads == 12

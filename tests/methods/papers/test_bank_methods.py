@@ -23,7 +23,7 @@ STEPS, SAMPLES, DIM, IMAGES, NOISE, MOMENTUM, TEMPERATURE, LR = 4, 8, 6, 11, 20,
 
 
 def batch(step: int) -> Batch:
-    """Images come again in later steps, and meet their rows as those have become."""
+    """A batch whose images come again in later steps, when their rows have moved."""
     generator = torch.Generator().manual_seed(step)
     views = torch.randn(SAMPLES, 2, 3, 16, 16, generator=generator, dtype=torch.float64)
     index = torch.randperm(IMAGES, generator=generator)[:SAMPLES]
@@ -31,7 +31,7 @@ def batch(step: int) -> Batch:
 
 
 def indices(index: Tensor, step: int, view: int) -> Tensor:
-    """(n, K + 1): the images, then the noise that ours draws."""
+    """(n, K + 1): the images, then the noise that our method draws."""
     noise = [
         [int(uniform(np.uint64(key(0, step, i, view)), draw) * IMAGES) for draw in range(NOISE)] for i in index.tolist()
     ]
@@ -39,7 +39,7 @@ def indices(index: Tensor, step: int, view: int) -> Tensor:
 
 
 class NCEAverage:
-    """With the memory moved by update_memory, as vissl has it: after the gradient has been taken."""
+    """lemniscate's class, with its memory updated by update_memory after the gradient, as in vissl."""
 
     def __init__(self, memory: Tensor) -> None:
         self.memory, self.Z = memory.clone(), -1.0

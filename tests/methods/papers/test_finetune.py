@@ -1,4 +1,4 @@
-"""Fine-tuning in plain torch, and what it begins with."""
+"""Fine-tuning compared with plain torch, and the weights that it starts from."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import Refusal
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.papers.finetune import FineTune
@@ -33,7 +33,7 @@ def batch(step: int) -> Batch:
 
 
 def pretrained(hidden: int = 7, seed: int = 5) -> SimCLRV2:
-    """With weights and running statistics of its own."""
+    """A pre-trained method with random weights and running statistics."""
     torch.manual_seed(seed)
     method = SimCLRV2(ConvNet(3), hidden=hidden, dim=6)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def finetune(source: Method | None, fresh: bool = True, encoder: Encoder | None 
     torch.manual_seed(0)
     method = FineTune(encoder or ConvNet(3), start=None if source is None else "runs/before", **options)
     method.prepare(100, CLASSES)
-    method.take(lambda where: {"runs/before": source}[where] or method, fresh)
+    method.load_pretrained(lambda where: {"runs/before": source}[where] or method, fresh)
     return method
 
 
@@ -92,7 +92,7 @@ def test_it_trains_as_plain_torch(layer: int, dim: int | None) -> None:
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-        norm.commit(method)
+        batch_norm.commit(method)
         assert_close(loss, want, rtol=1e-11, atol=0)
     images = batch(STEPS).views[:, 0]
     assert_close(method.eval().logits(images), plain.eval().layers(images), rtol=1e-9, atol=1e-12)
@@ -104,26 +104,26 @@ def same(a: Tensors, b: Tensors) -> bool:
 
 
 @pytest.mark.parametrize(("layer", "dim"), KEPT)
-def test_it_begins_with_encoder_and_first_layers_statistics_too(layer: int, dim: int | None) -> None:
+def test_it_starts_from_encoder_and_first_layers_with_statistics(layer: int, dim: int | None) -> None:
     source = pretrained()
     method = finetune(source, layer=layer, hidden=7, dim=dim)
     assert same(method.encoder.state_dict(), source.encoder.state_dict())
-    assert same(method.hidden_layers.state_dict(), source.head.first(layer).state_dict())
+    assert same(method.hidden_layers.state_dict(), source.head.layers[: 3 * layer].state_dict())
     assert all(p.requires_grad for p in method.parameters())
     images = batch(0).views[:, 0].float()
     with torch.no_grad():
-        assert_close(method.eval().represent(images), source.head.first(layer)(source.encoder(images)))
+        assert_close(method.eval().represent(images), source.head.layers[: 3 * layer](source.encoder(images)))
         assert not method.logits(images).any()  # of a classifier that begins with zeros
     for fewer in {max(0, layer - 1), layer}:  # from what was itself fine-tuned
         again = finetune(method, layer=fewer, hidden=7, dim=dim if fewer == layer else None)
         assert same(again.encoder.state_dict(), source.encoder.state_dict())
-        assert same(again.hidden_layers.state_dict(), source.head.first(fewer).state_dict())
+        assert same(again.hidden_layers.state_dict(), source.head.layers[: 3 * fewer].state_dict())
     with torch.no_grad():
         next(source.encoder.parameters()).zero_()
     assert not same(method.encoder.state_dict(), source.encoder.state_dict())  # a copy
 
 
-def test_a_resumed_run_takes_nothing_and_a_first_one_from_scratch_neither() -> None:
+def test_a_resumed_run_and_one_from_scratch_load_nothing() -> None:
     torch.manual_seed(0)
     untouched = ConvNet(3).state_dict()
     assert same(finetune(pretrained(), fresh=False, hidden=7).encoder.state_dict(), untouched)
@@ -156,7 +156,7 @@ class Nothing(Encoder):
         (pretrained(), {"encoder": Nothing()}, r"another encoder: its convs.0.weight is .*, here absent"),
     ],
 )
-def test_what_does_not_fit_is_refused(source: Method, options: dict[str, Any], message: str) -> None:
+def test_a_start_that_does_not_match_is_refused(source: Method, options: dict[str, Any], message: str) -> None:
     with pytest.raises(Refusal, match=re.compile(message)):
         finetune(source, **options)
 
@@ -181,7 +181,7 @@ def test_lars_leaves_the_classifiers_steps_alone(name: str) -> None:
     add_weight_decay gives it its decay back."""
     method = finetune(None)
     options = OptimizerOptions.model_validate({"name": name, "lr": 0.5, "weight_decay": 0.1, "momentum": 0})
-    optimizer = optimizers.build(options, method, 256)
+    optimizer = optimizers.build_optimizer(options, method, 256)
     by_name = {n: group for group in optimizer.param_groups for n in group["names"]}
     assert {n for n, group in by_name.items() if not group["adapt"] and group["weight_decay"]} == {"classifier.weight"}
     assert by_name.keys() == dict(method.named_parameters()).keys()

@@ -56,7 +56,7 @@ def test_a_step_leaves_its_keys_in_the_queue_and_no_gradient_in_the_momentum_enc
         assert followed.max() > 1e-4, "one thousandth of the way to the new bias"
 
 
-def test_what_the_monitor_measures_is_queries_beside_their_keys() -> None:
+def test_the_monitor_measures_queries_with_their_keys() -> None:
     for method, shape in ((moco(), (8, 2, 6)), (moco(symmetric=True), (8, 4, 6))):
         measured = method.measured(method.embed(batch().views), method.target(batch().views))
         assert measured.shape == shape

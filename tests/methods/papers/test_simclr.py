@@ -14,7 +14,7 @@ from kilobatch.methods.losses.contrastive import clip_loss, nt_xent
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.heads import ProjectionHead
 from kilobatch.methods.papers.simclr import SimCLR
-from kilobatch.trainer.optim.optimizers import build
+from kilobatch.trainer.optim.optimizers import build_optimizer
 from kilobatch.trainer.optim.options import OptimizerOptions
 
 LARGE_NUM = 1e9
@@ -69,7 +69,7 @@ def learner(temperature: float = 0.2, **options: Any) -> SimCLR:
 @pytest.mark.parametrize("loss", ["nt_xent", "clip"])
 def test_a_learnt_temperature_is_trained_without_decay_shown_and_kept(loss: str) -> None:
     method = learner(loss=loss)
-    optimizer = build(OptimizerOptions(name="lars", lr=1.0, scaling="none", weight_decay=0.1), method, 8)
+    optimizer = build_optimizer(OptimizerOptions(name="lars", lr=1.0, scaling="none", weight_decay=0.1), method, 8)
     plain = next(group for group in optimizer.param_groups if "log_scale" in group["names"])
     assert (plain["weight_decay"], plain["adapt"]) == (0, False)
     z = {"z": F.normalize(torch.randn(16, 2, 8), dim=-1)}

@@ -8,11 +8,11 @@ from torch import Tensor
 from kilobatch.methods.options import LARGEST_EXPONENT
 from kilobatch.methods.tiles.torch_ops import exp_and_sum_, exp_and_weigh_
 
-SHAPES = [(1, 1), (3, 7), (64, 16), (37, 259)]  # also such that no vector divides
+SHAPES = [(1, 1), (3, 7), (64, 16), (37, 259)]  # also sides that no vector's width divides
 
 
 def similarities(rows: int, columns: int) -> Tensor:
-    """(R, C) fp32, from end to end of what may occur."""
+    """(R, C) fp32, over the whole range that may occur."""
     generator = torch.Generator().manual_seed(rows)
     return (2 * torch.rand(rows, columns, generator=generator) - 1) * LARGEST_EXPONENT
 
@@ -31,7 +31,7 @@ def test_exponential_is_within_one_unit_in_the_last_place() -> None:
     assert exponentials(torch.zeros(1)).item() == 1
 
 
-def test_minus_infinity_is_nothing_and_no_number_stays() -> None:
+def test_exponential_of_minus_infinity_is_0_and_of_nan_is_nan() -> None:
     assert exponentials(torch.tensor([-torch.inf, -1e4, -90.0])).tolist() == [0, 0, 0]
     assert exponentials(torch.tensor([0.5] * 16 + [torch.nan] * 17)).isnan().tolist() == [False] * 16 + [True] * 17
 

@@ -1,4 +1,4 @@
-"""The measuring itself: rates are rates of what was done, and limits are limits."""
+"""`kilobatch bench`: the best run counts, and rates are below their limits."""
 
 import time
 
@@ -11,9 +11,9 @@ CPU = torch.device("cpu")
 
 
 def test_the_best_run_counts() -> None:
-    waits = iter([0.0, 0.03, 0.01, 0.02])
-    took = rates.best(lambda: time.sleep(next(waits, 0.01)), CPU, seconds=0, least=3)
-    assert 0.01 <= took < 0.02
+    sleeps = iter([0.0, 0.03, 0.01, 0.02])
+    seconds = rates.best(lambda: time.sleep(next(sleeps, 0.01)), CPU, seconds=0, least=3)
+    assert 0.01 <= seconds < 0.02
 
 
 def test_the_loader_is_slower_than_decoding_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit over world sizes, copied in the step, kept and removed by rule."""
+"""Checkpoints: bit for bit on any number of ranks, copied within the step, removed by the recipe's rule."""
 
 import json
 import math
@@ -107,7 +107,7 @@ def test_meta_floats_are_exact(tmp_path: Path) -> None:
 
 
 def test_snapshot_is_of_the_step(tmp_path: Path) -> None:
-    """What training does after save() returned is not in the checkpoint; overlapping saves wait for each other."""
+    """Changes after save() has returned are not in the checkpoint; overlapping saves wait for each other."""
     weight, meta = torch.zeros(3_000_000), {"loss": [0]}
     with Checkpoints(tmp_path, CheckpointOptions(keep_last=9), 0, 1) as checkpoints:
         for step in range(1, 5):
@@ -186,15 +186,15 @@ def test_incomplete_tensors_never_become_a_checkpoint(tmp_path: Path) -> None:
     assert newest(tmp_path, print) is None
 
 
-def test_rank_0_renames_before_another_rank_has_taken_a_breath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_may_rename_as_soon_as_all_markers_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once its marker is there, a rank needs nothing in the folder: rank 0 may have renamed it."""
     replace = Path.replace
 
-    def held_up(path: Path, target: Path) -> Path:
+    def delayed(path: Path, target: Path) -> Path:
         replaced = replace(path, target)
         if target.name.startswith("rank-00001"):
             time.sleep(0.5)
         return replaced
 
-    monkeypatch.setattr(Path, "replace", held_up)
+    monkeypatch.setattr(Path, "replace", delayed)
     assert open_saved(save(tmp_path, 2, 1)).world == 2

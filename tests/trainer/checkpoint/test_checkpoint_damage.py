@@ -79,12 +79,12 @@ def test_damage_is_named_and_passed_over(tmp_path: Path, damage: Callable[[Path]
     damage(bad)
     with pytest.raises(Damaged, match=named):
         open_saved(bad)
-    told: list[str] = []
-    assert newest(folder, told.append) == good
-    assert len(told) == 1 and "step-00000002" in told[0]
+    reports: list[str] = []
+    assert newest(folder, reports.append) == good
+    assert len(reports) == 1 and "step-00000002" in reports[0]
     shutil.rmtree(good)
     with pytest.raises(Refusal, match=r"no whole checkpoint in [^\n]*\n.*step-00000002"):
-        newest(folder, told.append)
+        newest(folder, reports.append)
 
 
 def test_newest_of_nothing(tmp_path: Path) -> None:

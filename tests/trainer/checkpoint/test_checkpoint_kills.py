@@ -1,4 +1,4 @@
-"""Ranks killed at any moment, ranks that fail, disks that refuse: a checkpoint is whole or absent."""
+"""A checkpoint is whole or absent when ranks are killed at any moment, ranks fail, or the disk is full."""
 
 import multiprocessing
 import os
@@ -28,10 +28,10 @@ def state_at(step: int) -> Tensor:
     return torch.arange(500_000, dtype=torch.int32) * step
 
 
-def save_for_ever(folder: Path, rank: int, world: int, first: int, together) -> None:
+def save_for_ever(folder: Path, rank: int, world: int, first: int, barrier) -> None:
     torch.set_num_threads(1)
     checkpoints = Checkpoints(folder, CheckpointOptions(keep_last=2), rank, world)
-    together.wait()
+    barrier.wait()
     for step in range(first, first + 1000):
         own = Piece.of(torch.tensor([step, rank]), own=True)
         checkpoints.save(step, {"w": Piece.of(state_at(step)), "mine": own}, {"step": step})
@@ -45,20 +45,20 @@ def assert_whole(path: Path, world: int) -> Saved:
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """20 times: one or all of two ranks killed while saving without pause; what is there is whole, and no less than
-    there was."""
+    """20 times: one or both of two ranks killed while they save without pause. Every checkpoint is whole, and none is
+    lost."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     dice, reached, cut_short, world = random.Random(1), 0, 0, 2
     for kill in range(20):
-        together = context.Barrier(world + 1)
+        barrier = context.Barrier(world + 1)
         ranks = [
-            context.Process(target=save_for_ever, args=(tmp_path, rank, world, reached + 1, together))
+            context.Process(target=save_for_ever, args=(tmp_path, rank, world, reached + 1, barrier))
             for rank in range(world)
         ]
         for process in ranks:
             process.start()
-        together.wait(60)
+        barrier.wait(60)
         time.sleep(dice.uniform(0.02, 0.4))
         victims = [process.pid for process in ranks] if kill % 2 else [dice.choice(ranks).pid]
         for pid in victims:
@@ -135,9 +135,9 @@ def fill(folder: Path) -> None:
     left = [path.name for path in folder.glob(".tmp-step-00000002/*")]
     assert not [name for name in left if name.endswith("safetensors")]  # the room that it took is free again
     assert [name for name in left if name.endswith("failed")]  # enough to tell the others
-    told: list[str] = []
-    path = newest(folder, told.append)
-    assert path is not None and path.name == "step-00000001" and not told
+    reports: list[str] = []
+    path = newest(folder, reports.append)
+    assert path is not None and path.name == "step-00000001" and not reports
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(small_disk: Path) -> None:

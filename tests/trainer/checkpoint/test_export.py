@@ -1,4 +1,4 @@
-"""Exports: strict loads into torchvision, equal features, and outputs that are refused."""
+"""Exports: they load strictly into torchvision, with equal features; wrong outputs are refused."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 
 import kilobatch.methods.networks.resnet
 from kilobatch.data.errors import Refusal
-from kilobatch.methods.networks.build import build
+from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.trainer.checkpoint.export import export
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
@@ -26,7 +26,7 @@ VIEWS = {"size": 160, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.229]}
 def trained(folder: Path, options: EncoderOptions, steps: tuple[int, ...] = (40, 80)) -> nn.Module:
     """A run's checkpoints by two ranks; returns the encoder of the last."""
     torch.manual_seed(0)
-    encoder = build(options).eval()
+    encoder = build_encoder(options).eval()
     ranks = [Checkpoints(folder / "checkpoints", CheckpointOptions(), rank, 2) for rank in range(2)]
     recipe = {"encoder": options.model_dump(mode="json"), "method": {"name": "simclr"}, "data": {"views": VIEWS}}
     for step in steps:
@@ -80,7 +80,7 @@ def test_other_encoders_keep_their_own_names(tmp_path: Path) -> None:
     options = EncoderOptions.model_validate({"name": "resnet18", "stem": "cifar"})
     encoder = trained(tmp_path, options, steps=(1,))
     metadata = export(tmp_path / "checkpoints/step-00000001", tmp_path / "e.safetensors", report=pytest.fail)
-    again = build(EncoderOptions.model_validate(json.loads(metadata["recipe"])["encoder"]))
+    again = build_encoder(EncoderOptions.model_validate(json.loads(metadata["recipe"])["encoder"]))
     again.load_state_dict(load_file(tmp_path / "e.safetensors"), strict=True)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -100,13 +100,13 @@ def test_a_max_pool_padded_otherwise_is_no_network_of_torchvisions(tmp_path: Pat
     trained(tmp_path, EncoderOptions(name="resnet18", stem="imagenet_same"), steps=(1,))
     assert (
         export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)["loads_into"]
-        == "kilobatch.methods.networks.build.build"
+        == "kilobatch.methods.networks.build.build_encoder"
     )
     assert "fc.weight" not in load_file(tmp_path / "e.safetensors")
 
 
 def test_all_of_a_method(tmp_path: Path) -> None:
-    """What all ranks hold, under its own names; no optimizer, and nothing that differs by rank."""
+    """The method's tensors under its own names; no optimizer state, and no tensor that differs by rank."""
     encoder = trained(tmp_path, EncoderOptions(name="resnet18"), steps=(7,))
     metadata = export(tmp_path, tmp_path / "all.safetensors", whole=True, report=pytest.fail)
     found = load_file(tmp_path / "all.safetensors")
@@ -118,12 +118,12 @@ def test_all_of_a_method(tmp_path: Path) -> None:
     assert json.loads(metadata["recipe"])["encoder"]["name"] == "resnet18"
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_aloud(tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over_and_reported(tmp_path: Path) -> None:
     trained(tmp_path, EncoderOptions.model_validate({"name": "resnet18"}))
     next((tmp_path / "checkpoints/step-00000080").glob("*.safetensors")).unlink()
-    told: list[str] = []
-    assert export(tmp_path, tmp_path / "e.safetensors", report=told.append)["step"] == "40"
-    assert len(told) == 1 and "rank-0000" in told[0]
+    reports: list[str] = []
+    assert export(tmp_path, tmp_path / "e.safetensors", report=reports.append)["step"] == "40"
+    assert len(reports) == 1 and "rank-0000" in reports[0]
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kilobatch.data.errors import Refusal
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.trainer.evaluate import knn
-from kilobatch.trainer.evaluate.features import Features, exchange, extract, gather_parts, gather_rows, representing
+from kilobatch.trainer.evaluate.features import Features, extract, gather_parts, gather_rows, representing
 from kilobatch.trainer.evaluate.options import KNNOptions
 from tests.helpers.in_memory_data import Block, clusters, flat
 from tests.helpers.process_groups import run_ranks
@@ -18,19 +18,19 @@ CLASSES, K, TEMPERATURE = 5, 20, 0.07
 
 
 def rows() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """103 bank rows and 41 queries, of classes that overlap."""
+    """103 bank rows and 41 queries, with their labels; the classes overlap."""
     bank, bank_label = clusters(103, CLASSES, seed=1, noise=6.0)
-    asked, asked_label = clusters(41, CLASSES, seed=2, noise=6.0)
-    return flat(bank), bank_label, flat(asked), asked_label
+    queries, query_label = clusters(41, CLASSES, seed=2, noise=6.0)
+    return flat(bank), bank_label, flat(queries), query_label
 
 
 def brute_force() -> tuple[Tensor, Tensor, float]:
     """Neighbours, votes and accuracy by one float64 matrix and a plain loop."""
-    bank, label, asked, truth = rows()
-    similarity = normalize(asked.double(), dim=1) @ normalize(bank.double(), dim=1).T
+    bank, label, queries, truth = rows()
+    similarity = normalize(queries.double(), dim=1) @ normalize(bank.double(), dim=1).T
     order = similarity.argsort(dim=1, descending=True)[:, :K]
-    votes = torch.zeros(len(asked), CLASSES, dtype=torch.float64)
-    for i in range(len(asked)):
+    votes = torch.zeros(len(queries), CLASSES, dtype=torch.float64)
+    for i in range(len(queries)):
         for j in order[i]:
             votes[i, label[j]] += torch.exp(similarity[i, j] / TEMPERATURE)
     voted = votes.argmax(dim=1)
@@ -38,14 +38,14 @@ def brute_force() -> tuple[Tensor, Tensor, float]:
 
 
 def searched(tile: int) -> tuple[Tensor, Tensor, float]:
-    bank, label, asked, truth = rows()
-    mine = torch.arange(len(bank)).tensor_split(across.size())[across.rank()]
-    ours = torch.arange(len(asked)).tensor_split(across.size())[across.rank()]
-    found = knn.search(asked[ours], bank[mine], K, tile=tile)
+    bank, label, queries, truth = rows()
+    mine = torch.arange(len(bank)).tensor_split(collectives.world_size())[collectives.rank()]
+    ours = torch.arange(len(queries)).tensor_split(collectives.world_size())[collectives.rank()]
+    found = knn.search(queries[ours], bank[mine], K, tile=tile)
     voted = knn.vote(found.similarity, gather_rows(label[mine])[found.index], CLASSES, TEMPERATURE)
     accuracy = knn.accuracy(
         Features(bank[mine], label[mine]),
-        Features(asked[ours], truth[ours]),
+        Features(queries[ours], truth[ours]),
         KNNOptions(k=K, temperature=TEMPERATURE),
         tile=tile,
     )
@@ -74,12 +74,17 @@ def uneven() -> Uneven:
     options = KNNOptions(k=1)
     shares = [share for _, share in knn.evaluate(flat, Block(images, labels), Block(images, labels), options)]
     features = extract(flat, Block(images, labels))
-    parts = gather_parts([(torch.tensor([across.rank()]),)] * across.rank())
-    return shares, gather_rows(features.x), exchange(torch.arange(3) + 10 * across.rank()), [int(p[0]) for p in parts]
+    parts = gather_parts([(torch.tensor([collectives.rank()]),)] * collectives.rank())
+    return (
+        shares,
+        gather_rows(features.x),
+        collectives.all_to_all(torch.arange(3) + 10 * collectives.rank()),
+        [int(p[0]) for p in parts],
+    )
 
 
 def everything() -> tuple[list[tuple[Tensor, Tensor, float]], Uneven | None]:
-    return [searched(tile) for tile in (2, 10, 4096)], uneven() if across.size() == 3 else None
+    return [searched(tile) for tile in (2, 10, 4096)], uneven() if collectives.world_size() == 3 else None
 
 
 @pytest.mark.parametrize("world", [2, 3])

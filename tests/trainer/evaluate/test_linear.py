@@ -67,7 +67,7 @@ def test_fast_probe_finds_scikit_learns_minimum() -> None:
 
 
 def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:
-    """Against a plain transcription: autograd-free softmax regression."""
+    """Against softmax regression written without autograd."""
     options = LinearOptions(epochs=3, batch=60, lr=0.05, momentum=0.9)
     loader = Shuffled(*TRAIN, batch=60)
     head = linear.fit(flat, loader, CLASSES, options)
@@ -98,7 +98,7 @@ def test_standardisation_and_constant_features() -> None:
 
 def test_top5_with_fewer_classes() -> None:
     logits, label = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), torch.tensor([0, 1])
-    assert linear.top(logits, label) == {1: 0.5, 5: 1.0}
+    assert linear.top_accuracies(logits, label) == {1: 0.5, 5: 1.0}
 
 
 def test_probe_keeps_the_recipes_crop_and_flip_alone() -> None:

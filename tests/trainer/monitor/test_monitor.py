@@ -1,4 +1,4 @@
-"""What a run leaves behind: logs that go on where a checkpoint left them, pictures, lines on the terminal."""
+"""A run's logs, pictures and lines on the terminal; logs of a resumed run equal those of an uninterrupted one."""
 
 import io
 import json
@@ -11,12 +11,11 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kilobatch.trainer.evaluate.gallery import Gallery
+from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.images import grid, to_bytes
-from kilobatch.trainer.monitor import progress_bar as progress
-from kilobatch.trainer.monitor import progress_file as standing
-from kilobatch.trainer.monitor.monitor import TIMINGS, Monitor, forget
-from kilobatch.trainer.monitor.progress_file import Standing
+from kilobatch.trainer.monitor import progress_bar, progress_file
+from kilobatch.trainer.monitor.monitor import TIMINGS, Monitor, truncate_metrics
+from kilobatch.trainer.monitor.progress_file import Progress
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,35 +43,35 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in found]
 
 
-def test_progress_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path, 1, 9)
-    found = Standing.of(tmp_path)
+    found = Progress.of(tmp_path)
     assert found is not None
     assert (found.step, found.steps, found.epoch, found.epochs) == (8, 12, 2.0, 3)  # written at the evaluation's end
     assert (found.loss, found.knn) == (1 / (3 * 8), 8 / 7)
     assert found.images_per_second and found.data_wait and found.seconds_left
-    monkeypatch.setattr(standing, "EVERY", 0.0)
+    monkeypatch.setattr(progress_file, "EVERY", 0.0)
     Monitor(tmp_path, 12, 4, 3, quiet()).close()  # resumed
-    found = Standing.of(tmp_path)
+    found = Progress.of(tmp_path)
     assert found is not None
     assert (found.step, found.loss, found.knn, found.seconds_left) == (4, None, 8 / 7, None)
     train(tmp_path, 5, 12)
-    found = Standing.of(tmp_path)
+    found = Progress.of(tmp_path)
     assert found is not None
     assert (found.step, found.epoch, found.seconds_left) == (12, 3.0, 0.0)
     assert sorted(path.name for path in tmp_path.glob("*progress*")) == ["progress.json"]
 
 
-def test_progress_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_written_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
-    monkeypatch.setattr(standing.time, "monotonic", lambda: clock)
-    stand = standing.Stand(tmp_path, 50, 0, 1)
+    monkeypatch.setattr(progress_file.time, "monotonic", lambda: clock)
+    writer = progress_file.ProgressWriter(tmp_path, 50, 0, 1)
     written = []
     for step in range(1, 50):
         clock += 1.0
-        stand.move(step)
-        stand.show({"train/loss": 1.0})
-        found = Standing.of(tmp_path)
+        writer.move(step)
+        writer.show({"train/loss": 1.0})
+        found = Progress.of(tmp_path)
         assert found is not None
         written.append(found.step)
     assert sorted(set(written)) == list(range(0, 50, 5))
@@ -97,14 +96,14 @@ def test_resumed_log_equals_the_uninterrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 1), (2, 2), (3, 3), (9, 4)])
-def test_forget(tmp_path: Path, start: int, kept: int) -> None:
+def test_truncate_metrics(tmp_path: Path, start: int, kept: int) -> None:
     path = tmp_path / "metrics.jsonl"
-    forget(path, start)
+    truncate_metrics(path, start)
     assert not path.exists()
     rows = ['{"step": 1, "train/loss": 3}', '{"step": 2, "train/loss": 2}', '{"step": 2, "knn/top1": 1}']
     rows = [row + "\n" for row in [*rows, '{"step": 5, "train/loss": 1}']]
     path.write_text("".join(rows) + '{"step": 6')
-    forget(path, start)
+    truncate_metrics(path, start)
     assert path.read_text() == "".join(rows[:kept])
 
 
@@ -113,7 +112,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     train(tmp_path, 5, 12)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert not [tag for tag in events.Tags()["scalars"] if "/" not in tag]  # each alone in a group of its own
+    assert not [tag for tag in events.Tags()["scalars"] if "/" not in tag]  # each would be shown in a group of its own
     for name in ("train/loss", "train/lr", "knn/top1"):
         shown = {event.step: event.value for event in events.Scalars(name)}
         assert shown == pytest.approx({line["step"]: line[name] for line in lines(tmp_path) if name in line})
@@ -145,9 +144,9 @@ def test_grid_of_large_views_is_not_enlarged() -> None:
 
 
 def test_projector(tmp_path: Path) -> None:
-    gallery = Gallery(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
+    sample = ImageSample(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
     monitor = Monitor(tmp_path, 10, 0, 1, quiet())
-    monitor.embedding(10, gallery, ["cat", "dog"])
+    monitor.embedding(10, sample, ["cat", "dog"])
     monitor.close()
     (metadata,) = tmp_path.rglob("metadata.tsv")
     assert metadata.read_text().split() == ["cat", "dog", "cat", "dog", "dog"]
@@ -165,9 +164,9 @@ def test_a_warning_is_printed_once(tmp_path: Path) -> None:
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress_bar, "EVERY", 0.0)
     console = quiet()
-    shown = progress.Lines(console, 100, 40)
+    shown = progress_bar.Lines(console, 100, 40)
     shown.show({"train/loss": 1.25, "train/images_per_second": 2345.6, "train/data_wait": 0.031})
     shown.show({"knn/top1": 0.5})
     shown.move(41)

@@ -1,4 +1,4 @@
-"""LARS against straight-line transcriptions of the three authors' codes, one tensor at a time."""
+"""LARS against plain transcriptions of the three authors' code, one tensor at a time."""
 
 from copy import deepcopy
 
@@ -59,7 +59,7 @@ def start() -> list[Tensor]:
 
 
 def gradient(step: int, i: int, shape: tuple[int, ...]) -> Tensor:
-    """Of very different sizes, small enough here and there that larc clips; some steps bring none at all."""
+    """Gradients of very different sizes, some so small that larc clips, and some zero."""
     g = torch.randn(shape, generator=torch.Generator().manual_seed(100 * step + i)) * 10.0 ** ((step + i) % 5 - 3)
     return torch.zeros(shape) if (step + i) % 7 == 3 else g
 

@@ -1,3 +1,5 @@
+"""Optimizers built from recipes: their groups, options and learning rates."""
+
 from typing import Any
 
 import pytest
@@ -6,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kilobatch.trainer.optim.lars import LARS
-from kilobatch.trainer.optim.optimizers import build, scaled_lr
+from kilobatch.trainer.optim.optimizers import build_optimizer, scaled_lr
 from kilobatch.trainer.optim.options import OptimizerOptions
 
 NAMES = ["lars", "sgd", "adamw", "lamb"]
@@ -19,14 +21,14 @@ def network() -> nn.Module:
     return net
 
 
-def options(**given: Any) -> OptimizerOptions:
-    return OptimizerOptions(**{"lr": 0.1, "weight_decay": 0.1, **given})
+def options(**changes: Any) -> OptimizerOptions:
+    return OptimizerOptions(**{"lr": 0.1, "weight_decay": 0.1, **changes})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_groups_with_names(name: str) -> None:
     net = network()
-    decayed, excluded = build(options(name=name), net, 256).param_groups
+    decayed, excluded = build_optimizer(options(name=name), net, 256).param_groups
     assert decayed["names"] == ["0.weight", "3.weight"]
     assert excluded["names"] == ["0.bias", "1.weight", "1.bias"]  # and not the frozen 3.bias
     assert (decayed["weight_decay"], excluded["weight_decay"]) == (0.1, 0.0)
@@ -39,7 +41,7 @@ def test_two_groups_with_names(name: str) -> None:
 def test_learns(name: str) -> None:
     torch.manual_seed(0)
     net, x = network(), torch.randn(32, 3, 4, 4)
-    optimizer = build(options(name=name, lr=2.0 if name == "lars" else 0.01, weight_decay=0.0), net, 256)
+    optimizer = build_optimizer(options(name=name, lr=2.0 if name == "lars" else 0.01, weight_decay=0.0), net, 256)
     losses = []
     for _ in range(60):
         loss = (net(x) - 1).square().mean()
@@ -55,7 +57,7 @@ def test_decay_shrinks_only_what_has_more_than_one_dimension(name: str) -> None:
     """With zero gradients the decay alone moves anything."""
     net = network()
     before = {key: value.clone() for key, value in net.named_parameters()}
-    optimizer = build(options(name=name, momentum=0.0), net, 256)
+    optimizer = build_optimizer(options(name=name, momentum=0.0), net, 256)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -74,7 +76,7 @@ def test_lamb_is_the_papers() -> None:
     with torch.no_grad():
         net.weight.copy_(w)
         net.bias.copy_(b)
-    optimizer = build(options(name="lamb", epsilon=1e-6), net, 256)
+    optimizer = build_optimizer(options(name="lamb", epsilon=1e-6), net, 256)
     moments = {key: (torch.zeros_like(x), torch.zeros_like(x)) for key, x in (("w", w), ("b", b))}
     for step in range(5):
         gradients = {"w": torch.full_like(w, 0.1 * step) + w, "b": b + step}
@@ -93,7 +95,9 @@ def test_lamb_is_the_papers() -> None:
 
 
 def test_lars_has_the_recipes_options() -> None:
-    optimizer = build(options(dialect="bolts", nesterov=True, momentum=0.8, trust_coefficient=0.02), network(), 256)
+    optimizer = build_optimizer(
+        options(dialect="bolts", nesterov=True, momentum=0.8, trust_coefficient=0.02), network(), 256
+    )
     assert isinstance(optimizer, LARS)
     assert (optimizer.dialect, optimizer.nesterov) == ("bolts", True)
     assert [(g["momentum"], g["trust_coefficient"], g["adapt"]) for g in optimizer.param_groups] == [
@@ -108,11 +112,11 @@ def test_simclrs_rates_meet_at_4096(scaling: str, lr: float) -> None:
 
 
 def test_scaling_reaches_the_groups() -> None:
-    assert [g["lr"] for g in build(options(scaling="linear"), network(), 512).param_groups] == [0.2, 0.2]
+    assert [g["lr"] for g in build_optimizer(options(scaling="linear"), network(), 512).param_groups] == [0.2, 0.2]
 
 
 def test_nothing_excluded_leaves_one_group() -> None:
-    assert len(build(options(), nn.Linear(2, 2, bias=False), 256).param_groups) == 1
+    assert len(build_optimizer(options(), nn.Linear(2, 2, bias=False), 256).param_groups) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Learning-rate schedules against values written out by hand."""
+
 from math import cos, pi
 
 import pytest

@@ -1,4 +1,4 @@
-"""Ranks are forked from a process that has torch already; nothing of it may show in them but the time."""
+"""Ranks are forked from a process that has imported torch; apart from the time saved, this must change nothing."""
 
 import os
 import subprocess
@@ -14,17 +14,17 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from kilobatch.trainer.optim.lars import LARS
-from kilobatch.trainer.ranks.skip_dynamo import spare_the_compiler
+from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
 from tests.helpers.process_groups import run_ranks
 
 MAKERS: list[Callable[..., Optimizer]] = [LARS, SGD, AdamW]
 
 
-def told() -> dict[str, object]:
-    """Of a rank that has done nothing yet."""
+def process_state() -> dict[str, object]:
+    """The state of a rank that has done nothing yet."""
     fork_without_gpu = torch.cuda._is_in_bad_fork()
     return {
-        "variable": os.environ.get("KILOBATCH_TOLD"),
+        "variable": os.environ.get("KILOBATCH_TEST"),
         "heavy": [name for name in ("triton", "numba", "deepspeed", "torch._dynamo") if name in sys.modules],
         "fork without GPU": fork_without_gpu,
         "threads": torch.get_num_threads(),
@@ -49,15 +49,15 @@ def trained() -> list[torch.Tensor]:
 
 
 def trained_without_the_compiler() -> tuple[list[torch.Tensor], bool]:
-    spare_the_compiler()
+    skip_dynamo()
     return trained(), "torch._dynamo" in sys.modules
 
 
 def test_a_rank_has_its_callers_environment_and_nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"heavy": [], "fork without GPU": False, "threads": 1}
-    for said in ("before", "after"):  # the process that ranks are forked from is older than the second
-        monkeypatch.setenv("KILOBATCH_TOLD", said)
-        assert run_ranks(1, told) == [expected | {"variable": said}]
+    for value in ("before", "after"):  # the second is set after the process that ranks are forked from has started
+        monkeypatch.setenv("KILOBATCH_TEST", value)
+        assert run_ranks(1, process_state) == [expected | {"variable": value}]
 
 
 def goes_on(folder: Path) -> None:
@@ -83,7 +83,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> None:
 
 
 def test_optimizers_do_the_same_without_the_compiler() -> None:
-    """torch imports its compiler for them otherwise: seconds, in each worker."""
+    """Otherwise torch imports its compiler for them, which takes seconds in each worker."""
     ((found, imported),) = run_ranks(1, trained_without_the_compiler)
     assert not imported
     for ours, torchs in zip(found, trained(), strict=True):

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints: the reader against files that TensorFlow wrote, names against the authors' network."""
+"""TensorFlow's checkpoints: files that TensorFlow wrote, and outputs of the authors' network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +10,15 @@ import torch
 
 from kilobatch.data.errors import Refusal
 from kilobatch.launch.cli.convert import import_tensorflow
-from kilobatch.launch.worker.pretrained import trained
-from kilobatch.methods.networks.build import build
+from kilobatch.launch.worker.pretrained import load_method
+from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.simclr_v2 import SimCLRV2
-from kilobatch.trainer.tf_import.bundle import Bundle, find
+from kilobatch.trainer.tf_import.bundle import Bundle, find_checkpoint
 from kilobatch.trainer.tf_import.crc32c import crc32c
-from kilobatch.trainer.tf_import.variables import read
+from kilobatch.trainer.tf_import.variables import read_variables
 from tests.helpers.tf_checkpoints import Array, Authors, write_bundle
 
 REAL = Path(__file__).parent / "tensorflow_checkpoint"
@@ -32,7 +32,7 @@ def test_crc32c() -> None:
 
 
 def test_what_tensorflow_wrote() -> None:
-    bundle = Bundle(find(REAL))
+    bundle = Bundle(find_checkpoint(REAL))
     expected: dict[str, Array] = {
         "base_model/conv2d/kernel": np.arange(72, dtype="f4").reshape(3, 3, 2, 4),
         "base_model/conv2d/kernel/Momentum": np.zeros((3, 3, 2, 4), "f4"),
@@ -55,7 +55,7 @@ def test_what_tensorflow_wrote() -> None:
 def test_several_data_files(tmp_path: Path) -> None:
     variables: dict[str, Array] = {f"v/{i}": np.full((i,), i, "f4") for i in range(40)}
     write_bundle(tmp_path / "model", variables, shards=3)
-    bundle = Bundle(find(tmp_path / "model.data-00001-of-00003"))
+    bundle = Bundle(find_checkpoint(tmp_path / "model.data-00001-of-00003"))
     assert all(np.array_equal(bundle.read(name), value) for name, value in variables.items())
 
 
@@ -65,7 +65,7 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path / NAME
 
 
-def test_no_flipped_byte_of_an_index_goes_unseen(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_an_index_is_noticed(tmp_path: Path) -> None:
     whole = Bundle(copied(tmp_path)).entries
     index = tmp_path / f"{NAME}.index"
     good = index.read_bytes()
@@ -100,28 +100,28 @@ def test_damaged_and_missing_data(tmp_path: Path) -> None:
         Bundle(prefix)
 
 
-def test_where_a_checkpoint_is_looked_for(tmp_path: Path) -> None:
-    for given in (REAL, REAL / NAME, REAL / f"{NAME}.index", REAL / f"{NAME}.data-00000-of-00001"):
-        assert find(given) == REAL / NAME
+def test_find_checkpoint(tmp_path: Path) -> None:
+    for path in (REAL, REAL / NAME, REAL / f"{NAME}.index", REAL / f"{NAME}.data-00000-of-00001"):
+        assert find_checkpoint(path) == REAL / NAME
     refused: dict[Path, str] = {
         tmp_path: "holds no TensorFlow checkpoint: no file there ends in .index",
         tmp_path / "model.ckpt-1": "there is no TensorFlow checkpoint .*: model.ckpt-1.index is missing",
         REAL / "README.md": "is one file; a TensorFlow checkpoint has an index beside its data, README.md.index",
     }
-    for given, message in refused.items():
+    for path, message in refused.items():
         with pytest.raises(Refusal, match=message):
-            find(given)
+            find_checkpoint(path)
     copied(tmp_path)
     (tmp_path / "checkpoint").unlink()
     (tmp_path / "other.index").write_bytes(b"")
     with pytest.raises(Refusal, match=f"holds 2 checkpoints; name one of them: {NAME}, other"):
-        find(tmp_path)
+        find_checkpoint(tmp_path)
 
 
-def brought(checkpoint: Path, **wanted: Any) -> Any:
+def imported(checkpoint: Path, **options: Any) -> Any:
     out = checkpoint.with_name("out.safetensors")
-    import_tensorflow(checkpoint, out, **({"classifier_after": None, "projections": False, "force": True} | wanted))
-    return trained(str(out))
+    import_tensorflow(checkpoint, out, **({"classifier_after": None, "projections": False, "force": True} | options))
+    return load_method(str(out))
 
 
 IMAGES = np.random.default_rng(1).random((1, 34, 23, 3))  # 17 and 12 pixels before the max-pool
@@ -141,16 +141,16 @@ def test_selective_kernels_with_both_heads(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(
         Refusal, match="a projection head of 3 layers and a classifier of 5 classes; say which is meant"
     ):
-        brought(tmp_path / "model")
+        imported(tmp_path / "model")
     with pytest.raises(Refusal, match="can stand on 0 to 3 of them; --classifier-after is 4"):
-        brought(tmp_path / "model", classifier_after=4)
-    method = brought(tmp_path / "model", projections=True)
+        imported(tmp_path / "model", classifier_after=4)
+    method = imported(tmp_path / "model", projections=True)
     assert isinstance(method, SimCLRV2)
     agree(method.encoder(ours), wanted["features"])
     agree(method.head(method.encoder(ours)), wanted["projections"])
     assert "left out: global_step, head_supervised/linear_layer/dense/bias, " in capsys.readouterr().out
-    found = read(Bundle(tmp_path / "model"), 1, False)
-    fine_tuned = FineTune(build(EncoderOptions.model_validate(found.encoder)), layer=1)
+    found = read_variables(Bundle(tmp_path / "model"), 1, False)
+    fine_tuned = FineTune(build_encoder(EncoderOptions.model_validate(found.encoder)), layer=1)
     fine_tuned.prepare(0, 5)
     fine_tuned.load_state_dict({name.removeprefix("method."): tensor for name, tensor in found.tensors.items()})
     agree(fine_tuned.eval().logits(ours), wanted["logits"])
@@ -162,7 +162,7 @@ def test_a_classifier_on_the_projections(tmp_path: Path) -> None:
     authors = Authors((3, 4, 6, 3), 0.0, layers=2, classes=5, selector=2)
     wanted = authors(IMAGES)
     write_bundle(tmp_path / "model", authors.variables)
-    method = brought(tmp_path / "model", classifier_after=2)
+    method = imported(tmp_path / "model", classifier_after=2)
     assert isinstance(method, FineTune) and (method.layer, method.dim) == (2, 24)
     ours = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float()
     agree(method.represent(ours), wanted["projections"])
@@ -175,11 +175,11 @@ def test_plain_ones_pool_as_tensorflow_does(tmp_path: Path) -> None:
     wanted = authors(IMAGES)
     ours = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float()
     write_bundle(tmp_path / "model", authors.variables)
-    method = brought(tmp_path / "model")
+    method = imported(tmp_path / "model")
     assert isinstance(method, FineTune) and method.layer == 0
     agree(method.logits(ours), wanted["logits"])
     assert isinstance(method.encoder, ResNet)
-    method.encoder.pools_same = False  # torchvision's padding would not do
+    method.encoder.pads_as_tensorflow = False  # torchvision's padding gives other features
     assert np.abs(method.logits(ours).numpy() - wanted["logits"]).max() > 1e-3 * np.abs(wanted["logits"]).max()
 
 
@@ -217,5 +217,5 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     for variables, message in cases:
         write_bundle(tmp_path / "model", variables, hollow=True)
         with pytest.raises(Refusal, match=message):
-            brought(tmp_path / "model")
+            imported(tmp_path / "model")
     assert not (tmp_path / "out.safetensors").exists()
