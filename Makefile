@@ -1,4 +1,5 @@
 # make demo: sets everything up, then trains SimCLR on digits with two workers, evaluates and draws (≈ 5 minutes on 2 cores)
+# make quick: the tests that start no other process, while you work (1 to 2 minutes on 2 cores, after the set-up)
 # make test: sets everything up, then ruff, pyright and the tests
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ SYSTEM_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++ python3-dev py
 TEST_PACKAGES := slurm-wlm munge
 export KILOBATCH_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo demo-pipeline test test-all lint types bench setup system slurm clean
+.PHONY: demo demo-pipeline quick test test-all lint types bench setup system slurm clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -21,6 +22,10 @@ demo-pipeline: setup
 
 # Two processes, spread as tests/conftest.py says; each computes with one thread.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+
+# Neither SLURM nor ruff nor pyright; tests/conftest.py stops each test that starts a process. Its last line is the time.
+quick: setup
+	$(PYTEST) --quick
 
 test: setup slurm lint types
 	$(PYTEST)
