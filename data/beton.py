@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import first_problem
 
 NOTE_FORMAT = 1
@@ -88,7 +88,7 @@ def verify_beton(path: Path, full: bool = False) -> BetonInfo:
     """Checks that a .beton is whole, and returns its note.
 
     The quick check compares name, size, header, fields and count with the note beside the file, and takes well under a
-    millisecond; `full` also reads the file and compares its SHA-256. Raises Refusal, which says what is wrong.
+    millisecond; `full` also reads the file and compares its SHA-256. Raises UserError, which says what is wrong.
     """
     header = _header(path)
     info = _note(path)
@@ -96,26 +96,26 @@ def verify_beton(path: Path, full: bool = False) -> BetonInfo:
     again = f"convert it again, or copy it again together with {note_path(path).name}"
     if size != info.bytes:
         what = "is cut short" if size < info.bytes else "is not the file that was converted"
-        raise Refusal(f"{path} {what}: it has {size:,} bytes, {note_path(path).name} says {info.bytes:,}; {again}")
+        raise UserError(f"{path} {what}: it has {size:,} bytes, {note_path(path).name} says {info.bytes:,}; {again}")
     if header["num_samples"] != info.samples:
-        raise Refusal(
+        raise UserError(
             f"{path}: its header counts {header['num_samples']:,} samples, "
             f"{note_path(path).name} says {info.samples:,}; {again}"
         )
     if header["alloc_table_ptr"] != info.alloc_table_ptr:
-        raise Refusal(f"{path} is damaged: its header does not point to its allocation table; {again}")
+        raise UserError(f"{path} is damaged: its header does not point to its allocation table; {again}")
     if full:
         with path.open("rb") as file:
             found = checksum(file)
         if found != info.sha256:
-            raise Refusal(f"{path} is damaged: its SHA-256 is {found[:16]}…, should be {info.sha256[:16]}…; {again}")
+            raise UserError(f"{path} is damaged: its SHA-256 is {found[:16]}…, should be {info.sha256[:16]}…; {again}")
         if info.names_sha256 is not None:
             read_names(path)
     return info
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:
-    """Reads the labels of a .beton, (samples,). Raises Refusal as verify_beton does."""
+    """Reads the labels of a .beton, (samples,). Raises UserError as verify_beton does."""
     samples = verify_beton(path).samples
     rows = np.fromfile(path, SAMPLE, samples, offset=HEADER.itemsize + len(FIELDS) * FIELD.itemsize)
     return rows["label"].astype(np.int64)
@@ -124,11 +124,11 @@ def read_labels(path: Path) -> NDArray[np.int64]:
 def read_names(path: Path) -> list[str]:
     """Reads the names of a .beton's images: paths within the folder that it was made from.
 
-    Raises Refusal where the images have no names, or where FILE.names was not written together with this .beton.
+    Raises UserError where the images have no names, or where FILE.names was not written together with this .beton.
     """
     info, names = verify_beton(path), names_path(path)
     if info.names_sha256 is None:
-        raise Refusal(
+        raise UserError(
             f"{path} does not know the names of its images: it was made from a source without any, or before names "
             f"were kept; convert the folder again: kilobatch convert folder:PATH {path}"
         )
@@ -136,39 +136,39 @@ def read_names(path: Path) -> list[str]:
     try:
         data = names.read_bytes()
     except OSError as error:
-        raise Refusal(f"{names} cannot be read: {error.strerror}; {again}") from None
+        raise UserError(f"{names} cannot be read: {error.strerror}; {again}") from None
     if hashlib.sha256(data).hexdigest() != info.names_sha256:
-        raise Refusal(f"{names} is not the one that was written with {path.name}: its SHA-256 differs; {again}")
+        raise UserError(f"{names} is not the one that was written with {path.name}: its SHA-256 differs; {again}")
     return data.decode().split("\n")[:-1]
 
 
 def _header(path: Path) -> np.void:
     if path.is_dir():
-        raise Refusal(f"{path} is a folder, not a .beton; a folder of images is given as folder:{path}")
+        raise UserError(f"{path} is a folder, not a .beton; a folder of images is given as folder:{path}")
     try:
         with path.open("rb") as file:
             start = file.read(HEADER.itemsize + len(FIELDS) * FIELD.itemsize)
     except FileNotFoundError:
         betons = [p.name for p in path.parent.glob("*.beton")]
         near = did_you_mean(path.name, betons) if betons else f"; make it with: kilobatch convert SOURCE {path}"
-        raise Refusal(f"{path} does not exist{near}") from None
+        raise UserError(f"{path} does not exist{near}") from None
     except OSError as error:
-        raise Refusal(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
     make = f"make one with: kilobatch convert SOURCE {path.stem}.beton"
     if not start:
-        raise Refusal(f"{path} is empty, not a .beton; {make}")
+        raise UserError(f"{path} is empty, not a .beton; {make}")
     if len(start) < HEADER.itemsize:
-        raise Refusal(f"{path} is not a .beton: it has {len(start)} bytes, fewer than a header; {make}")
+        raise UserError(f"{path} is not a .beton: it has {len(start)} bytes, fewer than a header; {make}")
     header = np.frombuffer(start, HEADER, 1)[0]
     if start.count(0) == len(start):
-        raise Refusal(f"{path} was never finished: its header is blank; {make}")
+        raise UserError(f"{path} was never finished: its header is blank; {make}")
     page_size = int(header["page_size"])
     if page_size < 1 << 21 or page_size & (page_size - 1):
-        raise Refusal(f"{path} is not a .beton: it does not begin with FFCV's header; {make}")
+        raise UserError(f"{path} is not a .beton: it does not begin with FFCV's header; {make}")
     if header["version"] != VERSION:
-        raise Refusal(f"{path} is a .beton of FFCV version {header['version']}, this reads version {VERSION}; {make}")
+        raise UserError(f"{path} is a .beton of FFCV version {header['version']}, this reads version {VERSION}; {make}")
     if header["num_fields"] != len(FIELDS) or start[HEADER.itemsize :] != fields().tobytes():
-        raise Refusal(f"{path} is a .beton with other fields than (image: RGBImageField, label: IntField); {make}")
+        raise UserError(f"{path} is a .beton with other fields than (image: RGBImageField, label: IntField); {make}")
     return header
 
 
@@ -178,22 +178,22 @@ def _note(path: Path) -> BetonInfo:
     try:
         content = json.loads(note.read_text())
     except FileNotFoundError:
-        raise Refusal(
+        raise UserError(
             f"{path} has no {note.name} beside it: its conversion was cut off, it was copied alone, or another "
             f"program wrote it; {make}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise Refusal(f"{note} is damaged: it is not JSON; {make} again") from None
+        raise UserError(f"{note} is damaged: it is not JSON; {make} again") from None
     except OSError as error:
-        raise Refusal(f"{note} cannot be read: {error.strerror}; check its permissions and its disk") from error
+        raise UserError(f"{note} cannot be read: {error.strerror}; check its permissions and its disk") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != NOTE_FORMAT:
-        raise Refusal(f"{note} has format {version!r}, this reads format {NOTE_FORMAT}; {make} again")
+        raise UserError(f"{note} has format {version!r}, this reads format {NOTE_FORMAT}; {make} again")
     try:
         return BetonInfo.model_validate(content)
     except ValidationError as error:
         key, problem = first_problem(error)
-        raise Refusal(f"{note} is damaged: {key}: {problem.lower()}; {make} again") from None
+        raise UserError(f"{note} is damaged: {key}: {problem.lower()}; {make} again") from None
 
 
 class Writer:

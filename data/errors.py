@@ -1,11 +1,11 @@
-"""Refusal, the exception for errors that a user can correct; spelling help for its messages; warnings."""
+"""UserError, the exception for errors that a user can correct; spelling help for its messages; warnings."""
 
 import difflib
 import sys
 from collections.abc import Iterable
 
 
-class Refusal(ValueError):
+class UserError(ValueError):
     """An error in the input or the environment, which the user can correct.
 
     Its text is the whole message: what is wrong, its value, what is allowed, the way out. The command line prints

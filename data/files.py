@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 
 CHUNK = 1 << 24  # bytes: hashing and writing alternate on pieces that stay in the processor's cache
 Bytes = bytes | memoryview
@@ -74,7 +74,7 @@ def read_model(path: Path, model: type[T], way_out: str, *, with_key: bool = Fal
     """Reads a JSON file as a pydantic model, or as any other type that pydantic validates.
 
     way_out: the end of the message; with_key: whether the message names the key with the wrong value.
-    Raises Refusal where the content is not the model's, and FileNotFoundError.
+    Raises UserError where the content is not the model's, and FileNotFoundError.
     """
     return parse_model(path.read_bytes(), path, model, way_out, with_key=with_key)
 
@@ -87,7 +87,7 @@ def parse_model(
         return TypeAdapter(model).validate_json(text, strict=strict)
     except ValidationError as error:
         key, problem = first_problem(error)
-        raise Refusal(f"{path} is damaged ({f'{key}: ' if with_key else ''}{problem}); {way_out}") from error
+        raise UserError(f"{path} is damaged ({f'{key}: ' if with_key else ''}{problem}); {way_out}") from error
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:

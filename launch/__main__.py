@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.cli import options
 from kilobatch.launch.cli.options import ClusterName, DryRun, Overrides, Recipe, Run, Workers
 from kilobatch.launch.cli.resource_options import with_resources
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exits with 0, 1 (a worker or a check failed), 2 (refused) or 130 (interrupted)."""
     try:
         app(argv)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"kilobatch: {refusal}", file=sys.stderr)
         sys.exit(2)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 
 FEW_RANKS = 8  # up to so many, about those of one machine, gather is faster than all-reduce: benchmarks/scaling.md
 _checked: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()  # by group: what had equal sizes
@@ -129,7 +129,7 @@ def exchange(x: Tensor, order: Tensor) -> Tensor:
 
 
 def refuse_unequal(n: int, what: str, device: torch.device) -> None:
-    """Raises Refusal on every rank unless n is the same on all: with unequal sizes gather() would hang or mix rows.
+    """Raises UserError on every rank unless n is the same on all: with unequal sizes gather() would hang or mix rows.
 
     On a CPU every call compares. On an accelerator a comparison makes the host wait, so it is made once for each `what`
     in a process group's life; the sizes stay equal since the loader drops incomplete batches. The comparison is not
@@ -143,7 +143,7 @@ def refuse_unequal(n: int, what: str, device: torch.device) -> None:
         return
     counts: list[int] = gather(torch.tensor([n], device=device)).tolist()
     if len(set(counts)) > 1:
-        raise Refusal(
+        raise UserError(
             f"{what} differ over ranks: {counts}; every rank must bring as many, so drop the incomplete batch"
         )
     checked.add(what)

@@ -21,7 +21,7 @@ class Memory(nn.Module):
 
     def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
         """Fills this rank's share from a checkpoint of another number of ranks. held(name, r) reads buffer `name` of
-        rank r of that checkpoint, on the CPU. Raises Refusal for buffers whose shapes the number of ranks does not
+        rank r of that checkpoint, on the CPU. Raises UserError for buffers whose shapes the number of ranks does not
         explain."""
         raise NotImplementedError
 
@@ -61,7 +61,7 @@ class Method(nn.Module):
 
         load(reference) is a method as training left it, on the CPU, in eval mode and without gradients. Starting
         weights are loaded only if `fresh` (training starts without a checkpoint of its own), a teacher always. Raises
-        Refusal for what does not fit.
+        UserError for what does not fit.
         """
 
     def forward(self, views: Tensor) -> Tensors:

@@ -41,5 +41,5 @@ class Constraint(Protocol):
     """
 
     def check(self, value: Any, context: OptionContext) -> None:
-        """Raises Refusal, which names what has to change."""
+        """Raises UserError, which names what has to change."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal, warn
+from kilobatch.data.errors import UserError, warn
 from kilobatch.data.files import describe_bytes
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
@@ -29,7 +29,7 @@ class Chunking:
     chunks is part of the run: checkpoints hold `parts`, and resume() takes it over. keep changes nothing but speed, to
     the bit.
 
-    Raises Refusal for chunks that do not divide the batch, or that a norm over the global batch or the method rules
+    Raises UserError for chunks that do not divide the batch, or that a norm over the global batch or the method rules
     out.
     """
 
@@ -49,11 +49,11 @@ class Chunking:
         if self.chunks is None:
             self.chunks = 1 if global_norm or method.whole_batch else None
         elif batch_per_rank % self.chunks:
-            raise Refusal(
+            raise UserError(
                 f"engine.chunks is {self.chunks}, which does not divide the {batch_per_rank} samples of a rank"
             )
         elif problem := chunks_problem(self.chunks, global_norm, method.whole_batch):
-            raise Refusal(problem)
+            raise UserError(problem)
 
     @property
     def parts(self) -> int | None:
@@ -76,7 +76,7 @@ class Chunking:
     def decide(self, views: Tensor) -> tuple[int, int]:
         """(chunks, how many of them keep their graph); measured at the first call, if at all.
 
-        views (N, V, 3, H, W): this rank's, of the first step. Raises Refusal, on every rank, where not even chunks of
+        views (N, V, 3, H, W): this rank's, of the first step. Raises UserError, on every rank, where not even chunks of
         one sample fit.
         """
         if self.chunks == 1:
@@ -96,7 +96,7 @@ class Chunking:
             fewest = next((c for c in divisors if need.of(len(views) // c, 1) <= budget), none_fits)
             chunks = int(collectives.all_reduce_max(torch.tensor(fewest, device=self._device)))
             if chunks == none_fits:
-                raise Refusal(
+                raise UserError(
                     "engine.chunks is auto, but not even one sample at a time fits: it needs "
                     f"{describe_bytes(need.of(1, 1))}, and {describe_bytes(budget)} may be used ({SHARE:.0%} of what "
                     "is free for a rank); use more workers on more machines, smaller images, or a smaller encoder"

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -30,7 +30,7 @@ class Engine:
     method. A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step; at
     ZeRO 2 each backward averages its part of them, and a rank keeps only the averages that it updates with.
 
-    Raises Refusal for chunks that do not divide the batch, or that a norm over the global batch or the method rules
+    Raises UserError for chunks that do not divide the batch, or that a norm over the global batch or the method rules
     out, and under ZeRO for an optimizer that needs whole tensors.
     """
 
@@ -40,7 +40,7 @@ class Engine:
         self.chunking = Chunking(options, method, batch_per_rank, device, self.autocast)
         self.method, self.optimizer, self.options, self.device = method, optimizer, options, device
         if problem := zero_problem(options.zero, type(optimizer).__name__.lower()):
-            raise Refusal(problem)
+            raise UserError(problem)
         # At ZeRO 2 a rank's own gradients are gone after a backward, so the sum of their norms is kept for finite():
         # an infinity or NaN in any of them is in the sum as well.
         self._norm_sum = torch.zeros((), device=device) if options.zero == 2 else None
@@ -150,15 +150,15 @@ class Engine:
     def restore(self, saved: Saved) -> None:
         """Reads everything that pieces() wrote, on any number of ranks and at any ZeRO stage.
 
-        Raises Refusal when the checkpoint lacks a tensor, has it in another shape, or holds by rank what this run holds
-        whole, or the other way round.
+        Raises UserError when the checkpoint lacks a tensor, has it in another shape, or holds by rank what this run
+        holds whole, or the other way round.
         """
         own, world = self.method.own_buffers, collectives.world_size()
         whole, parts = set(saved.names()), set(saved.own_names())
         for name, tensor in self._state().items():
             if f"method.{name}" in (whole if name in own else parts):
                 wrote, holds = ("whole", "by rank") if name in own else ("by rank", "whole")
-                raise Refusal(
+                raise UserError(
                     f"the checkpoint holds {name} {wrote}, this run {holds}; resume with the placement that it was "
                     "written with"
                 )
@@ -166,7 +166,7 @@ class Engine:
                 continue
             stored = saved.own(f"method.{name}", collectives.rank()) if name in own else saved.whole(f"method.{name}")
             if stored.shape != tensor.shape:
-                raise Refusal(
+                raise UserError(
                     f"the checkpoint's {name} is {tuple(stored.shape)}, this run's {tuple(tensor.shape)}; "
                     "resume with the recipe that it was written with"
                 )
@@ -189,7 +189,7 @@ class Engine:
         names = [name.split(".", 2) for name in saved.names() if name.startswith("optimizer.")]
         for _, _, name in names:
             if name not in parameters:
-                raise Refusal(f"the checkpoint has optimizer state of '{name}', which this run does not have")
+                raise UserError(f"the checkpoint has optimizer state of '{name}', which this run does not have")
         self.optimizer.state.clear()
         if self._parts:
             refresh(self._deepspeed.optimizer)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
@@ -142,16 +142,16 @@ class Loop:
 
         On as many ranks as wrote it, training goes on bit for bit as the uninterrupted run does. On another number of
         ranks the batches are the same, but the generators are seeded anew from the step, as their states are by rank.
-        Raises Refusal where the training data have changed.
+        Raises UserError where the training data have changed.
         """
         step, per_epoch = saved.meta["step"], saved.meta["steps_per_epoch"]
         if per_epoch != self.loader.steps_per_epoch:
-            raise Refusal(
+            raise UserError(
                 f"the checkpoint's epochs have {per_epoch} steps, this run's {self.loader.steps_per_epoch}: "
                 "data.train or data.batch has changed; resume with what it was written with"
             )
         if saved.meta["data_sha256"] != self.data_sha256:
-            raise Refusal(
+            raise UserError(
                 f"{saved.folder} was trained on other images or labels than data.train holds now (SHA-256 "
                 f"{saved.meta['data_sha256'][:12]}…, now {self.data_sha256[:12]}…); put the old ones back, or start "
                 "a new run"

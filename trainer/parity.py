@@ -73,7 +73,7 @@ class ParityRow:
 def parity_tables(*names: str) -> dict[str, list[ParityRow]]:
     """The parity table of each method, on real process groups, followed by right and wrong constructions of its loss.
 
-    All methods share the groups, because starting one takes longer than checking a method in it. Raises Refusal for a
+    All methods share the groups, because starting one takes longer than checking a method in it. Raises UserError for a
     method without a table.
     """
     rows: dict[str, list[ParityRow]] = {name: [] for name in names}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kilobatch.data.augment.cpu.augment import scratch_length
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.buffer_pool import BufferPool
 from kilobatch.data.loading.decode_crop import JPEG, RAW, CropPlan, ImageTable, crop_bytes, crop_planar
 from kilobatch.data.loading.ffcv_bindings import Operation, State
@@ -104,14 +104,14 @@ class ViewDecoder(Operation):
             pass
 
     def decode_with_pillow(self, i: int, request: BatchRequest, out: np.ndarray) -> None:
-        """Fills row i, where libjpeg gave an error or a warning, if Pillow reads the file; else raises Refusal."""
+        """Fills row i, where libjpeg gave an error or a warning, if Pillow reads the file; else raises UserError."""
         assert self.table is not None
         sample = int(request.index[i])
         start, size = int(self.table.start[sample]), int(self.table.size[sample])
         try:
             pixels = read_image(self.table.storage[start : start + size].tobytes(), f"{self.beton}, sample {sample}")
         except BrokenImage as error:
-            raise Refusal(f"{error}; the file is damaged: convert it again") from error
+            raise UserError(f"{error}; the file is damaged: convert it again") from error
         table = one_image_table(pixels, sample)
         self.make_views(table, request.epoch, request.index[i : i + 1], out[i : i + 1], np.zeros(1, np.bool_))
 
@@ -137,7 +137,7 @@ class Labels(Operation):
 
 
 def build_table(beton: Path, rows: np.ndarray, file: Bytes, starts: np.ndarray, sizes: np.ndarray) -> ImageTable:
-    """The images' places in the file. Raises Refusal where its tables disagree, which FFCV does not check."""
+    """The images' places in the file. Raises UserError where its tables disagree, which FFCV does not check."""
     start = rows["data_ptr"].astype(np.int64)
     allocation = np.searchsorted(starts, rows["data_ptr"])
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
@@ -150,7 +150,7 @@ def build_table(beton: Path, rows: np.ndarray, file: Bytes, starts: np.ndarray, 
             storage = np.asarray(file)
             storage.setflags(write=False)
             return ImageTable(storage, start, size, height, width, mode)
-    raise Refusal(f"{beton} is damaged: its tables do not fit its {len(file):,} bytes; convert it again")
+    raise UserError(f"{beton} is damaged: its tables do not fit its {len(file):,} bytes; convert it again")
 
 
 def one_image_table(pixels: Bytes, sample: int) -> ImageTable:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import read_labels, read_names, verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import LabelOptions
 from kilobatch.data.loading.sampling import epoch_order
 from kilobatch.data.sources.folder import Folder
@@ -17,7 +17,7 @@ UNLABELLED = -1  # the label of an image that has none
 
 
 def labelled_samples(beton: Path, options: LabelOptions) -> NDArray[np.int64] | None:
-    """The samples of a .beton that have labels, ascending; None: all. Raises Refusal."""
+    """The samples of a .beton that have labels, ascending; None: all. Raises UserError."""
     if options.list is not None:
         return samples_in_list(read_names(beton), Path(options.list).expanduser(), str(beton))
     if options.all:
@@ -50,7 +50,7 @@ def share_size(images: int, classes: int, part: float) -> int:
 def samples_in_list(names: Sequence[str], file: Path, where: str) -> NDArray[np.int64]:
     """Indices, ascending, of the images that a text file names, one a line: by a path as in `names`, or its last part.
 
-    Raises Refusal for a line that names no image, or that is the last part of several paths.
+    Raises UserError for a line that names no image, or that is the last part of several paths.
     """
     lines = _lines(file)
     by_path = {name: i for i, name in enumerate(names)}
@@ -67,12 +67,12 @@ def samples_in_list(names: Sequence[str], file: Path, where: str) -> NDArray[np.
         elif len(several := by_last[line]) == 1:
             found.add(several[0])
         else:
-            raise Refusal(
+            raise UserError(
                 f"data.labels.list {file}: '{line}' is the name of {len(several):,} images of {where}, such as "
                 f"{names[several[0]]} and {names[several[1]]}; write their paths instead"
             )
     if absent:
-        raise Refusal(
+        raise UserError(
             f"data.labels.list {file}: {len(absent):,} of its {len(lines):,} lines name no image of {where}, such as "
             f"{', '.join(absent[:3])} (an image there: {names[0]}); correct the list, or data.train"
         )
@@ -80,7 +80,8 @@ def samples_in_list(names: Sequence[str], file: Path, where: str) -> NDArray[np.
 
 
 def count_labelled(spec: str, options: LabelOptions, split: Split = "train") -> int:
-    """Counts the images of a source or a .beton that have labels; decodes none. Raises Refusal as labelled_samples."""
+    """Counts the images of a source or a .beton that have labels; decodes none. Raises UserError as
+    labelled_samples."""
     if options.list is None:
         images = count_images(spec, split)
         return images if options.all else share_size(images, count_classes(spec, split), options.share)
@@ -89,7 +90,7 @@ def count_labelled(spec: str, options: LabelOptions, split: Split = "train") -> 
         return len(samples_in_list(read_names(path), Path(options.list).expanduser(), spec))
     folder = folder_of(spec)
     if folder is None:
-        raise Refusal(
+        raise UserError(
             f"data.labels.list {options.list}: the images of '{spec}' have no names; use data.labels.share, or images "
             "in folders: folder:PATH"
         )
@@ -100,9 +101,11 @@ def _lines(file: Path) -> list[str]:
     try:
         lines = [line.strip().removeprefix("./") for line in file.read_text("utf-8").splitlines()]
     except OSError as error:
-        raise Refusal(f"data.labels.list {file} cannot be read: {error.strerror}; name a text file") from None
+        raise UserError(f"data.labels.list {file} cannot be read: {error.strerror}; name a text file") from None
     except UnicodeDecodeError:
-        raise Refusal(f"data.labels.list {file} is not a text file; write the name of an image in each line") from None
+        raise UserError(
+            f"data.labels.list {file} is not a text file; write the name of an image in each line"
+        ) from None
     if not any(lines):
-        raise Refusal(f"data.labels.list {file} names no image; write the name of one in each line")
+        raise UserError(f"data.labels.list {file} names no image; write the name of one in each line")
     return [line for line in lines if line]

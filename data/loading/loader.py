@@ -14,7 +14,7 @@ from torch import Tensor
 from kilobatch.data.augment.jigsaw import jigsaw
 from kilobatch.data.batch import Batch
 from kilobatch.data.counter_rng import keys
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import UNLABELLED
 from kilobatch.data.loading.sampling import epoch_order, rank_batches, rank_block
 from kilobatch.data.views.options import Views
@@ -48,7 +48,7 @@ class Loader:
     labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled, else
     their label is -1. In both cases Batch.index counts all samples of the file, and views are drawn by that index.
     dtype: of the views.
-    Raises Refusal if the batch does not divide over the ranks, or if there are fewer samples.
+    Raises UserError if the batch does not divide over the ranks, or if there are fewer samples.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Loader:
         world = worker.world
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
-            raise Refusal(f"global batch {batch} does not divide over {world} ranks; use {near}")
+            raise UserError(f"global batch {batch} does not divide over {world} ranks; use {near}")
         self.views, self.worker, self.batch, self.seed = views, worker, batch, seed
         self.jigsaw, self.dtype = jigsaw, dtype
         self.beton = open_beton(beton, views, seed, 0, worker)
@@ -75,7 +75,7 @@ class Loader:
         self.samples = self.beton.samples if self.subset is None else len(self.subset)
         if self.samples < batch:
             which = "samples" if self.subset is None else "samples with labels"
-            raise Refusal(
+            raise UserError(
                 f"{beton} has {self.samples:,} {which}, fewer than one global batch of {batch:,}; "
                 f"set data.batch to at most {self.samples // world * world}, or use more images"
             )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
@@ -21,17 +21,17 @@ def open_cifar(name: str, root: Path, split: str) -> Arrays:
     try:
         data = kind(str(root), train=split == "train", download=False)
     except RuntimeError:  # a checksum differs
-        raise Refusal(f"{name}:{root} is incomplete or damaged; remove it and {_download_hint(name, root)}") from None
+        raise UserError(f"{name}:{root} is incomplete or damaged; remove it and {_download_hint(name, root)}") from None
     return Arrays(np.asarray(data.data, np.uint8), np.array(data.targets, np.int64), list(data.classes))
 
 
 def cifar_folder(name: str, root: Path) -> Path:
-    """The folder below `root` with torchvision's files. Raises Refusal with the download command if it is missing."""
+    """The folder below `root` with torchvision's files. Raises UserError with the download command if it is missing."""
     folder = root / _TORCHVISION_NAMES[name][1]
     if root.name == folder.name and root.is_dir():
-        raise Refusal(f"{name}:{root} is the data set's own folder; give the one above it: {name}:{root.parent}")
+        raise UserError(f"{name}:{root} is the data set's own folder; give the one above it: {name}:{root.parent}")
     if not folder.is_dir():
-        raise Refusal(f"{name}:{root} has no {folder.name}/; {_download_hint(name, root)}")
+        raise UserError(f"{name}:{root} has no {folder.name}/; {_download_hint(name, root)}")
     return folder
 
 

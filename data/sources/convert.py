@@ -16,7 +16,7 @@ from io import BufferedRandom
 from pathlib import Path
 
 from kilobatch.data.beton import NOTE_FORMAT, BetonInfo, Writer, checksum, names_path, note_path, verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import cache_root, sync_folder, write_synced
 from kilobatch.data.sources.image_files import LONGEST, BrokenImage, EncodedImage
 from kilobatch.data.sources.specs import Source, Split, open_source
@@ -42,7 +42,7 @@ def convert(
     JPEG files of up to `max_side` pixels are kept byte for byte, other photos become JPEGs of `quality`, images of up
     to 64 pixels are stored as pixels. Broken images are left out with `skip_broken`; else all are found, and the
     conversion is refused. A killed conversion leaves `out`.partial, which the next one to the same place overwrites.
-    Raises Refusal.
+    Raises UserError.
     """
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
     files = out, names_path(out), note_path(out)
@@ -70,7 +70,7 @@ def convert(
             partial_note.replace(note_path(out))
             sync_folder(out.parent)
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"{out} cannot be written: {error.strerror}; nothing of it is left: name a place with room, that may be "
             "written to"
         ) from error
@@ -125,7 +125,7 @@ def prepare(spec: str, split: Split) -> Path:
 
     Conversions are kept in $KILOBATCH_CACHE (~/.cache/kilobatch), under a name made from everything that they depend
     on, and downscaled to 512 pixels. Any number of processes may call this at once: one converts, the others wait.
-    Raises Refusal.
+    Raises UserError.
     """
     if spec.endswith(".beton"):
         path = Path(spec).expanduser()
@@ -141,7 +141,7 @@ def prepare(spec: str, split: Split) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         lock = out.with_suffix(".lock").open("w")
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"the cache {cache} cannot be written: {error.strerror}; set KILOBATCH_CACHE to another folder"
         ) from error
     with lock:
@@ -155,25 +155,25 @@ def _is_whole(cached: Path) -> bool:
     """Whether a file of the cache passes the quick check; a damaged one is made anew, unlike one that a user names."""
     try:
         verify_beton(cached)
-    except Refusal:
+    except UserError:
         return False
     return True
 
 
 def _check_arguments(out: Path, max_side: int | None, quality: int, threads: int) -> None:
     if out.suffix != ".beton":
-        raise Refusal(f"{out} does not end in .beton; write to {out.with_suffix('.beton')}")
+        raise UserError(f"{out} does not end in .beton; write to {out.with_suffix('.beton')}")
     if out.is_dir():
-        raise Refusal(f"{out} is a folder; give the name of a file to write")
+        raise UserError(f"{out} is a folder; give the name of a file to write")
     if not out.parent.is_dir():
-        raise Refusal(f"{out} cannot be written: there is no folder {out.parent}; make it first")
+        raise UserError(f"{out} cannot be written: there is no folder {out.parent}; make it first")
     for name, value, highest in (
         ("max-side", max_side, LONGEST),
         ("quality", quality, 100),
         ("threads", threads, 1024),
     ):
         if value is not None and not 1 <= value <= highest:
-            raise Refusal(f"--{name} is {value}; it must be from 1 to {highest}")
+            raise UserError(f"--{name} is {value}; it must be from 1 to {highest}")
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def _open_alone(partial: Path) -> Iterator[BufferedRandom]:
         except (BlockingIOError, FileNotFoundError):
             locked = False
         if not locked:  # another process has the lock, or renamed the file between our opening and locking it
-            raise Refusal(f"{partial} is being written by another conversion; wait for it, or write to another name")
+            raise UserError(f"{partial} is being written by another conversion; wait for it, or write to another name")
         file.truncate()
         yield file
 
@@ -218,11 +218,11 @@ def _encode_all(source: Source, max_side: int | None, quality: int, threads: int
 
 def _refuse_broken(broken: list[str], images: int, skip_broken: bool) -> None:
     if len(broken) == images:
-        raise Refusal(f"none of the {images:,} images can be read, the first being {broken[0]}; check the source")
+        raise UserError(f"none of the {images:,} images can be read, the first being {broken[0]}; check the source")
     if broken and not skip_broken:
         shown = "".join(f"\n  {text}" for text in broken[:20])
         more = f"\n  and {len(broken) - 20:,} more" if len(broken) > 20 else ""
-        raise Refusal(
+        raise UserError(
             f"{len(broken):,} of {images:,} images are broken; mend or remove them, or leave them out with: "
             f"kilobatch convert --skip-broken{shown}{more}"
         )

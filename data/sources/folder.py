@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.image_files import EncodedImage, encode_file, read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
@@ -19,23 +19,23 @@ class Folder:
 
     Where PATH holds train/ and one of test/, val/, valid/ or validation/ and no other folder, the split's folder is
     read. Names that begin with a dot, and files without the suffix of an image, are ignored.
-    Raises Refusal where there is no image, no class folder, or a class folder without an image.
+    Raises UserError where there is no image, no class folder, or a class folder without an image.
     """
 
     def __init__(self, path: Path, split: str):
         if not path.exists():
-            raise Refusal(f"folder:{path}: there is no such folder; give one that holds a folder of images per class")
+            raise UserError(f"folder:{path}: there is no such folder; give one that holds a folder of images per class")
         if not path.is_dir():
-            raise Refusal(f"folder:{path} is a file, not a folder; give the folder that holds a folder per class")
+            raise UserError(f"folder:{path} is a file, not a folder; give the folder that holds a folder per class")
         self.path = _split_folder(path, split)
         names, loose = _entries(self.path)
         if not names:
             if loose:
-                raise Refusal(
+                raise UserError(
                     f"folder:{self.path} has {len(loose):,} images but no class folders; move them into a folder per "
                     f"class (without classes: into one folder, for example {self.path / 'all'})"
                 )
-            raise Refusal(f"folder:{self.path} has no images; give a folder that holds a folder of images per class")
+            raise UserError(f"folder:{self.path} has no images; give a folder that holds a folder of images per class")
         self.classes = [_printable(name) for name in names]
         self._files: list[str] = []  # relative to self.path
         labels: list[int] = []
@@ -47,7 +47,7 @@ class Folder:
             if not found:
                 empty.append(name)
         if empty:
-            raise Refusal(
+            raise UserError(
                 f"folder:{self.path}: class folder '{empty[0]}' has no images"
                 + (f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else "")
                 + f"; fill or remove it (image files end in {', '.join(SUFFIXES)})"
@@ -83,7 +83,7 @@ class Folder:
         try:
             return _printable(str(path)), path.read_bytes()
         except OSError as error:  # the disk's error, not the image's: never skipped as a broken image
-            raise Refusal(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
 
 
 def _printable(name: str) -> str:
@@ -113,7 +113,7 @@ def _entries(path: Path) -> tuple[list[str], list[str]]:
                 elif entry.name.lower().endswith(SUFFIXES):
                     images.append(entry.name)
     except OSError as error:
-        raise Refusal(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
     return sorted(folders), sorted(images)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from kilobatch.data.beton import Writer
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them
 LONGEST = 65_500  # libjpeg's limit; the .beton's own is 65,535
@@ -25,7 +25,7 @@ _TO_UPRIGHT = {
 }
 
 
-class BrokenImage(Refusal):
+class BrokenImage(UserError):
     """An image that cannot be decoded; the text names it, with the reason."""
 
 

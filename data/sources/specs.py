@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folder, open_cifar
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.folder import Folder
@@ -56,7 +56,7 @@ class Source(Protocol):
 
 
 def open_source(spec: str, split: Split) -> Source:
-    """Opens `spec`, without decoding its images. Raises Refusal where it does not exist or has the wrong form."""
+    """Opens `spec`, without decoding its images. Raises UserError where it does not exist or has the wrong form."""
     scheme, where = _parse(spec)
     if scheme == "digits":
         return Digits(split)
@@ -68,7 +68,7 @@ def open_source(spec: str, split: Split) -> Source:
 
 
 def count_images(spec: str, split: Split) -> int:
-    """Counts the images of a source or a .beton file; decodes none. Raises Refusal as opening it would."""
+    """Counts the images of a source or a .beton file; decodes none. Raises UserError as opening it would."""
     if spec.endswith(".beton"):
         return verify_beton(Path(spec).expanduser()).samples
     scheme, where = _parse(spec)
@@ -109,7 +109,7 @@ def folder_of(spec: str) -> Path | None:
 
 
 def absolute_spec(spec: str) -> str:
-    """The same spec with an absolute path, independent of the working folder. Raises Refusal as count_images."""
+    """The same spec with an absolute path, independent of the working folder. Raises UserError as count_images."""
     if spec.endswith(".beton"):
         return str(Path(spec).expanduser().absolute())
     scheme, where = _parse(spec)
@@ -121,15 +121,15 @@ def _parse(spec: str) -> tuple[str, Path]:
     path = Path(where).expanduser()
     if scheme == "digits":
         if colon:
-            raise Refusal(f"data source '{spec}': digits takes no path; write digits")
+            raise UserError(f"data source '{spec}': digits takes no path; write digits")
         return scheme, path
     if scheme in FORMS:
         if not where:
-            raise Refusal(f"data source '{spec}' names no path; write {FORMS[scheme]}")
+            raise UserError(f"data source '{spec}' names no path; write {FORMS[scheme]}")
         return scheme, path
     if not colon and Path(spec).expanduser().exists():
         kind = "folder" if Path(spec).expanduser().is_dir() else "npz"
         near = f"; did you mean '{kind}:{spec}'?" if kind == "folder" or spec.endswith(".npz") else ""
     else:
         near = did_you_mean(scheme, FORMS)
-    raise Refusal(f"data source '{spec}' is unknown{near} (allowed: {', '.join(FORMS.values())}, or a FILE.beton)")
+    raise UserError(f"data source '{spec}' is unknown{near} (allowed: {', '.join(FORMS.values())}, or a FILE.beton)")

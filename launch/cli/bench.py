@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.table import Table
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import write_whole
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ Rates = dict[str, float | str]
 def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file: Path | None) -> None:
     """Prints a table of what was measured and writes it to `file`, if one is given, for `kilobatch plan --measured`.
 
-    ranks: of the collectives; None: the most that are useful. Raises Refusal for a device that this machine lacks, and
-    for a number of ranks that it cannot have.
+    ranks: of the collectives; None: the most that are useful. Raises UserError for a device that this machine lacks,
+    and for a number of ranks that it cannot have.
     """
     import torch
 
@@ -51,7 +51,7 @@ def _number_of_ranks(device: "torch.device", ranks: int | None) -> int:
     most = torch.cuda.device_count() if device.type == "cuda" else max(2, spare_threads(1))
     ranks = min(most, 8 if device.type == "cuda" else 2) if ranks is None else ranks
     if not 1 <= ranks <= most:
-        raise Refusal(f"--ranks is {ranks}; here it can be 1 to {most}")
+        raise UserError(f"--ranks is {ranks}; here it can be 1 to {most}")
     return ranks
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from kilobatch.data import beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.convert import convert as convert_source
 from kilobatch.data.sources.specs import Split, open_source
 
@@ -12,23 +12,23 @@ from kilobatch.data.sources.specs import Split, open_source
 def convert(
     source: str | None, out: Path | None, *, split: Split, max_side: int | None, quality: int, skip_broken: bool
 ) -> None:
-    """Writes `out`. Raises Refusal where an argument is missing, and as data.sources.convert.convert does."""
+    """Writes `out`. Raises UserError where an argument is missing, and as data.sources.convert.convert does."""
     if source is None or out is None:
-        raise Refusal("convert needs a source and a file to write: kilobatch convert folder:photos/train train.beton")
+        raise UserError("convert needs a source and a file to write: kilobatch convert folder:photos/train train.beton")
     info = convert_source(open_source(source, split), out, max_side=max_side, quality=quality, skip_broken=skip_broken)
     print(f"wrote {out}: {_describe(info)}")
 
 
 def verify_file(file: Path, source: str | None, out: Path | None) -> None:
-    """Reads every byte of a .beton. Raises Refusal where it is damaged."""
+    """Reads every byte of a .beton. Raises UserError where it is damaged."""
     if source is not None or out is not None:
-        raise Refusal("convert --verify FILE checks one file; leave out the source and the file to write")
+        raise UserError("convert --verify FILE checks one file; leave out the source and the file to write")
     print(f"{file} is whole: {_describe(beton.verify_beton(file, full=True))}")
 
 
 def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
     """Writes the encoder or, with `whole`, the whole method. run: a run, or the folder of one of its checkpoints.
-    Raises Refusal, as trainer.checkpoint.export.export does."""
+    Raises UserError, as trainer.checkpoint.export.export does."""
     from kilobatch.launch.runs import run_folder
     from kilobatch.trainer.checkpoint.export import export as export_encoder
 
@@ -40,7 +40,7 @@ def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
 def import_tensorflow(
     checkpoint: Path, out: Path, *, classifier_after: int | None, projections: bool, force: bool
 ) -> None:
-    """Writes a TensorFlow checkpoint to a file like that of `export --whole`. Raises Refusal, as
+    """Writes a TensorFlow checkpoint to a file like that of `export --whole`. Raises UserError, as
     trainer.tf_import.variables.read_variables does."""
     from kilobatch.launch.recipes.recipe import recipe_from
     from kilobatch.trainer.checkpoint.export import check_out, whole_metadata, write

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.cli.kill_worker import kill_worker
 from kilobatch.launch.cli.resume import cancel
 from kilobatch.launch.jobs import submit
@@ -43,7 +43,7 @@ class Fault:
 def drill(recipe: str, overrides: list[str], cluster_name: str | None, resources: dict[str, Any]) -> bool:
     """Submits two runs of a recipe, causes faults in one of them, and compares them when both have ended.
 
-    Returns whether both ended with the same weights, and the signal to stop cost no step. Raises Refusal where the
+    Returns whether both ended with the same weights, and the signal to stop cost no step. Raises UserError where the
     recipe or the resources are refused, and where the run is over before a fault could be caused.
     """
     name = f"drill-{datetime.now():%Y%m%d-%H%M%S}"
@@ -118,13 +118,13 @@ def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
     try:
         done = subprocess.run([*outer, *inner], capture_output=True, text=True, timeout=SRUN_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise Refusal(f"no step of srun starts within a running job here: {shlex.join(outer)}") from error
+        raise UserError(f"no step of srun starts within a running job here: {shlex.join(outer)}") from error
     if done.returncode:
-        raise Refusal(f"no worker could be killed: {shlex.join(outer)} said: {done.stderr.strip()}")
+        raise UserError(f"no worker could be killed: {shlex.join(outer)} said: {done.stderr.strip()}")
 
 
 def _wait(run: Path, condition: Callable[[], bool]) -> None:
-    """Waits for the condition. Raises Refusal where the run is over before."""
+    """Waits for the condition. Raises UserError where the run is over before."""
     asked_at = time.monotonic()
     while not condition():
         time.sleep(POLL_SECONDS)
@@ -133,7 +133,7 @@ def _wait(run: Path, condition: Callable[[], bool]) -> None:
             status, asked_at = run_folder.status(run), time.monotonic()
         if status not in ("queued", "running") and not condition():
             more = "; give the recipe more epochs, or checkpoint.every_steps less" if status == "finished" else ""
-            raise Refusal(f"{run} is {status} already{more} (kilobatch logs {run})")
+            raise UserError(f"{run} is {status} already{more} (kilobatch logs {run})")
 
 
 def _largest_difference(undisturbed: Path, disturbed: Path) -> float:
@@ -141,7 +141,7 @@ def _largest_difference(undisturbed: Path, disturbed: Path) -> float:
     from kilobatch.trainer.checkpoint.reader import newest, open_saved
 
     def unreadable(damage: str) -> None:
-        raise Refusal(damage)
+        raise UserError(damage)
 
     paths = [newest(run / "checkpoints", unreadable) for run in (undisturbed, disturbed)]
     assert all(paths), "a finished run has a checkpoint"

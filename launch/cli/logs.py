@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt
 from kilobatch.launch.schedulers.select import scheduler_of
@@ -128,11 +128,11 @@ def logs(run: str, *, follow: bool, rank: int | None, lines: int | None) -> None
     """Prints a run's logs, merged by time.
 
     follow: go on until the run is over, through requeues; rank: print the log of this rank only; lines: how many lines
-    to print, the last ones. Raises Refusal for a run or a rank that does not exist.
+    to print, the last ones. Raises UserError for a run or a rank that does not exist.
     """
     folder = run_folder.find_run(run)
     if lines is not None and lines < 0:
-        raise Refusal(f"--lines {lines} is less than none")
+        raise UserError(f"--lines {lines} is less than none")
     merged = MergedLogs(folder, rank)
     try:
         if lines is not None:
@@ -175,7 +175,7 @@ def _print_state(folder: Path, rank: int | None) -> None:
     """For a run without a line of log: prints why its job waits, and what the job wrote before it had workers."""
     ranks = sorted(int(path.stem.removeprefix("rank-")) for path in (folder / "logs").glob("rank-*.log"))
     if rank is not None and ranks and rank not in ranks:
-        raise Refusal(f"{folder} has no log of rank {rank}; it has ranks {ranks[0]} to {ranks[-1]}")
+        raise UserError(f"{folder} has no log of rank {rank}; it has ranks {ranks[0]} to {ranks[-1]}")
     submitted = job_history.read_job_file(folder)
     if submitted is None or not submitted.job_id:
         print(f"{folder} has written nothing yet: {run_folder.status(folder)}", flush=True)

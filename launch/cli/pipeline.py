@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs.cluster import names_cluster
 from kilobatch.launch.jobs.pipeline_jobs import resubmit_pipeline, submit_pipeline
 from kilobatch.launch.pipelines.pipeline import stage_folders
@@ -39,14 +39,14 @@ def start_pipeline(
 ) -> int:
     """Creates a pipeline and runs its stages on this machine, or as jobs where a cluster or resources are given.
 
-    Returns the exit code. Raises Refusal before anything is created, for an error in the last stage as well.
+    Returns the exit code. Raises UserError before anything is created, for an error in the last stage as well.
     """
     planned = plan_pipeline(request, name)
     if names_cluster(workers, cluster_name, resources, "trains"):
         submit_pipeline(planned, cluster_name, resources, dry_run)
         return 0
     if dry_run:
-        raise Refusal("--dry-run prints what a scheduler would get; name one: --cluster, or --cluster local")
+        raise UserError("--dry-run prints what a scheduler would get; name one: --cluster, or --cluster local")
     workers = _check(planned, workers)
     create_runs(planned, workers)
     print(f"pipeline: {planned.top}", flush=True)
@@ -78,7 +78,7 @@ def resume_pipeline(top: Path, workers: int | None, cluster_name: str | None, re
     """Continues a pipeline at the first stage that has not finished. Returns the exit code.
 
     Its stages become jobs where they were jobs before or a cluster is named, unless `workers` is given; else they run
-    on this machine. Raises Refusal where all stages have finished, or one is queued or running.
+    on this machine. Raises UserError where all stages have finished, or one is queued or running.
     """
     stages = stage_folders(top)
     states = {stage: run_folder.status(stage) for stage in stages}
@@ -86,14 +86,14 @@ def resume_pipeline(top: Path, workers: int | None, cluster_name: str | None, re
         if not read_results(top):  # killed before the results were written
             conclude(top)
             return 0
-        raise Refusal(f"{top} has finished; kilobatch status {top} shows its table again")
+        raise UserError(f"{top} has finished; kilobatch status {top} shows its table again")
     submitted = any(job_history.read_job_file(stage) for stage in stages)
     if names_cluster(workers, cluster_name, resources, "trains") or (submitted and workers is None):
         resubmit_pipeline(top, cluster_name, resources)
         return 0
     if busy := [stage for stage, state in states.items() if state in ("queued", "running")]:
         advice = f"kilobatch cancel {top} ends it" if job_history.read_job_file(busy[0]) else "stop that one first"
-        raise Refusal(f"{busy[0]} is {states[busy[0]]}; {advice}")
+        raise UserError(f"{busy[0]} is {states[busy[0]]}; {advice}")
     return _run_stages(top, workers)
 
 

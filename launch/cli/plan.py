@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.planning import machines
 from kilobatch.launch.planning.machines import GIB
 from kilobatch.launch.planning.plan import free_memory, has_images, images_per_epoch, make_plan
@@ -26,23 +26,23 @@ def plan(
     measured: Path | None,
     as_json: bool,
 ) -> None:
-    """Prints the plan of a recipe. Raises Refusal for a recipe that is wrong, and for one that does not fit into
+    """Prints the plan of a recipe. Raises UserError for a recipe that is wrong, and for one that does not fit into
     memory: the message names the smallest change with which it does."""
     for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("classes", classes)):
         if value < 1:
-            raise Refusal(f"--{option} is {value}; it should be 1 or more")
+            raise UserError(f"--{option} is {value}; it should be 1 or more")
     machine = machines.find_machine(gpu)
     if memory_gib is not None:
         machine = replace(machine, memory=int(memory_gib * GIB))
     rates = machines.read_measured(measured) if measured else None
     if rates and (rates.device == "cpu") != (machine.bandwidth is None):
-        raise Refusal(f"--measured {measured} is of {rates.device}, and --gpu is {gpu}; measure on such a machine")
+        raise UserError(f"--measured {measured} is of {rates.device}, and --gpu is {gpu}; measure on such a machine")
     recipe, settings = read_recipe(name, overrides)
     try:
         check(recipe, nodes * gpus_per_node, settings, images=images)
-    except Refusal as refusal:
+    except UserError as refusal:
         if images is None and not has_images(recipe):
-            raise Refusal(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
+            raise UserError(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
         raise
     if machine.memory is None:
         machine = replace(machine, memory=free_memory() // gpus_per_node)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import write_whole
 from kilobatch.launch.cli.pipeline import resume_pipeline
 from kilobatch.launch.jobs import code_snapshot, submit
@@ -21,8 +21,8 @@ def resume(run: str, workers: int | None, cluster_name: str | None, resources: d
     """Continues a run from its newest complete checkpoint, or a pipeline. Returns the exit code.
 
     The run becomes a job where it was one or a cluster is named, with its former resources except for those that are
-    given; else, or where `workers` is given, it runs on this machine. Raises Refusal where the run has finished, or is
-    still queued or running.
+    given; else, or where `workers` is given, it runs on this machine. Raises UserError where the run has finished, or
+    is still queued or running.
     """
     if (top := find_pipeline(run)) is not None:
         return resume_pipeline(top, workers, cluster_name, resources)
@@ -39,14 +39,14 @@ def resume(run: str, workers: int | None, cluster_name: str | None, resources: d
 
 
 def _check_resumable(folder: Path, submitted: JobFile | None) -> None:
-    """Raises Refusal for a run that has finished, is queued or running as a job, or waits for another stage."""
+    """Raises UserError for a run that has finished, is queued or running as a job, or waits for another stage."""
     status = run_folder.status(folder)
     if status == "finished":
-        raise Refusal(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
+        raise UserError(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
     if submitted and status in ("queued", "running"):
-        raise Refusal(f"{folder} is {status} as job {submitted.job_id}; kilobatch cancel {folder} ends it")
+        raise UserError(f"{folder} is {status} as job {submitted.job_id}; kilobatch cancel {folder} ends it")
     if (reason := reason_to_wait(folder)) is not None:
-        raise Refusal(reason)
+        raise UserError(reason)
 
 
 def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None, resources: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None,
     code = code_snapshot.take_snapshot(folder / "code")
     try:
         ids = submit.queue(kind, cluster, folder, [folder], code)
-    except Refusal:  # all as before
+    except UserError:  # all as before
         for path, content in contents.items():
             if content is None:
                 path.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None,
 def cancel(names: list[str]) -> None:
     """Cancels the jobs of runs, queued or running, for good. The name of a sweep or pipeline stands for all its runs.
 
-    A running job saves first, and `kilobatch resume` goes on from there. Raises Refusal for a run that is not a job.
+    A running job saves first, and `kilobatch resume` goes on from there. Raises UserError for a run that is not a job.
     """
     folders = [folder for name in names for folder in _runs_of(name)]
     files = [_job_of(folder) for folder in folders]
@@ -115,5 +115,5 @@ def _job_of(folder: Path) -> JobFile:
         where = (
             f"; it runs here, as process {state.pid} on {state.host}" if run_folder.status(folder) == "running" else ""
         )
-        raise Refusal(f"{folder} was not submitted, so there is no job to cancel{where}")
+        raise UserError(f"{folder} was not submitted, so there is no job to cancel{where}")
     return file

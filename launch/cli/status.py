@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.pipelines.pipeline import find_pipeline
 from kilobatch.launch.pipelines.results import print_results, read_results
 from kilobatch.launch.runs.job_history import last_line
@@ -22,11 +22,11 @@ UNLIMITED_WIDTH = 1000  # characters, where there is no terminal
 
 
 def status(runs: Sequence[str], sweep: str | None, *, everything: bool, watch: bool, as_json: bool) -> None:
-    """Prints an overview of runs; see `overview` for which. Raises Refusal for runs that do not exist."""
+    """Prints an overview of runs; see `overview` for which. Raises UserError for runs that do not exist."""
     if watch and as_json:
-        raise Refusal("--json prints once; leave --watch out, and ask again no sooner than every 10 s")
+        raise UserError("--json prints once; leave --watch out, and ask again no sooner than every 10 s")
     if runs and sweep:
-        raise Refusal(f"--sweep {sweep} lists all its points; leave {runs[0]} out")
+        raise UserError(f"--sweep {sweep} lists all its points; leave {runs[0]} out")
     found = overview(runs, sweep, everything)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in found.rows], indent=1))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import catalogue, method_options
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ def print_recipes() -> None:
 def verify(method: str | None, everything: bool) -> bool:
     """Prints the parity table of a method or, with `everything`, of all of them. Returns what print_parity returns.
 
-    Raises Refusal where both or neither are given, and for a method without a formula.
+    Raises UserError where both or neither are given, and for a method without a formula.
     """
     if (method is None) != everything:
-        raise Refusal("give a method's name, such as simclr, or --all")
+        raise UserError("give a method's name, such as simclr, or --all")
     if method is not None:
         return print_parity([method])
     from kilobatch.methods.parity.lookup import known
@@ -40,7 +40,7 @@ def print_parity(methods: Sequence[str]) -> bool:
     summary if there are several methods.
 
     Returns whether every method has a table, all correct constructions agree with the formula, and all wrong ones
-    differ from it. Raises Refusal for a single method without a formula.
+    differ from it. Raises UserError for a single method without a formula.
     """
     from kilobatch.methods.parity.lookup import known
     from kilobatch.trainer.parity import LIMIT, parity_tables

@@ -6,7 +6,7 @@ Whatever loads torch is imported in the functions that need it, so that a wrong 
 
 from pathlib import Path
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes.checks import check
@@ -26,7 +26,7 @@ STATUS: dict[int, run_folder.Status] = {
 
 
 def train(name: str, overrides: list[str], workers: int | None) -> int:
-    """Creates a run of a recipe and trains it. Returns the exit code. Raises Refusal before any worker is started."""
+    """Creates a run of a recipe and trains it. Returns the exit code. Raises UserError before any worker is started."""
     recipe, settings = read_recipe(name, overrides)
     if workers is None:
         from kilobatch.launch.worker.devices import default_workers
@@ -49,7 +49,7 @@ def resume(run: str, workers: int | None) -> int:
     check(recipe, workers, settings, begun=begun(folder))
     _check_device(recipe, workers)
     if run_folder.status(folder) == "finished":
-        raise Refusal(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
+        raise UserError(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
     prepare_data(recipe)
     return _train(folder, workers)
 
@@ -61,7 +61,7 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
     """
     folder = run_folder.find_run(run)
     if foreign := [change for change in changes if not change.startswith("evaluate.")]:
-        raise Refusal(
+        raise UserError(
             f"override '{foreign[0]}' is not of the section evaluate; the run is as it was trained, and kilobatch eval "
             "changes only how it is asked, such as evaluate.knn.k=20 (other test images: --test)"
         )
@@ -69,22 +69,22 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
     if test is not None:
         recipe = with_test(recipe, test)
     if recipe.data.test is None:
-        raise Refusal(f"{folder} was trained without a test set; give --test, a .beton or a source")
+        raise UserError(f"{folder} was trained without a test set; give --test, a .beton or a source")
     if not evaluators:
-        raise Refusal("nothing to evaluate; give --knn, --linear, --fast-linear or --classify")
+        raise UserError("nothing to evaluate; give --knn, --linear, --fast-linear or --classify")
     if workers is None:
         workers = run_folder.read_state(folder).workers
     check(recipe, workers, settings, evaluators)
     _check_device(recipe, workers)
     if not list_checkpoints(folder / "checkpoints"):
-        raise Refusal(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
+        raise UserError(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     prepare_data(recipe)
     test_option = ["--test", test] if test else []
     return _run_workers(folder, workers, [*changes, "--evaluate", ",".join(evaluators), *test_option])
 
 
 def _check_device(recipe: Recipe, workers: int) -> None:
-    """Raises Refusal where this machine lacks the devices. It is called after all other checks: it loads torch."""
+    """Raises UserError where this machine lacks the devices. It is called after all other checks: it loads torch."""
     from kilobatch.launch.worker.devices import check_device
 
     check_device(recipe, workers)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs.signals import Signals, StopSignal
 from kilobatch.launch.pipelines.pipeline import reason_to_wait
 from kilobatch.launch.pipelines.results import conclude_after_last_stage
@@ -42,7 +42,7 @@ def run(folder: Path, task: Task, scheduler: Scheduler, signals: Signals) -> Att
     if task.node == 0:
         try:
             return _Attempt(folder, task, scheduler, signals).run()
-        except Refusal as refusal:
+        except UserError as refusal:
             tell(f"kilobatch: {refusal}")
             return AttemptOutcome(requeued=False, code=1)
     try:
@@ -58,7 +58,7 @@ def run(folder: Path, task: Task, scheduler: Scheduler, signals: Signals) -> Att
 def _read_run(folder: Path) -> tuple[Recipe, JobFile]:
     job = job_history.read_job_file(folder)
     if job is None:
-        raise Refusal(f"{folder / 'job.json'} is missing; submit the run with: kilobatch resume {folder}")
+        raise UserError(f"{folder / 'job.json'} is missing; submit the run with: kilobatch resume {folder}")
     return load_recipe(folder / "recipe.yaml")[0], job
 
 
@@ -124,7 +124,7 @@ class _Attempt:
                 outcome = _run_workers(folder, task, recipe, job, self._stop_requested, lambda: self._prepare(recipe))
         except StopSignal:
             outcome = RunOutcome("interrupted")
-        except Refusal as refusal:
+        except UserError as refusal:
             outcome = RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {refusal}"])
         except Exception as error:  # of this process itself: attempts.jsonl has to say so before it ends
             lines = traceback.format_exc().splitlines()[-LAST_LINES:]
@@ -169,7 +169,7 @@ class _Attempt:
     def _time_limit(self) -> float | None:
         try:
             left = self.scheduler.states([self.task.job])[self.task.job].seconds_left
-        except Refusal:  # the scheduler does not answer; it is asked again at the end of the attempt
+        except UserError:  # the scheduler does not answer; it is asked again at the end of the attempt
             return None
         return None if left is None else time.monotonic() + left
 
@@ -183,7 +183,7 @@ class _Attempt:
                 lock = run_folder.locked(self.folder)
                 lock.__enter__()
                 break
-            except Refusal:
+            except UserError:
                 if time.monotonic() > deadline:
                     raise
             if self._stop_requested():
@@ -257,7 +257,7 @@ class _Attempt:
         if fate != "requeued":
             try:
                 self.scheduler.requeue(self.task.job)
-            except Refusal as refusal:
+            except UserError as refusal:
                 job_history.record_not_requeued(self.folder, self.number, str(refusal))
                 run_folder.set_status(self.folder, "interrupted", workers)
                 tell(f"kilobatch: not queued anew: {refusal}; go on with: kilobatch resume {self.folder}")
@@ -267,7 +267,7 @@ class _Attempt:
     def _fate(self) -> Fate:
         try:
             return self.scheduler.fate(self.task.job, self.task.restart, self.signals.name)
-        except Refusal as refusal:  # it does not answer; _requeue asks it again
+        except UserError as refusal:  # it does not answer; _requeue asks it again
             tell(f"kilobatch: {refusal}")
             return "runs"
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.recipes import validation_errors
 from kilobatch.launch.recipes.catalogue import is_path
 from kilobatch.launch.recipes.settings import Key, Settings, dump, format_path, read_file
@@ -157,7 +157,7 @@ def choose_cluster(cluster_name: str | None, options: dict[str, Any]) -> tuple[C
 
     cluster_name: a YAML file, a name among the `clusters` of the person's own file, `local`, or None for that file's
     `default`; options: those of the command line, by field, None or [] where not given, `extra` as a list of KEY=VALUE.
-    Raises Refusal for whatever is wrong in either.
+    Raises UserError for whatever is wrong in either.
     """
     is_file = cluster_name is not None and is_path(cluster_name)
     path = Path(cluster_name) if is_file and cluster_name else personal_file()
@@ -165,16 +165,18 @@ def choose_cluster(cluster_name: str | None, options: dict[str, Any]) -> tuple[C
     clusters, default = (settings.values.pop(key, None) for key in ("clusters", "default"))
     clusters = {} if clusters is None else clusters
     if not isinstance(clusters, dict) or not all(isinstance(values, dict) for values in clusters.values()):
-        raise Refusal(f"{settings.where(('clusters',))}: clusters holds a name for each cluster, and its keys below it")
+        raise UserError(
+            f"{settings.where(('clusters',))}: clusters holds a name for each cluster, and its keys below it"
+        )
     name, where = (
         (cluster_name, "--cluster") if cluster_name and not is_file else (default, settings.where(("default",)))
     )
     if name not in (None, LOCAL, *clusters):
         hint = did_you_mean(str(name), [LOCAL, *clusters])
-        raise Refusal(f"{where}: there is no cluster '{name}' in {format_path(path)}{hint}")
+        raise UserError(f"{where}: there is no cluster '{name}' in {format_path(path)}{hint}")
     if name is None and clusters and not settings.values:
         several = ", ".join([*sorted(clusters), LOCAL])
-        raise Refusal(f"{format_path(path)} has several clusters and no default; give --cluster ({several})")
+        raise UserError(f"{format_path(path)} has several clusters and no default; give --cluster ({several})")
     # The keys outside `clusters` describe SLURM: cluster local takes none of them.
     base = Settings() if name == LOCAL else _section(settings, ())
     if name is not None and name in clusters:
@@ -217,11 +219,11 @@ def flag(name: str) -> str:
 
 def names_cluster(workers: int | None, cluster_name: str | None, resources: dict[str, Any], verb: str) -> bool:
     """Returns whether the command line names a cluster or resources of one. verb: what a run with --workers does, for
-    the message. Raises Refusal where both --workers and a cluster are given."""
+    the message. Raises UserError where both --workers and a cluster are given."""
     options = [flag(name) for name, value in resources.items() if value not in (None, [])]
     options += ["--cluster"] if cluster_name else []
     if workers is not None and options:
-        raise Refusal(f"--workers {verb} here, {options[0]} on a cluster; give one of them")
+        raise UserError(f"--workers {verb} here, {options[0]} on a cluster; give one of them")
     return bool(options)
 
 
@@ -238,17 +240,17 @@ def _validated(settings: Settings) -> Cluster:
 
 
 def _checked(kind: ClusterKind, cluster: Cluster) -> Cluster:
-    """The same cluster. Raises Refusal for resources that its kind of cluster does not have, or cannot do without."""
+    """The same cluster. Raises UserError for resources that its kind of cluster does not have, or cannot do without."""
     if kind == "local":
         if foreign := sorted(cluster.model_fields_set - set(_LOCAL_FIELDS)):
-            raise Refusal(f"{flag(foreign[0])} means nothing to cluster local, which is this machine; leave it out")
+            raise UserError(f"{flag(foreign[0])} means nothing to cluster local, which is this machine; leave it out")
         if cluster.nodes != 1:
-            raise Refusal(f"nodes is {cluster.nodes}, but cluster local is this machine alone; use 1")
+            raise UserError(f"nodes is {cluster.nodes}, but cluster local is this machine alone; use 1")
     elif cluster.minutes is None:
-        raise Refusal("a job has a time limit: give --time HH:MM:SS, or time: in cluster.yaml")
+        raise UserError("a job has a time limit: give --time HH:MM:SS, or time: in cluster.yaml")
     lead = lead_seconds(kind, cluster)
     if cluster.minutes is not None and cluster.minutes * 60 <= lead:
-        raise Refusal(
+        raise UserError(
             f"time {cluster.time} has no room to train: the job is asked to stop {lead} s before its end "
             f"(signal_lead_seconds {cluster.signal_lead_seconds}); use more time"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import kilobatch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_os_error, write_whole
 
 PACKAGE = Path(kilobatch.__file__).parent
@@ -18,14 +18,16 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def check_path(folder: Path) -> None:
-    """Raises Refusal for a run's folder with characters in its path that PYTHONPATH or SLURM would misread."""
+    """Raises UserError for a run's folder with characters in its path that PYTHONPATH or SLURM would misread."""
     if special := re.search(r"[:%\\\n]", str(folder.absolute())):
-        raise Refusal(f"{folder.absolute()}: '{special[0]}' means something to Python or SLURM; use a path without it")
+        raise UserError(
+            f"{folder.absolute()}: '{special[0]}' means something to Python or SLURM; use a path without it"
+        )
 
 
 def take_snapshot(codes: Path) -> Path:
     """Copies the package, with the commit in commit.json, into the next free one of `codes/001`, `codes/002`, … Returns
-    that folder. Raises Refusal where it cannot be written."""
+    that folder. Raises UserError where it cannot be written."""
     numbers = [int(path.name) for path in codes.glob("[0-9]*") if path.name.isdecimal()]
     code = codes / f"{max(numbers, default=0) + 1:03d}"
     partial = codes / f".{code.name}"
@@ -36,7 +38,7 @@ def take_snapshot(codes: Path) -> Path:
         write_whole(partial / "commit.json", [json.dumps(_commit(), indent=1).encode()])
         partial.rename(code)
     except OSError as error:
-        raise Refusal(f"the code cannot be copied to {code}: {describe_os_error(error)}") from error
+        raise UserError(f"the code cannot be copied to {code}: {describe_os_error(error)}") from error
     return code
 
 

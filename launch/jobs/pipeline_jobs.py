@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import discard
 from kilobatch.launch.jobs import local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, cluster_again
@@ -24,7 +24,7 @@ from kilobatch.launch.schedulers.select import scheduler_of
 def submit_pipeline(planned: PipelinePlan, cluster_name: str | None, resources: dict[str, Any], dry_run: bool) -> None:
     """Queues a job for each stage. cluster_name, resources: as choose_cluster takes them.
 
-    Raises Refusal before anything is created; where the scheduler refuses, all that was created is removed.
+    Raises UserError before anything is created; where the scheduler refuses, all that was created is removed.
     """
     kind, cluster = choose_cluster(cluster_name, resources)
     check_stages(planned, partial(_check, kind, cluster))
@@ -35,7 +35,7 @@ def submit_pipeline(planned: PipelinePlan, cluster_name: str | None, resources: 
     stages = create_runs(planned, cluster.nodes * cluster.workers)
     try:
         ids = queue(kind, cluster, planned.top, stages, take_snapshot(planned.top / "code"), chained=True)
-    except Refusal:
+    except UserError:
         discard(planned.top)
         raise
     _print_jobs(planned.top, stages, ids)
@@ -45,7 +45,7 @@ def resubmit_pipeline(top: Path, cluster_name: str | None, resources: dict[str, 
     """Queues the stages that have not finished, with the present code and the former resources except for those given.
 
     Where the first of them still has a job in SLURM, as after `kilobatch resume` of that stage alone, the others are
-    queued behind that job. Raises Refusal where no stage is left to queue.
+    queued behind that job. Raises UserError where no stage is left to queue.
     """
     waiting = [stage for stage in stage_folders(top) if run_folder.status(stage) != "finished"]
     files = {stage: file for stage in stage_folders(top) if (file := job_history.read_job_file(stage))}
@@ -56,7 +56,7 @@ def resubmit_pipeline(top: Path, cluster_name: str | None, resources: dict[str, 
         first, *waiting = waiting
         after = files[first].job_id
         if kind == "local" or all(stage in is_open for stage in waiting):
-            raise Refusal(f"{first} is {run_folder.status(first)} as job {after}; kilobatch cancel {top} ends it")
+            raise UserError(f"{first} is {run_folder.status(first)} as job {after}; kilobatch cancel {top} ends it")
     for stage in waiting:
         recipe, settings = load_recipe(stage / "recipe.yaml")
         check_fit(recipe, settings, kind, cluster, _recipes(top), begun(stage))

@@ -10,7 +10,7 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs.cluster import Cluster, lead_seconds
 from kilobatch.launch.jobs.slurm_job import Job
 from kilobatch.launch.schedulers.slurm import Slurm
@@ -39,7 +39,7 @@ def queue(
     """Submits a job for a run, or an array of jobs for several. Returns their ids, such as 123, or 123_0 and 123_1.
 
     logs: the folder for the tasks' output and the files that submitit passes to them; code: the snapshot that the job
-    runs; after: the job that it waits for. Raises Refusal with sbatch's own message where sbatch rejects the job.
+    runs; after: the job that it waits for. Raises UserError with sbatch's own message where sbatch rejects the job.
     """
     executor = _executor(cluster, name, logs, code, after)
     try:
@@ -47,7 +47,7 @@ def queue(
             jobs = executor.map_array(Job.__call__, [Job(str(run.absolute())) for run in runs])
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines()]
-        raise Refusal(f"sbatch refused the job: {'; '.join(filter(None, lines)) or 'it does not say why'}") from error
+        raise UserError(f"sbatch refused the job: {'; '.join(filter(None, lines)) or 'it does not say why'}") from error
     return [job.job_id for job in jobs]
 
 
@@ -55,13 +55,13 @@ def chain(cluster: Cluster, name: str, code: Path, runs: Sequence[Path], after: 
     """Submits a job for each run, which begins when the job before it has finished. Returns their ids.
 
     after: the job that the first one waits for. Where a job fails or is cancelled, SLURM removes those that wait for it
-    from the queue. Raises Refusal as `queue` does, after the jobs that were already queued have been cancelled.
+    from the queue. Raises UserError as `queue` does, after the jobs that were already queued have been cancelled.
     """
     ids: list[str] = []
     for run in runs:
         try:
             ids += queue(cluster, f"{name}-{run.name}", run / "submitit", code, [run], ids[-1] if ids else after)
-        except Refusal:
+        except UserError:
             Slurm().cancel(ids)
             raise
     return ids

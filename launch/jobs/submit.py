@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import discard, write_whole
 from kilobatch.launch.jobs import code_snapshot, local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, lead_seconds
@@ -33,7 +33,7 @@ def submit(
     """Queues a job for a recipe, or an array of jobs for a sweep of it.
 
     run_name: None for the recipe's name and the time; cluster_name, resources: as choose_cluster takes them; dry_run:
-    print what would be given to the scheduler, and create nothing. Returns the runs' folders. Raises Refusal before
+    print what would be given to the scheduler, and create nothing. Returns the runs' folders. Raises UserError before
     anything is created; where the scheduler refuses, all that was created is removed.
     """
     kind, cluster = choose_cluster(cluster_name, resources)
@@ -50,7 +50,7 @@ def submit(
     folders = _create_runs(top, names, recipes, Path(name).stem, cluster)
     try:
         ids = queue(kind, cluster, top, folders, code_snapshot.take_snapshot(top / "code"))
-    except Refusal:
+    except UserError:
         discard(top)
         raise
     print_submission(top, ids, cluster)
@@ -73,24 +73,24 @@ def check_fit(
     awaited: Mapping[str, Recipe] | None = None,
     begun: bool = False,
 ) -> None:
-    """Raises Refusal where a recipe cannot be trained by the cluster's workers, or on their devices. awaited, begun: as
-    `check` takes them."""
+    """Raises UserError where a recipe cannot be trained by the cluster's workers, or on their devices. awaited, begun:
+    as `check` takes them."""
     check(recipe, cluster.nodes * cluster.workers, settings, awaited=awaited, begun=begun)
     device = recipe.run.device
     if (device == "cpu" and cluster.gpus_per_node) or (
         device == "cuda" and not cluster.gpus_per_node and kind == "slurm"
     ):
-        raise Refusal(
+        raise UserError(
             f"{settings.where(('run', 'device'))}: run.device is {device}, but gpus_per_node is "
             f"{cluster.gpus_per_node}; change one of them"
         )
 
 
 def check_submittable(kind: ClusterKind, top: Path) -> None:
-    """Raises Refusal where no job can be submitted. It is called before anything is created."""
+    """Raises UserError where no job can be submitted. It is called before anything is created."""
     code_snapshot.check_path(top)
     if kind == "slurm" and shutil.which("sbatch") is None:
-        raise Refusal("there is no sbatch here; submit where SLURM is, or try it on this machine: --cluster local")
+        raise UserError("there is no sbatch here; submit where SLURM is, or try it on this machine: --cluster local")
 
 
 def _create_runs(top: Path, names: list[str], recipes: list[Recipe], recipe_name: str, cluster: Cluster) -> list[Path]:
@@ -120,7 +120,7 @@ def queue(
     """Submits runs to the scheduler. Writes their job.json, and the job's id into it as soon as there is one.
 
     top: the folder of the run, sweep or pipeline; code: the snapshot that the jobs run; chained: each run waits until
-    the one before it has finished, and the first one waits for the job `after`. Returns the jobs' ids. Raises Refusal
+    the one before it has finished, and the first one waits for the job `after`. Returns the jobs' ids. Raises UserError
     where the scheduler refuses.
     """
     files = [_job_file(kind, cluster, top, folder, code) for folder in folders]

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.nodes import rendezvous
 from kilobatch.launch.nodes.connections import HubConnection, is_loopback
 from kilobatch.launch.processes.events import AgentLost, AllJoined, StopRequested, WorkerFailed
@@ -40,7 +40,7 @@ def run(
 
     meeting: a name that only this attempt has, such as "<job id>-<restart count>"; interface: the network interface for
     gloo and NCCL; stop_requested: returns the signal by which this process was asked to stop, None before one has come;
-    prepare: called on node 0 before any worker starts, while the other nodes wait. A Refusal that it raises is the
+    prepare: called on node 0 before any worker starts, while the other nodes wait. A UserError that it raises is the
     outcome.
     """
     agent = _Agent(folder, node, nodes, workers, interface, stop_requested, stall_minutes, [module, *arguments])
@@ -118,12 +118,12 @@ class _Agent:
         return Supervisor(events, self.node, stop, self.stall_minutes, gather)
 
     def _check_and_prepare(self, supervisor: Supervisor, prepare: Callable[[], None]) -> None:
-        """Posts a Refusal of either as a failure of this node, which ends the run before any worker starts."""
+        """Posts a UserError of either as a failure of this node, which ends the run before any worker starts."""
         try:
             if self.interface:
                 rendezvous.check_interface(self.interface)
             prepare()
-        except Refusal as refusal:
+        except UserError as refusal:
             supervisor.event_log.post(WorkerFailed(None, this_host(), REFUSED, f"kilobatch: {refusal}".splitlines()))
 
     def _run(self, supervisor: Supervisor, address: str, port: int, local: str) -> RunOutcome:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import write_whole
 from kilobatch.launch.nodes.connections import Connection, HubConnection, NodeConnection, is_loopback
 from kilobatch.launch.processes.exit_status import this_host
@@ -97,11 +97,11 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def check_interface(interface: str) -> None:
-    """Raises Refusal where this machine lacks a network interface; `interface` may name several, as in a,b."""
+    """Raises UserError where this machine lacks a network interface; `interface` may name several, as in a,b."""
     interfaces = psutil.net_if_addrs()
     for name in interface.split(","):
         if name not in interfaces:
-            raise Refusal(f"{this_host()} has no network interface '{name}'{did_you_mean(name, interfaces)}")
+            raise UserError(f"{this_host()} has no network interface '{name}'{did_you_mean(name, interfaces)}")
 
 
 def addresses(interface: str | None) -> list[str]:

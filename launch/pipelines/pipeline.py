@@ -35,7 +35,7 @@ class Pipeline(BaseModel):
 
 
 def read_pipeline(top: Path) -> Pipeline | None:
-    """The content of pipeline.yaml; None for a folder without one. Raises Refusal where the file is damaged."""
+    """The content of pipeline.yaml; None for a folder without one. Raises UserError where the file is damaged."""
     path = top / FILE
     if not path.is_file():
         return None

@@ -58,7 +58,7 @@ def conclude_after_last_stage(run: Path) -> None:
 
 
 def read_results(top: Path) -> list[StageRow]:
-    """The rows of pipeline.json; none before the pipeline has finished. Raises Refusal where the file is damaged."""
+    """The rows of pipeline.json; none before the pipeline has finished. Raises UserError where the file is damaged."""
     path = top / FILE
     if not path.is_file():
         return []

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.sources.specs import describe_class_difference, open_source
 from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, STAGES, Pipeline
 from kilobatch.launch.recipes import catalogue, overrides, references
@@ -18,7 +18,7 @@ from kilobatch.launch.recipes.recipe import Recipe, read_recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.runs import run_folder
 
-# Raises Refusal for a recipe that is wrong. The mapping: recipes of runs that do not exist yet, by their folders.
+# Raises UserError for a recipe that is wrong. The mapping: recipes of runs that do not exist yet, by their folders.
 Check = Callable[[Recipe, Settings, Mapping[str, Recipe]], None]
 # keys that a pipeline sets itself, and what to use instead
 _SET_BY_PIPELINE = {
@@ -63,7 +63,7 @@ class PipelinePlan:
 def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
     """Reads the recipes of a pipeline's stages, each of which takes the run of the stage before it. Creates nothing.
 
-    name: of the pipeline's folder; None for the recipe's name and the time. Raises Refusal for an error in any of the
+    name: of the pipeline's folder; None for the recipe's name and the time. Raises UserError for an error in any of the
     recipes or overrides; the message names the stage.
     """
     names = STAGES[1:] if request.pretrained else STAGES
@@ -89,7 +89,7 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
         if not stages and name is not None:
             own = [*own, f"run.name={json.dumps(name)}"]
         if recipe_name != request.recipe and not _exists(recipe_name):
-            raise Refusal(_missing_recipe_message(request.recipe, recipe_name, stage))
+            raise UserError(_missing_recipe_message(request.recipe, recipe_name, stage))
         with naming_stage(stage, overrides_of.all):
             recipe, settings = read_recipe(recipe_name, [*own, *overrides_of.all, *overrides_of.stage[stage]])
             if predecessor is not None:
@@ -108,8 +108,8 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
 
 
 def create_runs(planned: PipelinePlan, workers: int) -> list[Path]:
-    """Creates the pipeline's folder, and in it a run for each stage. Returns the runs. Raises Refusal where they cannot
-    be written."""
+    """Creates the pipeline's folder, and in it a run for each stage. Returns the runs. Raises UserError where they
+    cannot be written."""
     runs = [
         run_folder.create_run(stage.recipe.run, stage.recipe_name, stage.recipe.dump_yaml(), workers)
         for stage in planned.stages
@@ -119,7 +119,7 @@ def create_runs(planned: PipelinePlan, workers: int) -> list[Path]:
 
 
 def check_stages(planned: PipelinePlan, check: Check) -> None:
-    """Raises Refusal for the first stage whose recipe does not fit its data or the stage before it. check: checks one
+    """Raises UserError for the first stage whose recipe does not fit its data or the stage before it. check: checks one
     stage."""
     awaited: dict[str, Recipe] = {}
     for stage in planned.stages:
@@ -135,7 +135,7 @@ def _check_same_classes(teacher: Stage, student: Stage) -> None:
         return
     learned, needed = (_classes(spec) for spec in specs)
     if learned != needed:
-        raise Refusal(
+        raise UserError(
             f"{student.name}: {student.settings.where(('data', 'train'))}: data.train '{specs[1]}' ({len(needed)} "
             f"classes) has other classes than '{specs[0]}' of {teacher.name} ({len(learned)}); only in one of them: "
             f"{describe_class_difference(learned, needed)}"
@@ -159,27 +159,27 @@ class _Overrides:
 
 def _split_overrides(texts: list[str], stages: tuple[str, ...]) -> _Overrides:
     """Separates overrides of one stage (`finetune.schedule.epochs=3`) from those of all stages (`optimizer.name=sgd`).
-    Raises Refusal."""
+    Raises UserError."""
     split = _Overrides([], {stage: [] for stage in stages})
     for text in texts:
         first, dot, rest = text.partition(".")
         head = first.partition("=")[0]
         if head in STAGES:
             if head not in stages:
-                raise Refusal(f"override '{text}': there is no stage {head} here, as --pretrained stands for it")
+                raise UserError(f"override '{text}': there is no stage {head} here, as --pretrained stands for it")
             if not dot:
-                raise Refusal(f"override '{text}' is not of the form stage.section.key=value")
+                raise UserError(f"override '{text}' is not of the form stage.section.key=value")
             split.stage[head].append(rest)
         elif head in (*Recipe.model_fields, *overrides.SHORT):
             rest = text
             split.all.append(text)
         else:
             known = [*STAGES, *Recipe.model_fields]
-            raise Refusal(f"override '{text}': '{head}' is neither a stage nor a section{did_you_mean(head, known)}")
+            raise UserError(f"override '{text}': '{head}' is neither a stage nor a section{did_you_mean(head, known)}")
         key = rest.partition("=")[0]
         if key in _SET_BY_PIPELINE or (key == "run.folder" and rest != text):
             alternative = _SET_BY_PIPELINE.get(key, "run.folder=FOLDER for all stages")
-            raise Refusal(f"override '{text}': a pipeline sets {key} itself; use {alternative}")
+            raise UserError(f"override '{text}': a pipeline sets {key} itself; use {alternative}")
     return split
 
 
@@ -192,7 +192,9 @@ def _finetune(request: PipelineRequest) -> tuple[str, list[str]]:
     share = _share(request.labels)
     if share is None:
         if not Path(request.labels).is_file():
-            raise Refusal(f"--labels {request.labels} is neither a share, such as 1% or 0.01, nor a file that is here")
+            raise UserError(
+                f"--labels {request.labels} is neither a share, such as 1% or 0.01, nor a file that is here"
+            )
         return base, [f"data.labels.list={json.dumps(str(Path(request.labels).absolute()))}"]
     name = _sibling(request.recipe, f"_finetune_{float(share * 100):g}pct")
     if _exists(name):
@@ -201,15 +203,15 @@ def _finetune(request: PipelineRequest) -> tuple[str, list[str]]:
 
 
 def _share(text: str) -> Decimal | None:
-    """The share that `1%` or `0.01` means; None for text that is not a number. Raises Refusal for a number that is not
-    a share."""
+    """The share that `1%` or `0.01` means; None for text that is not a number. Raises UserError for a number that is
+    not a share."""
     try:
         number = Decimal(text.removesuffix("%"))
     except InvalidOperation:
         return None
     share = number / 100 if text.endswith("%") else number
     if not 0 < share <= 1 or (share == 1 and text != "100%"):
-        raise Refusal(f"--labels {text}: write 1% or 0.01 for a hundredth of the labels, 100% for all of them")
+        raise UserError(f"--labels {text}: write 1% or 0.01 for a hundredth of the labels, 100% for all of them")
     return share
 
 
@@ -232,11 +234,11 @@ def _exists(name: str) -> bool:
 
 @contextmanager
 def naming_stage(stage: str, overrides_of_all: Sequence[str] = ()) -> Iterator[None]:
-    """Adds to the message of a Refusal the stage that it is about, and how to change that stage alone."""
+    """Adds to the message of a UserError the stage that it is about, and how to change that stage alone."""
     try:
         yield
-    except Refusal as refusal:
+    except UserError as refusal:
         message = str(refusal)
         override = next((text for text in overrides_of_all if f"override '{text}'" in message), None)
         hint = f"; for one stage alone: STAGE.{override}, with STAGE one of {', '.join(STAGES)}" if override else ""
-        raise Refusal(f"{stage}: {message}{hint}") from refusal
+        raise UserError(f"{stage}: {message}{hint}") from refusal

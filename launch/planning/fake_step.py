@@ -67,7 +67,7 @@ class Step:
 def run_fake_step(recipe: Recipe, layout: StepLayout, images: int, classes: int) -> Step:
     """Runs a step of the recipe on fake tensors. images, classes: of data.train.
 
-    Raises Refusal where the method does, for this many ranks or samples.
+    Raises UserError where the method does, for this many ranks or samples.
     """
     with fake_ranks(layout.ranks) as sent:
         method = _method(recipe, images, classes)

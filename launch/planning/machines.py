@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 
 GIB = 2**30
 
@@ -84,17 +84,17 @@ class Measured(BaseModel):
 
 
 def find_machine(name: str) -> Machine:
-    """The machine of this name. Raises Refusal for an unknown one."""
+    """The machine of this name. Raises UserError for an unknown one."""
     if name not in MACHINES:
-        raise Refusal(f"--gpu is '{name}'{did_you_mean(name, MACHINES)}")
+        raise UserError(f"--gpu is '{name}'{did_you_mean(name, MACHINES)}")
     return MACHINES[name]
 
 
 def read_measured(file: Path) -> Measured:
-    """Reads the rates in a file. Raises Refusal for a file that `kilobatch bench --json` has not written."""
+    """Reads the rates in a file. Raises UserError for a file that `kilobatch bench --json` has not written."""
     try:
         return Measured.model_validate(json.loads(file.read_text())["rates"])
     except OSError as error:
-        raise Refusal(f"--measured {file}: {error.strerror}; kilobatch bench --json {file} makes one") from error
+        raise UserError(f"--measured {file}: {error.strerror}; kilobatch bench --json {file} makes one") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise Refusal(f"--measured {file} is not what kilobatch bench --json writes; make it anew") from error
+        raise UserError(f"--measured {file} is not what kilobatch bench --json writes; make it anew") from error

@@ -6,7 +6,7 @@ Modules that import torch are imported in the functions that need them, so that 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_bytes
 from kilobatch.data.loading.labels import count_labelled
 from kilobatch.data.sources.specs import count_images
@@ -73,13 +73,13 @@ def make_plan(
 ) -> Plan:
     """Plans a run on nodes with so many GPUs each. cores: of a node; None: not known. rates: measured ones.
 
-    Raises Refusal for a run that does not fit, with the smallest change with which it does.
+    Raises UserError for a run that does not fit, with the smallest change with which it does.
     """
     search = FitSearch(recipe, machine, images, classes)
     fit = search.best(recipe, nodes * gpus)
     if fit.memory.total > fit.limit:
         way_out = ways_out(search, recipe, nodes, gpus)
-        raise Refusal(f"{fit.describe()}, and {machine.name} has {describe_bytes(fit.limit)}; {way_out}")
+        raise UserError(f"{fit.describe()}, and {machine.name} has {describe_bytes(fit.limit)}; {way_out}")
     step = search.step(fit.layout)
     stages = {zero: search.stage(fit, zero) for zero in (0, 1, 2)}
     step_time = estimate_time(recipe, step, fit.layout, fit.keep, nodes, machine, rates, cores)
@@ -91,7 +91,7 @@ def has_images(recipe: Recipe) -> bool:
     """Whether the training images are on this machine."""
     try:
         return count_images(recipe.data.train, "train") > 0
-    except Refusal:
+    except UserError:
         return False
 
 

@@ -5,7 +5,7 @@ import hashlib
 import socket
 from collections.abc import Iterator
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 
 FIRST_PORT, PORTS = 20000, 10000  # below the ports that the kernel gives out by itself
 
@@ -18,7 +18,7 @@ def ports(name: str) -> Iterator[int]:
 
 
 def listen(name: str) -> socket.socket:
-    """A socket that listens on the first free port of a name. Raises Refusal where there is none."""
+    """A socket that listens on the first free port of a name. Raises UserError where there is none."""
     dual = socket.has_dualstack_ipv6()
     for port in ports(name):
         try:
@@ -27,4 +27,4 @@ def listen(name: str) -> socket.socket:
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
-    raise Refusal(f"no port between {FIRST_PORT} and {FIRST_PORT + PORTS} is free on {socket.gethostname()}")
+    raise UserError(f"no port between {FIRST_PORT} and {FIRST_PORT + PORTS} is free on {socket.gethostname()}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kilobatch import configs
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.recipes.settings import Settings, format_path, format_value, read_file
 
 FOLDER = Path(configs.__file__).resolve().parent  # of a checkout, not the link to it under src/
@@ -23,23 +23,23 @@ def locate(name: str, near: Path = FOLDER) -> Path:
     """The file of a recipe, given as a name (`demo`) or as a path to a YAML file.
 
     near: the folder that a relative path in an `extends` starts from; names are looked for there, then in configs/.
-    Raises Refusal where there is no such file; for a name, with the nearest one that exists.
+    Raises UserError where there is no such file; for a name, with the nearest one that exists.
     """
     if is_path(name):
         path = near / name
         if not path.exists():
-            raise Refusal(f"there is no recipe file {format_path(path)}")
+            raise UserError(f"there is no recipe file {format_path(path)}")
         return path
     for folder in (near, FOLDER):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    raise Refusal(f"there is no recipe '{name}'{did_you_mean(name, recipe_names())} (or give a path to a YAML file)")
+    raise UserError(f"there is no recipe '{name}'{did_you_mean(name, recipe_names())} (or give a path to a YAML file)")
 
 
 def read_settings(name: str) -> Settings:
     """A recipe's own settings laid over those of the recipes that it extends.
 
-    Raises Refusal for an unreadable file, an unknown recipe and a circle of `extends`.
+    Raises UserError for an unreadable file, an unknown recipe and a circle of `extends`.
     """
     chain = list(_chain(locate(name, near=Path() if is_path(name) else FOLDER)))
     settings = Settings()
@@ -61,14 +61,14 @@ def _chain(path: Path) -> Iterator[Settings]:
         if not origin:
             return
         if not isinstance(parent, str):
-            raise Refusal(f"{origin}: extends is {format_value(parent)}; name one recipe or one YAML file")
+            raise UserError(f"{origin}: extends is {format_value(parent)}; name one recipe or one YAML file")
         try:
             path = locate(parent, near=path.parent)
-        except Refusal as refusal:
-            raise Refusal(f"{origin}: extends: {refusal}") from refusal
+        except UserError as refusal:
+            raise UserError(f"{origin}: extends: {refusal}") from refusal
         if path.resolve() in seen:
             circle = " -> ".join(p.name for p in [*seen[seen.index(path.resolve()) :], path])
-            raise Refusal(f"{origin}: extends goes in a circle: {circle}")
+            raise UserError(f"{origin}: extends goes in a circle: {circle}")
 
 
 def opening(name: str) -> list[str]:

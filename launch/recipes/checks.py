@@ -3,7 +3,7 @@ Loads no torch; devices are checked in worker/devices.py, on the machine that th
 
 from collections.abc import Callable, Mapping
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import count_labelled
 from kilobatch.data.sources.specs import Split, count_classes, count_images
 from kilobatch.launch.recipes import method_options, references, validation_errors
@@ -12,7 +12,7 @@ from kilobatch.launch.recipes.settings import Settings
 from kilobatch.methods.options import Constraint, OptionContext
 from kilobatch.trainer.evaluate.options import CLASSIFYING
 
-Refuse = Callable[[str, str], Refusal]  # from an option, such as data.batch, and a message; says where it was written
+Refuse = Callable[[str, str], UserError]  # from an option, such as data.batch, and a message; says where it was written
 
 
 def check(
@@ -24,7 +24,7 @@ def check(
     begun: bool = False,
     images: int | None = None,
 ) -> None:
-    """Raises Refusal for the first part that does not fit, before any process is started or image decoded.
+    """Raises UserError for the first part that does not fit, before any process is started or image decoded.
 
     settings: where the recipe's values were written, for the message; evaluators: what will run; None: training, and
     the recipe's own; awaited: runs that the recipe's method starts or learns from and that will have been trained by
@@ -32,10 +32,10 @@ def check(
     images: of data.train, where the data are not to be looked for.
     """
     if workers < 1:
-        raise Refusal(f"--workers is {workers}; it should be 1 or more")
+        raise UserError(f"--workers is {workers}; it should be 1 or more")
 
-    def refuse(dotted: str, message: str) -> Refusal:
-        return Refusal(f"{settings.where(tuple(dotted.split('.')))}: {message}")
+    def refuse(dotted: str, message: str) -> UserError:
+        return UserError(f"{settings.where(tuple(dotted.split('.')))}: {message}")
 
     chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
     training = evaluators is None
@@ -104,14 +104,14 @@ def _check_options(recipe: Recipe, context: OptionContext, settings: Settings) -
             continue
         try:
             constraint.check(getattr(recipe.method, name), context)
-        except Refusal as refusal:
+        except UserError as refusal:
             key, message = ("method", name), str(refusal)
             where = validation_errors.where_of_parts(key, message, settings) or settings.where(key)
-            raise Refusal(f"{where}: {message}") from refusal
+            raise UserError(f"{where}: {message}") from refusal
 
 
 def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
-    """Classes of data.train for a method that learns them, else None. Raises Refusal for a single one."""
+    """Classes of data.train for a method that learns them, else None. Raises UserError for a single one."""
     name = recipe.method.name
     classes = count_classes(recipe.data.train, "train") if method_options.declared(name).classifies else None
     if classes == 1:
@@ -130,7 +130,7 @@ def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
         return samples
     try:
         labelled = count_labelled(recipe.data.train, labels)
-    except Refusal as refusal:
+    except UserError as refusal:
         raise refuse("data.labels.list" if labels.list else "data.labels", str(refusal)) from refusal
     if recipe.data.unlabelled == "drop":
         return labelled
@@ -194,5 +194,5 @@ def _count(recipe: Recipe, split: Split, refuse: Refuse) -> int:
     assert spec is not None
     try:
         return count_images(spec, split)
-    except Refusal as refusal:
+    except UserError as refusal:
         raise refuse(f"data.{split}", str(refusal)) from refusal

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.specs import absolute_spec, describe_class_difference
 from kilobatch.launch.recipes import references
@@ -13,14 +13,14 @@ from kilobatch.launch.recipes.recipe import Recipe
 def prepare_data(recipe: Recipe) -> None:
     """Converts sources that are no .beton yet: once, here, rather than in each worker.
 
-    Raises Refusal, also where training and test images have different classes.
+    Raises UserError, also where training and test images have different classes.
     """
     train = verify_beton(prepare(recipe.data.train, "train")).classes
     if recipe.data.test is None:
         return
     test = verify_beton(prepare(recipe.data.test, "test")).classes
     if train != test:
-        raise Refusal(
+        raise UserError(
             f"data.test '{recipe.data.test}' ({len(test)} classes) has other classes than data.train "
             f"'{recipe.data.train}' ({len(train)}), so that labels would not match; "
             f"only in one of them: {describe_class_difference(train, test)}; "
@@ -30,7 +30,7 @@ def prepare_data(recipe: Recipe) -> None:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of its data and of the runs that it refers to, so that it can be used from any
-    folder. Raises Refusal for a data source of no known kind."""
+    folder. Raises UserError for a data source of no known kind."""
     data, labels = recipe.data, recipe.data.labels
     if labels.list is not None:
         labels = labels.model_copy(update={"list": str(Path(labels.list).expanduser().absolute())})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.recipes import method_source
 from kilobatch.launch.recipes.method_source import Declared
 
@@ -28,24 +28,24 @@ def method_names() -> list[str]:
 
 
 def declared(name: str) -> Declared:
-    """What methods/papers/<name>.py declares of its Method. Raises Refusal for an unknown name."""
+    """What methods/papers/<name>.py declares of its Method. Raises UserError for an unknown name."""
     found = method_source.declared(name) if name in method_source.files() else None
     if found is None:
-        raise Refusal(f"there is no method '{name}'{did_you_mean(name, method_names())}")
+        raise UserError(f"there is no method '{name}'{did_you_mean(name, method_names())}")
     return found
 
 
 @cache
 def options_of(name: str) -> type[MethodOptions]:
     """The model of `method: {name: <name>, ...}`: the keyword arguments of the method's constructor, with their
-    types, bounds and defaults. Raises Refusal for an unknown name."""
+    types, bounds and defaults. Raises UserError for an unknown name."""
     arguments: dict[str, Any] = dict(declared(name).arguments)
     arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
     return create_model(f"{name}_options", __base__=MethodOptions, **arguments)
 
 
 def method_class(name: str) -> "type[Method]":
-    """The class of a method; imports it, and with it torch. Raises Refusal for an unknown name."""
+    """The class of a method; imports it, and with it torch. Raises UserError for an unknown name."""
     class_name = declared(name).class_name
     return getattr(importlib.import_module(f"kilobatch.methods.papers.{name}"), class_name)
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes.settings import format_path
 from kilobatch.methods import papers
 
@@ -45,7 +45,7 @@ def files() -> list[str]:
 def declared(name: str) -> Declared | None:
     """The Method that methods/papers/<name>.py defines, derived from Method or from another file's; None without one.
 
-    Raises Refusal, with the file and the line, for what cannot be read without importing the file.
+    Raises UserError, with the file and the line, for what cannot be read without importing the file.
     """
     file = _file(name)
     lineages = [lineage for cls in file.classes.values() if (lineage := _lineage(file, cls))]
@@ -94,11 +94,11 @@ class _File:
                     else:  # also at the second assignment: which of the two holds where it is used?
                         self.unreadable[bound] = line
 
-    def refusal(self, line: int, message: str) -> Refusal:
-        return Refusal(f"{format_path(self.path)} line {line}: {message}")
+    def refusal(self, line: int, message: str) -> UserError:
+        return UserError(f"{format_path(self.path)} line {line}: {message}")
 
     def constructor(self, cls: ast.ClassDef) -> ast.FunctionDef | None:
-        """The class's own __init__. Raises Refusal where it is made in another way than by `def`."""
+        """The class's own __init__. Raises UserError where it is made in another way than by `def`."""
         found = None
         for node in cls.body:
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
@@ -112,7 +112,7 @@ class _File:
         return found
 
     def arguments(self, constructor: ast.FunctionDef) -> dict[str, tuple[Any, Any]]:
-        """Type and default of each keyword argument. Raises Refusal for an argument that no recipe could give."""
+        """Type and default of each keyword argument. Raises UserError for an argument that no recipe could give."""
         signature = constructor.args
         positional = [*signature.posonlyargs, *signature.args][2:]  # after self and the encoder
         if extra := [*positional, *filter(None, (signature.vararg, signature.kwarg))]:
@@ -137,7 +137,7 @@ class _File:
     def attributes(self, cls: ast.ClassDef) -> dict[str, Any]:
         """The values that the class's body gives to any of ATTRIBUTES, by `name = value` or `name: type = value`.
 
-        Raises Refusal where it sets one in another way.
+        Raises UserError where it sets one in another way.
         """
         found = {}
         for node in cls.body:
@@ -154,7 +154,7 @@ class _File:
         return found
 
     def value(self, expression: ast.expr) -> Any:
-        """What an expression comes to. Raises Refusal for one that needs torch, or that fails."""
+        """What an expression comes to. Raises UserError for one that needs torch, or that fails."""
         nodes = list(ast.walk(expression))
         names = [node for node in nodes if isinstance(node, ast.Name)]
         inner = {node.arg for node in nodes if isinstance(node, ast.arg)}  # of a lambda
@@ -174,7 +174,7 @@ class _File:
             ) from error
 
     def named(self, name: str, line: int) -> Any:
-        """What a name stands for; line: where it is used. Raises Refusal where that is not known without torch."""
+        """What a name stands for; line: where it is used. Raises UserError where that is not known without torch."""
         if name in self.unreadable or name in self.classes:
             bound = self.unreadable.get(name) or self.classes[name].lineno
             raise self.refusal(
@@ -256,7 +256,7 @@ Lineage = list[tuple[_File, ast.ClassDef]]  # a class and those that it derives 
 def _lineage(file: _File, cls: ast.ClassDef) -> Lineage:
     """The class and those that it derives from, up to Method; empty where it is no Method.
 
-    Raises Refusal for a Method with other bases beside it, which might set anything.
+    Raises UserError for a Method with other bases beside it, which might set anything.
     """
     for base in map(ast.unparse, cls.bases):
         above = _bases(file, cls, base)

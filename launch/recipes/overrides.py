@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes.settings import Key, Settings, parse
 
 SHORT = {"seed": "run.seed"}  # keys that may be written without their section
 
 
 def read_overrides(overrides: Sequence[str]) -> Settings:
-    """All overrides as one tree; a later one wins. Raises Refusal for a text that is not `section.key=value`."""
+    """All overrides as one tree; a later one wins. Raises UserError for a text that is not `section.key=value`."""
     settings = Settings()
     for text in overrides:
         settings = settings.under(_read_override(text))
@@ -21,9 +21,9 @@ def _read_override(text: str) -> Settings:
     path, equals, value_text = text.partition("=")
     names = SHORT.get(path, path).split(".")
     if not equals or not all(name and name == name.strip() for name in names):
-        raise Refusal(f"override '{text}' is not of the form section.key=value, such as optimizer.lr=4.8")
+        raise UserError(f"override '{text}' is not of the form section.key=value, such as optimizer.lr=4.8")
     if not value_text.strip():
-        raise Refusal(f"override '{text}' has no value; write {path}=null for none")
+        raise UserError(f"override '{text}' has no value; write {path}=null for none")
     source = f"override '{text}'"
     value, inner = parse(value_text, source, lines=False)
 

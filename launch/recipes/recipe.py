@@ -10,7 +10,7 @@ from typing import Any, Union
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import DataOptions
 from kilobatch.launch.recipes import catalogue, method_options, overrides, validation_errors
 from kilobatch.launch.recipes.method_options import MethodOptions
@@ -47,7 +47,7 @@ class Recipe(BaseModel):
 def read_recipe(name: str, changes: list[str]) -> tuple[Recipe, Settings]:
     """A recipe by name or path, with overrides (`section.key=value`) on top, and where each of its values was written.
 
-    Raises Refusal, one plain message, for whatever is wrong in either.
+    Raises UserError, one plain message, for whatever is wrong in either.
     """
     settings = catalogue.read_settings(name).under(overrides.read_overrides(changes))
     return _validated(settings), settings
@@ -70,7 +70,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Settin
 
 
 def recipe_from(values: dict[str, Any], origin: str) -> Recipe:
-    """A resolved recipe out of a checkpoint or an exported file; origin: its name, for messages. Raises Refusal."""
+    """A resolved recipe out of a checkpoint or an exported file; origin: its name, for messages. Raises UserError."""
     return _validated(Settings(values, {(): origin}))
 
 
@@ -78,7 +78,7 @@ def _validated(settings: Settings) -> Recipe:
     for section, value in settings.values.items():
         if section in Recipe.model_fields and not isinstance(value, dict):
             where, content = settings.where((section,)), "empty" if value is None else format_value(value)
-            raise Refusal(f"{where}: section '{section}' is {content}; it holds keys, or is left out")
+            raise UserError(f"{where}: section '{section}' is {content}; it holds keys, or is left out")
     model = _recipe_of(_method_name(settings))
     sections = {name: {} for name in Recipe.model_fields} | settings.values
     try:
@@ -94,18 +94,18 @@ def _method_name(settings: Settings) -> str:
     key = ("method", "name")
     section = settings.values.get("method", {})
     if "name" not in section:
-        raise Refusal(
+        raise UserError(
             f"{settings.where(())}: method.name is missing; known: {', '.join(method_options.method_names())}"
         )
     name = section["name"]
     if not isinstance(name, str):
-        raise Refusal(
+        raise UserError(
             f"{settings.where(key)}: method.name is {format_value(name)}; it is the name of a file in methods/"
         )
     try:
         method_options.declared(name)
-    except Refusal as refusal:
-        raise Refusal(f"{settings.where(key)}: {refusal}") from refusal
+    except UserError as refusal:
+        raise UserError(f"{settings.where(key)}: {refusal}") from refusal
     return name
 
 
@@ -115,9 +115,9 @@ def _recipe_of(method: str) -> type[Recipe]:
 
 
 def _refuse_not_finite(value: Any, key: Key, settings: Settings) -> None:
-    """Raises Refusal for infinity and nan, which pydantic's bounds such as `gt=0` let pass."""
+    """Raises UserError for infinity and nan, which pydantic's bounds such as `gt=0` let pass."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise Refusal(f"{settings.where(key)}: {'.'.join(map(str, key))} is {value}; it should be a finite number")
+        raise UserError(f"{settings.where(key)}: {'.'.join(map(str, key))} is {value}; it should be a finite number")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, inner in items:
         _refuse_not_finite(inner, (*key, name), settings)

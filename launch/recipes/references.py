@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, recipe_from
 from kilobatch.launch.runs import run_folder
@@ -29,10 +29,10 @@ def references(recipe: Recipe) -> dict[str, str]:
 
 
 def locate_reference(where: str) -> Path:
-    """The path of a reference: a run's folder, a checkpoint's, or a file. Raises Refusal where it is none of them."""
+    """The path of a reference: a run's folder, a checkpoint's, or a file. Raises UserError where it is none of them."""
     path = Path(where).expanduser()
     if path.is_file() and path.suffix != ".safetensors":
-        raise Refusal(f"{path} is no .safetensors file; kilobatch export makes one, or name a run's folder")
+        raise UserError(f"{path} is no .safetensors file; kilobatch export makes one, or name a run's folder")
     return path if path.is_file() or is_checkpoint(path) else run_folder.find_run(where)
 
 
@@ -43,7 +43,7 @@ def absolute_reference(where: str) -> str:
 
 
 def recipe_of(where: str) -> Recipe:
-    """The recipe that a run, a checkpoint or an exported file was trained with. Raises Refusal."""
+    """The recipe that a run, a checkpoint or an exported file was trained with. Raises UserError."""
     path = locate_reference(where)
     if path.is_file():
         return recipe_in(metadata_of(path), path)
@@ -51,7 +51,7 @@ def recipe_of(where: str) -> Recipe:
         return load_recipe(path / "recipe.yaml")[0]
     meta = _meta(path)
     if "recipe" not in meta:
-        raise Refusal(f"checkpoint {path} says nothing of its recipe; name one that `kilobatch train` has made")
+        raise UserError(f"checkpoint {path} says nothing of its recipe; name one that `kilobatch train` has made")
     return recipe_from(meta["recipe"], str(path))
 
 
@@ -59,22 +59,22 @@ def _meta(checkpoint: Path) -> dict[str, Any]:
     try:
         return unsealed((checkpoint / DESCRIPTION).read_bytes())["meta"]
     except (OSError, ValueError) as error:
-        raise Refusal(f"checkpoint {checkpoint}: {DESCRIPTION} cannot be used: {error}; name another") from None
+        raise UserError(f"checkpoint {checkpoint}: {DESCRIPTION} cannot be used: {error}; name another") from None
 
 
 def metadata_of(file: Path) -> dict[str, str]:
-    """The metadata of an exported file. Raises Refusal where the file is not whole."""
+    """The metadata of an exported file. Raises UserError where the file is not whole."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise Refusal(f"{file} is no whole .safetensors file ({error}); export or copy it again") from None
+        raise UserError(f"{file} is no whole .safetensors file ({error}); export or copy it again") from None
 
 
 def recipe_in(metadata: Mapping[str, str], file: Path) -> Recipe:
-    """The recipe in an exported file's metadata. Raises Refusal where it holds none."""
+    """The recipe in an exported file's metadata. Raises UserError where it holds none."""
     if "recipe" not in metadata:
-        raise Refusal(f"{file} says nothing of its recipe; name a file that `kilobatch export` or import has written")
+        raise UserError(f"{file} says nothing of its recipe; name a file that `kilobatch export` or import has written")
     return recipe_from(json.loads(metadata["recipe"]), str(file))
 
 
@@ -84,9 +84,9 @@ def begun(run: Path) -> bool:
 
 
 def check_references(
-    recipe: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], Refusal], classes: int | None = None
+    recipe: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], UserError], classes: int | None = None
 ) -> None:
-    """Raises Refusal, worded by refuse(option, message), for a reference that leads nowhere or does not fit.
+    """Raises UserError, worded by refuse(option, message), for a reference that leads nowhere or does not fit.
 
     awaited: the recipes of the runs that will have been trained by then, by reference; their folders are not read.
     classes: of data.train; None: not known here.
@@ -97,7 +97,7 @@ def check_references(
             other = awaited[where] if where in awaited else recipe_of(where)
             if where not in awaited:
                 _refuse_untrained(where)
-        except Refusal as refusal:
+        except UserError as refusal:
             raise refuse(option, f"{option} '{where}': {refusal}") from refusal
         encoder_only = where not in awaited and _holds_encoder_only(where)
         if name == "teacher":
@@ -144,7 +144,7 @@ def _classes(where: str) -> int:
     for checkpoint in reversed(list_checkpoints(path / "checkpoints").values()):
         try:
             return _meta(checkpoint).get("classes", 0)
-        except Refusal:  # damaged: training passes over it, too, with a warning
+        except UserError:  # damaged: training passes over it, too, with a warning
             continue
     return 0
 
@@ -157,10 +157,12 @@ def _head(options: Any) -> tuple[int, int | None]:
     return layers, options.dim if layers else None
 
 
-def _check_head(options: Any, where: str, head: tuple[int, int | None], refuse: Callable[[str, str], Refusal]) -> None:
+def _check_head(
+    options: Any, where: str, head: tuple[int, int | None], refuse: Callable[[str, str], UserError]
+) -> None:
     try:
         refuse_layers(options.layer, options.dim, where, *head)
-    except Refusal as refusal:
+    except UserError as refusal:
         raise refuse("method.layer", str(refusal)) from refusal
 
 
@@ -171,7 +173,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _refuse_untrained(where: str) -> None:
     path = locate_reference(where)
     if path.is_dir() and not is_checkpoint(path) and not list_checkpoints(path / "checkpoints"):
-        raise Refusal(f"it has no checkpoint yet; train it first: kilobatch resume {path}")
+        raise UserError(f"it has no checkpoint yet; train it first: kilobatch resume {path}")
 
 
 def _differing(mine: EncoderOptions, theirs: EncoderOptions) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 
 Key = tuple[str | int, ...]  # ("data", "views", "size"); numbers index lists
 
@@ -90,7 +90,7 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
     """The value of a YAML text, and the origins of all values in it.
 
     source: the text's name in messages and origins; lines: whether origins name the line too.
-    Raises Refusal for broken YAML, a key written twice, keys that are not text, and tagged objects.
+    Raises UserError for broken YAML, a key written twice, keys that are not text, and tagged objects.
     """
     origins: dict[Key, str] = {}
 
@@ -104,10 +104,10 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
             for name_node, value_node in node.value:
                 name = loader.construct_object(name_node) if isinstance(name_node, yaml.ScalarNode) else None
                 if not isinstance(name, str):
-                    raise Refusal(f"{place(name_node.start_mark)}: keys must be text, not {name_node.value!r}")
+                    raise UserError(f"{place(name_node.start_mark)}: keys must be text, not {name_node.value!r}")
                 if name in values:
                     first = origins[(*key, name)]
-                    raise Refusal(f"{place(name_node.start_mark)}: '{name}' stands twice (first: {first}); keep one")
+                    raise UserError(f"{place(name_node.start_mark)}: '{name}' stands twice (first: {first}); keep one")
                 origins[(*key, name)] = place(name_node.start_mark)
                 values[name] = read(value_node, (*key, name))
             return values
@@ -115,7 +115,7 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
             return [read(item, (*key, i)) for i, item in enumerate(node.value)]
         value = loader.construct_object(node)
         if value is not None and not isinstance(value, str | int | float | bool):
-            raise Refusal(f"{place(node.start_mark)}: {node.value!r} with tag {node.tag}: only plain values are read")
+            raise UserError(f"{place(node.start_mark)}: {node.value!r} with tag {node.tag}: only plain values are read")
         return value
 
     loader: Any = None
@@ -126,25 +126,25 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise Refusal(f"{place(mark)}: not valid YAML: {problem}") from error
+        raise UserError(f"{place(mark)}: not valid YAML: {problem}") from error
 
 
 def read_file(path: Path) -> Settings:
-    """A YAML file of settings. Raises Refusal where it cannot be read or is not a mapping."""
+    """A YAML file of settings. Raises UserError where it cannot be read or is not a mapping."""
     source = format_path(path)
     if not path.is_file():
-        raise Refusal(f"{source} is not a file" if path.exists() else f"there is no file {source}")
+        raise UserError(f"{source} is not a file" if path.exists() else f"there is no file {source}")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise Refusal(f"{source} is not a text file (byte {error.start} is not UTF-8); recipes are YAML") from error
+        raise UserError(f"{source} is not a text file (byte {error.start} is not UTF-8); recipes are YAML") from error
     except OSError as error:
-        raise Refusal(f"{source} cannot be read: {error.strerror}") from error
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error
     values, origins = parse(text, source)
     if values is None:
-        raise Refusal(f"{source} is empty; a recipe holds sections such as `data:`, or `extends: <recipe>`")
+        raise UserError(f"{source} is empty; a recipe holds sections such as `data:`, or `extends: <recipe>`")
     if not isinstance(values, dict):
-        raise Refusal(f"{source} holds {format_value(values)}, not sections such as `data:` with keys under them")
+        raise UserError(f"{source} holds {format_value(values)}, not sections such as `data:` with keys under them")
     return Settings(values, origins | {(): source})
 
 

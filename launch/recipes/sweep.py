@@ -6,7 +6,7 @@ from itertools import product
 
 import yaml
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import overrides
 from kilobatch.launch.recipes.settings import parse
 
@@ -20,12 +20,12 @@ class Point:
 
 
 def points(sweeps: list[str]) -> list[Point]:
-    """All combinations of the values; the last key varies fastest. Raises Refusal for a text that is no sweep."""
+    """All combinations of the values; the last key varies fastest. Raises UserError for a text that is no sweep."""
     axes = [_axis(text) for text in sweeps]
     keys = [key for key, _ in axes]
     for key in keys:
         if keys.count(key) > 1:
-            raise Refusal(f"--sweep {key} stands twice; give all its values in one: {key}=a,b,c")
+            raise UserError(f"--sweep {key} stands twice; give all its values in one: {key}=a,b,c")
     combinations = list(product(*(values for _, values in axes)))
     width = len(str(len(combinations) - 1))
     return [
@@ -44,13 +44,13 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     listed = f"[{text}]"
     values, _ = parse(listed, f"--sweep {sweep}", lines=False)
     if not values or not isinstance(values, list) or not text.strip():
-        raise Refusal(f"--sweep {sweep} has no values; write it as optimizer.lr=0.3,0.6,1.2")
+        raise UserError(f"--sweep {sweep} has no values; write it as optimizer.lr=0.3,0.6,1.2")
     nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value  # a list, since `parse` above has read one
     texts = [listed[node.start_mark.index : node.end_mark.index] for node in nodes]
     for n, value in enumerate(values):
         if value in values[:n]:
-            raise Refusal(f"--sweep {sweep}: {texts[n]} stands twice")
-        overrides.read_overrides([f"{key}={texts[n]}"])  # raises Refusal for a key that is not section.key
+            raise UserError(f"--sweep {sweep}: {texts[n]} stands twice")
+        overrides.read_overrides([f"{key}={texts[n]}"])  # raises UserError for a key that is not section.key
     return key, texts
 
 

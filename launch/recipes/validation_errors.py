@@ -6,11 +6,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.recipes.settings import Key, Settings, format_value
 
 
-def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> Refusal:
+def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> UserError:
     """The first error as a message. Unknown keys come first, since a misspelt key also leaves one missing."""
     errors: list[Any] = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     more = {_key(e["loc"], settings.values) for e in errors[1:]} - {_key(errors[0]["loc"], settings.values)}
@@ -22,7 +22,7 @@ def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) 
         if e["type"] == "literal_error" and _key(e["loc"], settings.values) == _key(errors[0]["loc"], settings.values)
     ]
     either = ", or " + ", ".join(words) if words else ""
-    return Refusal(_sentence(errors[0], settings, model) + either + tail)
+    return UserError(_sentence(errors[0], settings, model) + either + tail)
 
 
 def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:

@@ -38,7 +38,7 @@ class JobFile(BaseModel):
 
 
 def read_job_file(run: Path) -> JobFile | None:
-    """A run's job.json; None for a run that was never submitted. Raises Refusal where the file is damaged."""
+    """A run's job.json; None for a run that was never submitted. Raises UserError where the file is damaged."""
     path = run / "job.json"
     try:
         return read_model(path, JobFile, "remove it to resume with --workers", with_key=True)

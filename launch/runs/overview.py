@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile
 from kilobatch.launch.schedulers.scheduler import JobState
@@ -70,7 +70,7 @@ def overview(names: Sequence[str], sweep: str | None, everything: bool) -> Overv
     """The state of the runs and folders of runs that are named, of a sweep's points (best first), or of all runs under
     runs/ (oldest first); of these, runs that ended long ago are left out unless `everything`.
 
-    Raises Refusal for a name that is no run, no folder of runs and no sweep.
+    Raises UserError for a name that is no run, no folder of runs and no sweep.
     """
     if sweep is not None:
         folders = _sweep_runs(sweep)
@@ -105,7 +105,7 @@ def _runs_in(parent: Path) -> list[Path]:
 
 
 def _find_runs(name: str) -> list[Path]:
-    """The run of this name, or the runs in the folder of this name. Raises Refusal."""
+    """The run of this name, or the runs in the folder of this name. Raises UserError."""
     for folder in run_folder.candidate_paths(name):
         if not (folder / "recipe.yaml").is_file() and (found := sorted(_runs_in(folder))):
             return found
@@ -113,7 +113,7 @@ def _find_runs(name: str) -> list[Path]:
 
 
 def _sweep_runs(name: str) -> list[Path]:
-    """The runs of a sweep. Raises Refusal where there is none of this name."""
+    """The runs of a sweep. Raises UserError where there is none of this name."""
     for folder in run_folder.candidate_paths(name):
         if found := sorted(path.parent for path in folder.glob("*/recipe.yaml")):
             return found
@@ -121,28 +121,28 @@ def _sweep_runs(name: str) -> list[Path]:
     hint = (
         did_you_mean(name, sweeps) if sweeps else f"; there are none in {run_folder.FOLDER}/ (kilobatch submit --sweep)"
     )
-    raise Refusal(f"there is no sweep '{name}'{hint}")
+    raise UserError(f"there is no sweep '{name}'{hint}")
 
 
-def _read_state(folder: Path) -> run_folder.State | Refusal | None:
-    """The run's state; None without state.json; a Refusal for a damaged one, since the others are still listed."""
+def _read_state(folder: Path) -> run_folder.State | UserError | None:
+    """The run's state; None without state.json; a UserError for a damaged one, since the others are still listed."""
     try:
         return run_folder.read_state(folder) if (folder / "state.json").exists() else None
-    except Refusal as refusal:
+    except UserError as refusal:
         return refusal
 
 
-def _started(state: run_folder.State | Refusal | None) -> str:
+def _started(state: run_folder.State | UserError | None) -> str:
     return state.started if isinstance(state, run_folder.State) else ""
 
 
-def _ended_long_ago(state: run_folder.State | Refusal | None) -> bool:
+def _ended_long_ago(state: run_folder.State | UserError | None) -> bool:
     if not isinstance(state, run_folder.State) or state.status in ("queued", "running"):
         return False
     return datetime.fromisoformat(state.updated) < datetime.now(UTC) - RECENT
 
 
-def _unfinished_job(folder: Path, state: run_folder.State | Refusal | None) -> JobFile | None:
+def _unfinished_job(folder: Path, state: run_folder.State | UserError | None) -> JobFile | None:
     """The job of a run that has not ended, whose scheduler knows more about it than the folder does."""
     if not isinstance(state, run_folder.State) or state.status not in ("queued", "running"):
         return None
@@ -160,16 +160,16 @@ def _query_schedulers(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], 
             continue
         try:
             states = scheduler_of(cluster).states(sorted(set(ids.values())))
-        except Refusal as refusal:
+        except UserError as refusal:
             notes.append(f"{refusal}; states are those that the runs wrote last")
             continue
         found |= {folder: states[job] for folder, job in ids.items()}
     return found, notes
 
 
-def _row(folder: Path, state: run_folder.State | Refusal | None, job: JobState | None) -> RunRow:
+def _row(folder: Path, state: run_folder.State | UserError | None, job: JobState | None) -> RunRow:
     name = str(folder.relative_to(run_folder.FOLDER)) if folder.is_relative_to(run_folder.FOLDER) else str(folder)
-    if isinstance(state, Refusal):
+    if isinstance(state, UserError):
         return RunRow(run=name, state="damaged", problem=str(state))
     submitted, attempts, progress = (
         job_history.read_job_file(folder),

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import describe_os_error, read_model, write_whole
 from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.requeue import RequeueOptions
@@ -67,7 +67,7 @@ class State(BaseModel):
 def create_run(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int) -> Path:
     """Makes a new run folder with the resolved recipe and a state in it.
 
-    `runs/<recipe>-<YYYYmmdd-HHMMSS>`, or `runs/<run.name>`. Raises Refusal where that name is taken or the folder
+    `runs/<recipe>-<YYYYmmdd-HHMMSS>`, or `runs/<run.name>`. Raises UserError where that name is taken or the folder
     cannot be written.
     """
     try:
@@ -79,19 +79,19 @@ def create_run(options: RunOptions, recipe_name: str, recipe_yaml: str, workers:
         set_status(folder, "new", workers)
     except OSError as error:
         where = f"run.folder '{options.folder}'"
-        raise Refusal(f"{where}: no run folder can be made there: {describe_os_error(error)}") from error
+        raise UserError(f"{where}: no run folder can be made there: {describe_os_error(error)}") from error
     return folder
 
 
 def new_run_path(options: RunOptions, recipe_name: str) -> Path:
-    """The path of a new run's folder. Raises Refusal where that name is taken."""
+    """The path of a new run's folder. Raises UserError where that name is taken."""
     if options.name is None:
         return _unused(Path(options.folder), recipe_name)
     folder = Path(options.folder) / options.name
     content = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if content:
         way_out = f"kilobatch resume {folder}" if "recipe.yaml" in content else "or remove it"
-        raise Refusal(f"run.name '{options.name}': {folder} is not empty; choose another name, {way_out}")
+        raise UserError(f"run.name '{options.name}': {folder} is not empty; choose another name, {way_out}")
     return folder
 
 
@@ -107,31 +107,31 @@ def candidate_paths(name: str) -> tuple[Path, Path]:
 
 
 def find_run(run: str) -> Path:
-    """The folder of a run given as a folder or as a name under runs/. Raises Refusal where there is none."""
+    """The folder of a run given as a folder or as a name under runs/. Raises UserError where there is none."""
     for folder in candidate_paths(run):
         if (folder / "recipe.yaml").is_file():
             return folder
     for folder in candidate_paths(run):
         if folder.exists():
-            raise Refusal(f"{folder} is not a run: it holds no recipe.yaml")
+            raise UserError(f"{folder} is not a run: it holds no recipe.yaml")
     runs = [path.parent.name for path in FOLDER.glob("*/recipe.yaml")]
     hint = did_you_mean(run, runs) if runs else f"; there are none in {FOLDER}/ yet (kilobatch train <recipe>)"
-    raise Refusal(f"there is no run '{run}'{hint}")
+    raise UserError(f"there is no run '{run}'{hint}")
 
 
 def read_state(folder: Path) -> State:
-    """The content of state.json. Raises Refusal where it is missing or damaged."""
+    """The content of state.json. Raises UserError where it is missing or damaged."""
     path = folder / "state.json"
     try:
         return read_model(path, State, "remove it and give --workers to resume")
     except FileNotFoundError as error:
-        raise Refusal(f"{path} is missing; is {folder} a whole run folder?") from error
+        raise UserError(f"{path} is missing; is {folder} a whole run folder?") from error
 
 
 def status(folder: Path, job: JobState | None = None) -> Status:
     """The status in state.json; "interrupted" for a run whose launcher was killed, whatever it wrote last.
 
-    job: the scheduler's answer about a submitted run; None: the scheduler is asked, if that matters. Raises Refusal
+    job: the scheduler's answer about a submitted run; None: the scheduler is asked, if that matters. Raises UserError
     where it does not answer.
     """
     if not (folder / "state.json").exists():
@@ -153,7 +153,7 @@ def status(folder: Path, job: JobState | None = None) -> Status:
     try:
         with locked(folder):
             return "interrupted"
-    except Refusal:
+    except UserError:
         return "running"
 
 
@@ -173,14 +173,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Locks the run, so that two launchers never train in one folder. The kernel frees the lock when the process ends,
     however it ends. File systems of some clusters have no locks: there, only the scheduler prevents a second launcher.
 
-    Raises Refusal where another process holds the lock.
+    Raises UserError where another process holds the lock.
     """
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             now = read_state(folder)
-            raise Refusal(f"{folder} is running (process {now.pid} on {now.host}); stop that one first") from error
+            raise UserError(f"{folder} is running (process {now.pid} on {now.host}); stop that one first") from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import SIGTERM
 from signal import Signals as Numbers
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.schedulers.scheduler import Fate, JobState
 
 
@@ -85,7 +85,7 @@ class Local:
 
     def signal(self, job: str, name: str) -> None:
         if not self._send(job, Numbers[f"SIG{name}"]):
-            raise Refusal(f"job {job} is not running, so that no signal reaches it")
+            raise UserError(f"job {job} is not running, so that no signal reaches it")
 
     def _send(self, text: str, number: Numbers) -> bool:
         job = _parse(text)

@@ -44,25 +44,25 @@ class Scheduler(Protocol):
     """A scheduler. Ids of jobs are as it shows them: "123", or "123_4" for a job of an array."""
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
-        """The state of each job, "gone" for unknown ones, by one call. Raises Refusal where the scheduler does not
+        """The state of each job, "gone" for unknown ones, by one call. Raises UserError where the scheduler does not
         answer."""
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Ends jobs, queued or running; ignores those that have ended. Raises Refusal."""
+        """Ends jobs, queued or running; ignores those that have ended. Raises UserError."""
         ...
 
     def signal(self, job: str, name: str) -> None:
-        """Sends a signal, such as "USR2", to all processes of a running job. Raises Refusal."""
+        """Sends a signal, such as "USR2", to all processes of a running job. Raises UserError."""
         ...
 
     def requeue(self, job: str) -> None:
-        """Ends a running job and queues it again. Raises Refusal with the scheduler's message."""
+        """Ends a running job and queues it again. Raises UserError with the scheduler's message."""
         ...
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:
         """Tells a job that got a signal whether it goes on running, was requeued, or is being ended for good.
 
-        restart: how often it had been requeued when it began; signal: the one that it got. Raises Refusal.
+        restart: how often it had been requeued when it began; signal: the one that it got. Raises UserError.
         """
         ...

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.schedulers.scheduler import Fate, JobState, State, Task
 
 ANSWER_TIMEOUT = 5.0  # seconds for an answer of squeue or sacct
@@ -60,7 +60,7 @@ class Slurm:
         command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%L|%r", "-j", ",".join(ids)]
         try:
             lines = _run(*command, timeout=ANSWER_TIMEOUT).splitlines()
-        except Refusal as refusal:
+        except UserError as refusal:
             if "Invalid job id specified" in str(refusal):  # only for a single job: of several, squeue leaves it out
                 return {}
             raise
@@ -79,7 +79,7 @@ class Slurm:
         command = ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)]
         try:
             lines = _run(*command, timeout=ANSWER_TIMEOUT).splitlines()
-        except Refusal:
+        except UserError:
             return {}
         words = dict(line.split("|", 1) for line in lines)
         # A state may have more words: "CANCELLED by 1000". A job that only sacct calls running or pending has ended
@@ -108,16 +108,17 @@ class Slurm:
 
 
 def _run(*command: str, timeout: float = 30.0) -> str:
-    """The output of a command. Raises Refusal where it fails (with its own message), is missing or does not answer."""
+    """The output of a command. Raises UserError where it fails (with its own message), is missing or does not
+    answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError as error:
-        raise Refusal(f"there is no {command[0]} here: SLURM's commands are where its jobs are submitted") from error
+        raise UserError(f"there is no {command[0]} here: SLURM's commands are where its jobs are submitted") from error
     except subprocess.TimeoutExpired as error:
-        raise Refusal(f"SLURM does not answer: {command[0]} took more than {timeout:.0f} s; try again") from error
+        raise UserError(f"SLURM does not answer: {command[0]} took more than {timeout:.0f} s; try again") from error
     if done.returncode:
         message = "; ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
-        raise Refusal(f"{' '.join(command[:2])}: {message or f'exit code {done.returncode}'}")
+        raise UserError(f"{' '.join(command[:2])}: {message or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -128,7 +129,7 @@ def _run_with_retries(*command: str) -> str:
     while True:
         try:
             return _run(*command)
-        except Refusal as refusal:
+        except UserError as refusal:
             if not _unreachable(str(refusal)) or time.monotonic() > deadline:
                 raise
         time.sleep(RETRY_PAUSE)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
@@ -83,7 +83,7 @@ def evaluate(
     """Evaluates the newest checkpoint; writes the values to the terminal and to evaluations.jsonl."""
     suite = suite_of(run, recipe, world, method)
     if saved is None or suite is None:
-        raise Refusal(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
+        raise UserError(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
     pretrained.restore(method, saved.whole)
     values = {key: value for name in evaluators for key, value in suite.evaluate(name)}
     if world.rank == 0:

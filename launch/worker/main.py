@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from kilobatch.data import triton_support
-from kilobatch.data.errors import Refusal, warn
+from kilobatch.data.errors import UserError, warn
 from kilobatch.data.loading.labels import labelled_samples
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_test
@@ -61,7 +61,7 @@ def main() -> None:
     world.connect()
     try:
         finished = _work(arguments.run, recipe, world, stop_requested, arguments.evaluate)
-    except Refusal as reason:
+    except UserError as reason:
         _exit_now(f"kilobatch: {reason}", REFUSED)
     except NonFinite as reason:
         _exit_now(f"kilobatch: {reason}", 1)

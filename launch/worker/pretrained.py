@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal, did_you_mean, warn
+from kilobatch.data.errors import UserError, did_you_mean, warn
 from kilobatch.data.files import read_model, sha256, write_whole
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
@@ -56,7 +56,7 @@ class PinnedReferences:
         self.file, self.rank, self.ranks = run / PINNED, rank, ranks
 
     def load(self, where: str) -> Method:
-        """Loads the method that a reference stands for; all ranks call it together. Raises Refusal, on rank 0, where
+        """Loads the method that a reference stands for; all ranks call it together. Raises UserError, on rank 0, where
         the reference has changed since this run first loaded it."""
         found: list[ResolvedReference | None] = [self._resolve(where) if self.rank == 0 else None]
         if self.ranks > 1:
@@ -73,12 +73,12 @@ class PinnedReferences:
             return pinned[where]
         first = pinned[where]
         if not first.path.exists():
-            raise Refusal(
+            raise UserError(
                 f"{first.path}, which this run began with ('{where}' at step {first.step}), is not there any more; put "
                 "it back, or start a new run"
             )
         if resolve_reference(str(first.path)).sha256 != first.sha256:
-            raise Refusal(
+            raise UserError(
                 f"{first.path} has another content than when this run began with it ('{where}' at step {first.step}); "
                 "put the old one back, or start a new run"
             )
@@ -96,14 +96,14 @@ def load_method(where: str) -> Method:
 
     where: a run's folder or its name under runs/ (the newest whole checkpoint), a checkpoint's folder, or a file that
     `kilobatch export` or import wrote. Memories that each rank keeps its own share of are as at the start.
-    Raises Refusal where it is absent or damaged.
+    Raises UserError where it is absent or damaged.
     """
     return load_resolved(resolve_reference(where).path)
 
 
 def resolve_reference(where: str) -> ResolvedReference:
-    """Finds the checkpoint or file of a reference, and verifies every byte of it. Raises Refusal where it is absent or
-    damaged."""
+    """Finds the checkpoint or file of a reference, and verifies every byte of it. Raises UserError where it is absent
+    or damaged."""
     path = locate_reference(where).absolute()
     if path.is_file():
         step = metadata_of(path).get("step", "0")
@@ -113,7 +113,7 @@ def resolve_reference(where: str) -> ResolvedReference:
     else:
         run, path = path, newest(path / "checkpoints", warn)
         if path is None:
-            raise Refusal(f"{run} has no checkpoint yet; train it first: kilobatch resume {run}")
+            raise UserError(f"{run} has no checkpoint yet; train it first: kilobatch resume {run}")
     return ResolvedReference(path=path, step=open_saved(path, verify=False).step, sha256=sha256(path / DESCRIPTION))
 
 
@@ -143,7 +143,9 @@ def _from_checkpoint(path: Path) -> Method:
     saved = open_saved(path, verify=False)
     missing = [name for name in ("recipe", "images", "classes") if name not in saved.meta]
     if missing:
-        raise Refusal(f"checkpoint {path} does not say its {' or '.join(missing)}; name one that this version has made")
+        raise UserError(
+            f"checkpoint {path} does not say its {' or '.join(missing)}; name one that this version has made"
+        )
     with torch.random.fork_rng(devices=[]):
         method = build_of_recipe(
             recipe_from(saved.meta["recipe"], str(path)), saved.meta["images"], saved.meta["classes"]
@@ -168,17 +170,17 @@ def _from_file(path: Path) -> Method:
                 _refuse_differing(path, names - {*FOREIGN}, set(method.encoder.state_dict()))
                 restore(method, lambda name: file.get_tensor(name.removeprefix(METHOD + ENCODER)))
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        raise Refusal(f"{path} does not hold what its recipe says ({error}); export it again") from None
+        raise UserError(f"{path} does not hold what its recipe says ({error}); export it again") from None
     return method
 
 
 def _refuse_differing(path: Path, found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
-        raise Refusal(
+        raise UserError(
             f"{path} lacks {len(missing)} tensors of its recipe's method, such as '{missing[0]}'; export it again"
         )
     if extra := sorted(found - expected):
-        raise Refusal(
+        raise UserError(
             f"{path} holds {len(extra)} tensors that its recipe's method has not, such as '{extra[0]}'"
             f"{did_you_mean(extra[0], expected)}; export it again"
         )

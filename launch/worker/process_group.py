@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.ports import ports
 from kilobatch.launch.worker.devices import pick_device
 
@@ -50,7 +50,7 @@ class World:
 def world_from_environment(device: Literal["auto", "cpu", "cuda"]) -> World:
     """This process's place, as our launcher or torchrun exports it, or else srun; a single worker where none does.
 
-    Raises Refusal where it is set in part, is no number, or contradicts itself, and where the device is not there.
+    Raises UserError where it is set in part, is no number, or contradicts itself, and where the device is not there.
     """
     present = [name for name in _NAMES if name in os.environ]
     if not present and "SLURM_PROCID" in os.environ:
@@ -59,14 +59,14 @@ def world_from_environment(device: Literal["auto", "cpu", "cuda"]) -> World:
     if not present:
         return World(0, 1, 0, 1, pick_device(device, 0))
     if missing := [name for name in _NAMES if name not in os.environ]:
-        raise Refusal(
+        raise UserError(
             f"{', '.join(present)} set, but {', '.join(missing)} not: set all of them (torchrun does), or none"
         )
     size, rank, local_rank = _number("WORLD_SIZE"), _number("RANK"), _number("LOCAL_RANK")
     local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
     _number("MASTER_PORT")
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-        raise Refusal(
+        raise UserError(
             f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of {local_size} on this machine: "
             "ranks run from 0 to the size less one"
         )
@@ -76,19 +76,19 @@ def world_from_environment(device: Literal["auto", "cpu", "cuda"]) -> World:
 def from_slurm() -> dict[str, str]:
     """The variables of a task that srun has started, as torchrun would set them; none for a single task.
 
-    Raises Refusal for several tasks that srun has not started, and where the first host's address is not found.
+    Raises UserError for several tasks that srun has not started, and where the first host's address is not found.
     """
     if "SLURM_STEP_NUM_TASKS" not in os.environ:  # a batch script's own process, or a shell's in an allocation
         tasks = _number("SLURM_NTASKS") if "SLURM_NTASKS" in os.environ else 1
         if tasks > 1:
-            raise Refusal(f"SLURM_NTASKS is {tasks}, but this process was not started by srun; put srun before it")
+            raise UserError(f"SLURM_NTASKS is {tasks}, but this process was not started by srun; put srun before it")
         return {}
     size, rank, local_rank = (_number(f"SLURM_{name}") for name in ("STEP_NUM_TASKS", "PROCID", "LOCALID"))
     per_node, node = _tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")), _number("SLURM_NODEID")
     if size == 1:
         return {}
     if sum(per_node) != size or node >= len(per_node):
-        raise Refusal(
+        raise UserError(
             f"SLURM_STEP_NUM_TASKS is {size}, but SLURM_STEP_TASKS_PER_NODE {os.environ['SLURM_STEP_TASKS_PER_NODE']} "
             f"and SLURM_NODEID {node}: these contradict each other"
         )
@@ -104,35 +104,35 @@ def from_slurm() -> dict[str, str]:
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """ "2(x3),1" -> [2, 2, 2, 1]. Raises Refusal for anything else."""
+    """ "2(x3),1" -> [2, 2, 2, 1]. Raises UserError for anything else."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if not match:
-            raise Refusal(f"SLURM_STEP_TASKS_PER_NODE is '{text}'; it should be like 4(x2),3")
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is '{text}'; it should be like 4(x2),3")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def _first_host() -> str:
-    """The name of the step's first host. Raises Refusal where it is unknown or has no address."""
+    """The name of the step's first host. Raises UserError where it is unknown or has no address."""
     nodes = os.environ["SLURM_STEP_NODELIST"]
     try:
         output = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Refusal(
+        raise UserError(
             f"scontrol does not tell the hosts of {nodes} ({error}); set MASTER_ADDR and the others"
         ) from error
     host = output.stdout.split()[0]
     try:
         socket.getaddrinfo(host, None)
     except socket.gaierror as error:
-        raise Refusal(f"the first host of {nodes}, {host}, has no address here ({error.strerror})") from error
+        raise UserError(f"the first host of {nodes}, {host}, has no address here ({error.strerror})") from error
     return host
 
 
 def _number(name: str) -> int:
     text = os.environ[name]
     if not text.isdecimal():
-        raise Refusal(f"{name} is '{text}'; it should be a whole number")
+        raise UserError(f"{name} is '{text}'; it should be a whole number")
     return int(text)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.losses.clip import CLIP
 from kilobatch.methods.losses.info_nce import QueueLogSumExp, QueueNCE
@@ -37,8 +37,8 @@ def nt_xent(
 
     Memory is O(n * D * ranks) and a few tiles. A rank sends its embeddings and a number per row, in the forward alone;
     with a sharded queue the embeddings once more and D + 1 sums of each, but no key.
-    Raises Refusal for views of different shapes, fewer than two images, a temperature that is not positive, and unequal
-    n (on an accelerator in a process group's first call alone: see collectives.refuse_unequal).
+    Raises UserError for views of different shapes, fewer than two images, a temperature that is not positive, and
+    unequal n (on an accelerator in a process group's first call alone: see collectives.refuse_unequal).
     """
     _check_arguments("nt_xent", z1, z2, temperature)
     with torch.autocast(z1.device.type, enabled=False):
@@ -70,12 +70,14 @@ def clip_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor, operands: Ope
 
 def _check_arguments(loss: str, z1: Tensor, z2: Tensor, temperature: float | Tensor) -> None:
     if z1.ndim != 2 or z1.shape != z2.shape:
-        raise Refusal(f"{loss} takes two views of one shape (n, D); got {tuple(z1.shape)} and {tuple(z2.shape)}")
+        raise UserError(f"{loss} takes two views of one shape (n, D); got {tuple(z1.shape)} and {tuple(z2.shape)}")
     if not isinstance(temperature, Tensor) and not (temperature > 0 and math.isfinite(temperature)):
-        raise Refusal(f"temperature {temperature} is not a positive number; SimCLR's is 0.1 on ImageNet")
+        raise UserError(f"temperature {temperature} is not a positive number; SimCLR's is 0.1 on ImageNet")
     collectives.refuse_unequal(len(z1), "pairs of views", z1.device)
     if len(z1) * collectives.world_size() < 2:
-        raise Refusal(f"{loss} needs two images to have a negative; got {len(z1)} on {collectives.world_size()} ranks")
+        raise UserError(
+            f"{loss} needs two images to have a negative; got {len(z1)} on {collectives.world_size()} ranks"
+        )
 
 
 def _scaled_unit_rows(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, float | Tensor, bool]:
@@ -144,15 +146,15 @@ def info_nce(
 
     Memory is O(n * D * ranks) and one tile. With a sharded queue, a rank sends its queries, in an all-gather, and D + 1
     sums of each, in a reduce-scatter, but no key; with a replicated one it sends its keys at push alone:
-    memories.options.bytes_sent counts them. Raises Refusal for shapes that do not match, a temperature that is not
+    memories.options.bytes_sent counts them. Raises UserError for shapes that do not match, a temperature that is not
     positive, and unequal n (on an accelerator in a process group's first call alone).
     """
     if q.ndim != 2 or q.shape != k.shape or q.shape[1] != queue.keys.shape[1]:
-        raise Refusal(
+        raise UserError(
             f"info_nce takes queries and keys (n, {queue.keys.shape[1]}); got {tuple(q.shape)} and {tuple(k.shape)}"
         )
     if not (temperature > 0 and math.isfinite(temperature)):
-        raise Refusal(f"temperature {temperature} is not a positive number; MoCo's is 0.07, v2's 0.2")
+        raise UserError(f"temperature {temperature} is not a positive number; MoCo's is 0.07, v2's 0.2")
     collectives.refuse_unequal(len(q), "queries", q.device)
     with torch.autocast(q.device.type, enabled=False):
         q = q if q.dtype == torch.float64 else q.float()

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.options import OptionContext
 
 LARGEST_SCALE = 100  # the most that 1 / temperature is learnt to be: Radford et al. 2021, section 2.5
@@ -20,9 +20,9 @@ LearnTemperature = Annotated[bool, AboveFinalTemperature()]
 
 
 def refuse_small_temperature(temperature: float) -> None:
-    """Raises Refusal if a temperature that is learnt would start below the least that it may become."""
+    """Raises UserError if a temperature that is learnt would start below the least that it may become."""
     if temperature < 1 / LARGEST_SCALE:
-        raise Refusal(
+        raise UserError(
             f"method.temperature is {temperature:g}, and one that is learnt ends at {1 / LARGEST_SCALE:g}; begin there "
             "or above (CLIP: 0.07), or use method.learn_temperature=false"
         )

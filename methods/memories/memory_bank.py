@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.random_rows import random_unit_rows
 from kilobatch.methods.method import Memory
@@ -66,7 +66,7 @@ class MemoryBank(Memory):
         for r in range(ranks):
             rows = held("rows", r)
             if rows.shape != (expected := (len(range(r, self.images, ranks)), self.rows.shape[1])):
-                raise Refusal(
+                raise UserError(
                     f"rank {r} of {ranks} held {tuple(rows.shape)} of the memory bank's rows, which should be "
                     f"{expected} for {self.images} images; resume with the recipe and the data that the checkpoint was "
                     "written with"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.options import LARGEST_EXPONENT, OptionContext
 
 SHARDED_FROM = 262_144  # keys; fewer are small beside an encoder when replicated: 134 MB at 128 dimensions in fp32
@@ -31,9 +31,9 @@ class QueueOptions(BaseModel):
         return self.length >= SHARDED_FROM if self.placement is None else self.placement == "sharded"
 
     def check(self, context: OptionContext) -> None:
-        """Raises Refusal where the queue cannot hold the keys of one step: those of the global batch."""
+        """Raises UserError where the queue cannot hold the keys of one step: those of the global batch."""
         if self.length < context.batch:
-            raise Refusal(
+            raise UserError(
                 f"method.queue.length {self.length} is less than the {context.batch} keys of one global batch, so that "
                 f"some would be gone before they are used; use {context.batch} or more, or a smaller data.batch"
             )
@@ -50,9 +50,9 @@ HardCount = Annotated[int, Field(ge=2), AtMostQueueLength()]  # the number of a 
 
 
 def refuse_too_many_hard(hard: int, queue: QueueOptions) -> None:
-    """Raises Refusal if the number of hardest keys is more than the queue holds."""
+    """Raises UserError if the number of hardest keys is more than the queue holds."""
     if hard > queue.length:
-        raise Refusal(f"method.hard {hard} is more than the {queue.length} keys of method.queue.length; use fewer")
+        raise UserError(f"method.hard {hard} is more than the {queue.length} keys of method.queue.length; use fewer")
 
 
 def share(length: int, rank: int, ranks: int) -> int:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.nearest import nearest
 from kilobatch.methods.memories.options import QueueOptions, share
@@ -36,7 +36,7 @@ class Queue(Memory):
         self.options, self.sharded = options, options.sharded
         rank, ranks = (collectives.rank(), collectives.world_size()) if self.sharded else (0, 1)
         if options.length < ranks:
-            raise Refusal(f"method.queue.length {options.length} leaves some of {ranks} ranks without keys; use more")
+            raise UserError(f"method.queue.length {options.length} leaves some of {ranks} ranks without keys; use more")
         size = share(options.length, rank, ranks)
         self.register_buffer("keys", torch.zeros(size, dim, dtype=DTYPES[options.dtype]))
         self.register_buffer("pushed", torch.tensor(0 if options.start == "empty" else size))
@@ -109,7 +109,7 @@ class Queue(Memory):
         for r in range(ranks):
             keys = held("keys", r)
             if keys.shape != (shares[r], self.keys.shape[1]):
-                raise Refusal(
+                raise UserError(
                     f"rank {r} of {ranks} held {tuple(keys.shape)} of the queue's keys, which should be "
                     f"{(shares[r], self.keys.shape[1])}; resume with the recipe that the checkpoint was written with"
                 )

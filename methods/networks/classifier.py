@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 
 
 class Classifier(nn.Linear):
@@ -26,12 +26,12 @@ class Classifier(nn.Linear):
 
 
 def refuse_unlabelled(label: Tensor) -> None:
-    """Raises Refusal if a label is -1, on a CPU alone: on an accelerator the host would have to wait for the answer,
+    """Raises UserError if a label is -1, on a CPU alone: on an accelerator the host would have to wait for the answer,
     and torch's cross-entropy fails an assertion at such a label there. label (N,) int64."""
     if label.device.type != "cpu" or isinstance(label, FakeTensor):
         return
     if unlabelled := int((label < 0).sum()):
-        raise Refusal(
+        raise UserError(
             f"{unlabelled} of {len(label)} images have no label, and this method learns from labels alone; use "
             "data.unlabelled=drop"
         )

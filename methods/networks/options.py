@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.options import OptionContext
 
 Mode = Literal["global", "local"]  # of BatchNorm's statistics
@@ -78,7 +78,7 @@ class NeedsLayers:
 
     def check(self, value: int | None, context: OptionContext) -> None:
         if value is not None and context.method.layer == 0:
-            raise Refusal(
+            raise UserError(
                 f"method.dim is {value}, the width of a head's last layer, but method.layer is 0, which keeps none; "
                 "leave method.dim out"
             )
@@ -88,7 +88,7 @@ LastLayerDim = Annotated[Annotated[int, Field(gt=0)] | None, NeedsLayers()]
 
 
 def refuse_layers(layer: int, dim: int | None, start: str, start_layers: int, start_dim: int | None) -> None:
-    """Raises Refusal if fine-tuning cannot start from `start`.
+    """Raises UserError if fine-tuning cannot start from `start`.
 
     Fine-tuning keeps `layer` layers of a head, the last with `dim` outputs (None: all are hidden layers). The head of
     `start` has `start_layers` layers, the last with `start_dim` outputs (None: all are hidden layers).
@@ -96,7 +96,7 @@ def refuse_layers(layer: int, dim: int | None, start: str, start_layers: int, st
     head = f"the head of method.start '{start}'"
     if layer > start_layers:
         use = f"method.layer={start_layers}" + (f" method.dim={start_dim}" if start_dim else "")
-        raise Refusal(
+        raise UserError(
             f"method.layer is {layer}, but method.start '{start}' has {start_layers} layers of a projection head; "
             f"use {use}"
         )
@@ -104,14 +104,14 @@ def refuse_layers(layer: int, dim: int | None, start: str, start_layers: int, st
     if dim == expected:
         return
     if dim is None:
-        raise Refusal(
+        raise UserError(
             f"method.layer {layer} is the last of {head}: it makes projections of {expected} dimensions, and has "
             f"neither bias nor ReLU; use method.dim={expected} to keep it, or method.layer={layer - 1}"
         )
     if expected:
-        raise Refusal(f"method.dim is {dim}, but {head} makes projections of {expected}; use method.dim={expected}")
+        raise UserError(f"method.dim is {dim}, but {head} makes projections of {expected}; use method.dim={expected}")
     last = f", or use method.layer={start_layers} method.dim={start_dim}" if start_dim else ""
-    raise Refusal(
+    raise UserError(
         f"method.dim is {dim}, the width of a head's last layer, but layer {layer} of {head} is a hidden one; leave "
         f"method.dim out{last}"
     )
@@ -130,15 +130,15 @@ class NeedsLocalNorm:
     def check(self, value: bool, context: OptionContext) -> None:
         refuse_global_norm(value, context.encoder.norm)
         if value and context.workers == 1:
-            raise Refusal(SHUFFLE_NEEDS_WORKERS)
+            raise UserError(SHUFFLE_NEEDS_WORKERS)
         if value and context.chunks > 1:
-            raise Refusal(f"{SHUFFLES_WHOLE_BATCH}, but engine.chunks is {context.chunks}; use engine.chunks=1")
+            raise UserError(f"{SHUFFLES_WHOLE_BATCH}, but engine.chunks is {context.chunks}; use engine.chunks=1")
 
 
 def refuse_global_norm(shuffle: bool, norm: Mode) -> None:
-    """Raises Refusal if norms are global: a shuffled order changes nothing for them."""
+    """Raises UserError if norms are global: a shuffled order changes nothing for them."""
     if shuffle and norm == "global":
-        raise Refusal(
+        raise UserError(
             "method.shuffle is true, but encoder.norm is 'global': its statistics are the same in any order; "
             "use encoder.norm=local or method.shuffle=false"
         )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.options import EncoderOptions, Mode, Stem
@@ -161,16 +161,16 @@ class ResNet(Encoder):
 def resnet(depth: int, width: int = 1, sk_ratio: float = 0.0) -> ResNet:
     """ResNet-18, 34, 50, 101 or 152 without classifier, `width` times as wide, such as those of SimCLRv2's table 1.
 
-    sk_ratio: of selective kernels (from ResNet-50 on; the papers' is 0.0625), 0 for none. Raises Refusal for a depth,
+    sk_ratio: of selective kernels (from ResNet-50 on; the papers' is 0.0625), 0 for none. Raises UserError for a depth,
     width or ratio that does not exist.
     """
     if (name := f"resnet{depth}") not in LAYERS:
-        raise Refusal(f"there is no ResNet-{depth}; known: {', '.join(LAYERS)}")
+        raise UserError(f"there is no ResNet-{depth}; known: {', '.join(LAYERS)}")
     options = {"name": name, "width": width, "sk_ratio": sk_ratio}
     try:
         validated = EncoderOptions.model_validate(options)
     except ValidationError as error:
-        raise Refusal(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
     return ResNet(name, validated.stem, validated.norm, validated.zero_init, width, sk_ratio)
 
 

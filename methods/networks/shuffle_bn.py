@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.networks.options import SHUFFLE_NEEDS_WORKERS
 
@@ -18,7 +18,7 @@ class Shuffle(nn.Module):
     order a key's norm sees a random part of the global batch instead. The order is the same on all ranks, a pure
     function of the step. Images and keys are sent once each, straight to the rank that needs them.
 
-    Raises Refusal on one rank, whose norm sees the same samples in any order.
+    Raises UserError on one rank, whose norm sees the same samples in any order.
     """
 
     step: Tensor  # 0-dim int64
@@ -31,7 +31,7 @@ class Shuffle(nn.Module):
     def forward(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """x (n, ...), the same n on every rank -> network(x), each row computed on the rank that the order gives."""
         if collectives.world_size() == 1:
-            raise Refusal(SHUFFLE_NEEDS_WORKERS)
+            raise UserError(SHUFFLE_NEEDS_WORKERS)
         order = permutation(collectives.world_size() * len(x), int(self.step))
         return collectives.exchange(network(collectives.exchange(x, order)), order.argsort())
 

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.options import Mode
 
@@ -25,7 +25,7 @@ class ViT(Encoder):
     Positions are sines and cosines of row and column, and not trained. Nor is the patch embedding, which keeps its
     random weights: training it makes the training unstable (section 4.2). There is no BatchNorm; norm is for its heads.
 
-    Raises Refusal for images whose sides are no multiple of 16 or differ.
+    Raises UserError for images whose sides are no multiple of 16 or differ.
     """
 
     def __init__(self, features: int, blocks: int, heads: int, norm: Mode = "global") -> None:
@@ -43,7 +43,7 @@ class ViT(Encoder):
         height, width = images.shape[2:]
         if height != width or height % PATCH:
             nearest_size = max(PATCH, round(height / PATCH) * PATCH)
-            raise Refusal(
+            raise UserError(
                 f"a vision transformer cuts square images into patches of {PATCH} x {PATCH} pixels, and these have "
                 f"{height} x {width}; set data.views.size to a multiple of {PATCH}, such as {nearest_size}"
             )

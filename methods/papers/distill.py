@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.method import LoadMethod, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.teacher import Teacher
@@ -55,12 +55,12 @@ class Distill(FineTune):
         super().load_pretrained(load, fresh)
         method = load(self.teacher)
         if not method.classifies:
-            raise Refusal(
+            raise UserError(
                 f"method.teacher '{self.teacher}' is of {type(method).__name__}, which has no classifier; fine-tune it "
                 f"(method.name=finetune method.start={self.teacher}) and let that run teach"
             )
         if method.classes != self.classes:
-            raise Refusal(
+            raise UserError(
                 f"method.teacher '{self.teacher}' knows {method.classes} classes, and data.train has {self.classes}; "
                 "let one teach that was fine-tuned on the same classes"
             )

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.method import LoadMethod, Method, Tensors
 from kilobatch.methods.networks.classifier import Classifier, refuse_unlabelled
 from kilobatch.methods.networks.encoder import Encoder
@@ -55,7 +55,7 @@ class FineTune(Method):
 
     def prepare(self, images: int, classes: int) -> None:
         if classes < 2:
-            raise Refusal(
+            raise UserError(
                 f"data.train has {classes} classes, and there is nothing to tell apart; a folder: source needs a "
                 "folder for each class"
             )
@@ -81,7 +81,7 @@ class FineTune(Method):
 
 
 def _load_start(method: FineTune, source: Method) -> None:
-    """Copies encoder and first head layers of the source, running statistics too. Raises Refusal for a mismatch."""
+    """Copies encoder and first head layers of the source, running statistics too. Raises UserError for a mismatch."""
     _copy(
         method.encoder,
         source.encoder,
@@ -110,11 +110,11 @@ def _head(source: Method) -> tuple[nn.Sequential, int, int | None]:
 
 
 def _copy(target: nn.Module, source: nn.Module, mismatch: str, way_out: str) -> None:
-    """Raises Refusal for the first tensor that only one of them has, or whose shapes differ."""
+    """Raises UserError for the first tensor that only one of them has, or whose shapes differ."""
     new, old = ({name: tuple(x.shape) for name, x in module.state_dict().items()} for module in (target, source))
     for name in {**old, **new}:
         if new.get(name) != old.get(name):
-            raise Refusal(
+            raise UserError(
                 f"{mismatch}: its {name} is {old.get(name, 'absent')}, here {new.get(name, 'absent')}; {way_out}"
             )
     target.load_state_dict(source.state_dict())

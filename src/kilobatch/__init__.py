@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kilobatch.data.batch import Batch as Batch
-    from kilobatch.data.errors import Refusal as Refusal
+    from kilobatch.data.errors import UserError as UserError
     from kilobatch.data.loading.loader import Loader as Loader
     from kilobatch.data.sources.convert import convert as convert
     from kilobatch.data.sources.specs import open_source as open_source
@@ -39,7 +39,7 @@ _MODULES = {
     "MomentumEncoder": "methods.memories.momentum_encoder",
     "Queue": "methods.memories.queue",
     "Recipe": "launch.recipes.recipe",
-    "Refusal": "data.errors",
+    "UserError": "data.errors",
     "Views": "data.views.options",
     "build_encoder": "methods.networks.build",
     "clip_loss": "methods.losses.contrastive",

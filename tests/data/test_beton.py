@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kilobatch.data.beton import HEADER, note_path, verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
 from kilobatch.data.sources.specs import count_images
@@ -80,7 +80,7 @@ def test_quick_check_refuses(case: str, whole: Path):
     verify_beton(whole)
     damage(whole)
     for check in (verify_beton, lambda path: count_images(str(path), "train")):
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             check(whole)
 
 
@@ -89,5 +89,5 @@ def test_full_check_finds_a_single_bit(whole: Path):
     assert (info.samples, info.classes) == (30, ["cat", "dog"])
     flip(whole)
     verify_beton(whole)
-    with pytest.raises(Refusal, match=r"a\.beton is damaged: its SHA-256 is .*convert it again"):
+    with pytest.raises(UserError, match=r"a\.beton is damaged: its SHA-256 is .*convert it again"):
         verify_beton(whole, full=True)

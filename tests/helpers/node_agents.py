@@ -6,7 +6,7 @@ import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.nodes import agent, connections
 from kilobatch.launch.processes import supervisor
 from tests.helpers.process_groups import PRELOAD
@@ -36,7 +36,7 @@ def main(
 
     def prepare() -> None:
         if "unprepared" in arguments:
-            raise Refusal("no images there")
+            raise UserError("no images there")
 
     outcome = agent.run(
         folder,

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.testing import assert_close
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives as across
 from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.networks import batch_norm
@@ -27,7 +27,7 @@ def collectives() -> dict[str, Tensor]:
     refused = ""
     try:
         across.refuse_unequal(4 + r // 2, "pairs of views", x.device)
-    except Refusal as refusal:
+    except UserError as refusal:
         refused = str(refusal)
     return {
         "every": every.detach(),
@@ -68,7 +68,7 @@ def repeated_comparisons() -> list[str]:
         try:
             across.refuse_unequal(n, what, device)
             got.append("passed")
-        except (Refusal, NotImplementedError, RuntimeError) as error:
+        except (UserError, NotImplementedError, RuntimeError) as error:
             got.append(type(error).__name__)
     return got
 
@@ -76,7 +76,7 @@ def repeated_comparisons() -> list[str]:
 def test_equal_sizes_are_compared_once_on_an_accelerator() -> None:
     """Once for each `what`; on a CPU every call compares."""
     for got in run_ranks(2, repeated_comparisons):
-        assert got[:3] == ["passed", "passed", "Refusal"] and got[3] != "passed"
+        assert got[:3] == ["passed", "passed", "UserError"] and got[3] != "passed"
 
 
 def loss_gradients(z1: Tensor, z2: Tensor, temperature: float, learnable: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
 from kilobatch.data.sources.image_files import EncodedImage
@@ -62,7 +62,7 @@ def state(out: Path) -> str:
     """'A', 'B' or 'refused'. A file that passes the quick check must pass the full one, and have its own .json."""
     try:
         info = verify_beton(out)
-    except Refusal:
+    except UserError:
         return "refused"
     verify_beton(out, full=True)
     label = int(np.frombuffer(out.read_bytes(), "<i8", 1, 24 + 2 * 1041 + 16)[0])
@@ -94,7 +94,7 @@ def main(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, resource.RLIM_INFINITY))  # the samples begin at 8 MiB
     try:
         convert(Arrays(*images(0)), out, progress=False)
-    except Refusal as refusal:
+    except UserError as refusal:
         print("no room:", sorted(path.name for path in folder.glob("z*")), refusal)
 
 

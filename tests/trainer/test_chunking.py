@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
@@ -100,7 +100,7 @@ def test_the_fewest_chunks_that_fit_and_the_most_graphs(set_free_memory: Callabl
             kept,
         )  # chunks as in the options, whether they fit or not
     set_free_memory(need.of(1, 1) - 1024)
-    with pytest.raises(Refusal, match="not even one sample at a time fits"):
+    with pytest.raises(UserError, match="not even one sample at a time fits"):
         engine(simclr(), chunks="auto").chunking.decide(batch().views)
 
 

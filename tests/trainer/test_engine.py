@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
@@ -111,21 +111,21 @@ def refusals(folder: Path) -> dict[str, str]:
     """The messages of what is refused, by case."""
     messages = {}
     saved = open_saved(folder / "step-00000002")
-    with pytest.raises(Refusal) as messages["scaler"]:
+    with pytest.raises(UserError) as messages["scaler"]:
         make(toy(batch_norm=True), precision="fp16").restore(saved)
     engine = make(toy(batch_norm=True))
     engine.method.temperature = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(Refusal) as messages["shape"]:
+    with pytest.raises(UserError) as messages["shape"]:
         engine.restore(saved)
     engine = make(toy(batch_norm=True))
     engine.method.shard.sharded = False  # pyright: ignore[reportArgumentType,reportAttributeAccessIssue]
-    with pytest.raises(Refusal) as messages["placement"]:
+    with pytest.raises(UserError) as messages["placement"]:
         engine.restore(saved)
-    with pytest.raises(Refusal) as messages["chunks"]:
+    with pytest.raises(UserError) as messages["chunks"]:
         make(toy(), chunks=3)
     method = toy(batch_norm=True)
     batch_norm.norms(method)[0].mode = "global"
-    with pytest.raises(Refusal) as messages["global"]:
+    with pytest.raises(UserError) as messages["global"]:
         make(method, chunks=2)
     return {name: str(info.value) for name, info in messages.items()}
 

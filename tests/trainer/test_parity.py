@@ -2,7 +2,7 @@
 
 import pytest
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.trainer.parity import LAYOUTS, ParityRow, parity_tables
 
 # By name: whether the method has a memory, and the number of wrong constructions in its table.
@@ -61,5 +61,5 @@ def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(Refusal, match="simclr"):
+    with pytest.raises(UserError, match="simclr"):
         parity_tables("simclrr")

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_os_error, write_whole
 from kilobatch.methods.networks.resnet import torchvision_state_dict
 from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
@@ -32,13 +32,13 @@ def export(
     loads into.
     whole: exports the whole method instead, for another run to start from or be taught by: its state dict with
     `method.` before each name, without the tensors that differ by rank, such as a sharded queue.
-    report: called with a message for each damaged checkpoint that is passed over. Raises Refusal.
+    report: called with a message for each damaged checkpoint that is passed over. Raises UserError.
     """
     check_out(out, force)
     saved = _open(source, report)
     recipe = saved.meta.get("recipe")
     if recipe is None:
-        raise Refusal(
+        raise UserError(
             f"checkpoint {saved.folder} says nothing of its recipe; export one that `kilobatch train` has made"
         )
     if whole:
@@ -91,15 +91,15 @@ def _with_public_names(tensors: dict[str, Tensor], encoder: dict[str, Any], size
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Raises Refusal unless out can be written as a new .safetensors file."""
+    """Raises UserError unless out can be written as a new .safetensors file."""
     if out.is_dir():
-        raise Refusal(f"{out} is a folder; name a file in it, such as {out / 'encoder.safetensors'}")
+        raise UserError(f"{out} is a folder; name a file in it, such as {out / 'encoder.safetensors'}")
     if out.suffix != ".safetensors":
-        raise Refusal(f"{out} ends in '{out.suffix}'; only safetensors is written: {out.with_suffix('.safetensors')}")
+        raise UserError(f"{out} ends in '{out.suffix}'; only safetensors is written: {out.with_suffix('.safetensors')}")
     if not out.parent.is_dir():
-        raise Refusal(f"{out.parent} is no folder; make it first")
+        raise UserError(f"{out.parent} is no folder; make it first")
     if out.exists() and not force:
-        raise Refusal(f"{out} exists; choose another name, or replace it with --force")
+        raise UserError(f"{out} exists; choose another name, or replace it with --force")
 
 
 def _open(source: Path, report: Callable[[str], None]) -> Saved:
@@ -108,13 +108,13 @@ def _open(source: Path, report: Callable[[str], None]) -> Saved:
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     path = newest(folder, report)
     if path is None:
-        raise Refusal(f"{source} holds no checkpoint; name a run folder or one of its checkpoints")
+        raise UserError(f"{source} holds no checkpoint; name a run folder or one of its checkpoints")
     return open_saved(path, verify=False)  # newest has just verified it
 
 
 def write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes the file, whole or not at all. Raises Refusal where it cannot be written."""
+    """Writes the file, whole or not at all. Raises UserError where it cannot be written."""
     try:
         write_whole(out, [save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)])
     except OSError as error:
-        raise Refusal(f"{out} could not be written: {describe_os_error(error)}") from error
+        raise UserError(f"{out} could not be written: {describe_os_error(error)}") from error

@@ -11,20 +11,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import sha256
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, unsealed
 from kilobatch.trainer.checkpoint.shard import TYPES, ShardEntry, read_entries
 
 
-class Damaged(Refusal):
+class Damaged(UserError):
     """A checkpoint is not whole. The message names the file and what is wrong with it."""
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in a folder that has all its checksums right; None where there is no checkpoint at all.
 
-    report is called with a message for each damaged one, which is passed over. Raises Refusal when all are damaged.
+    report is called with a message for each damaged one, which is passed over. Raises UserError when all are damaged.
     Reads every byte of the checkpoint that it returns, so one rank should call it and send the path to the others,
     which then call open_saved(path, verify=False).
     """
@@ -41,7 +41,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> Path | None:
             return path
         if len(damages) == len(found):
             listed = "".join(f"\n  {damage}" for damage in damages)
-            raise Refusal(f"no whole checkpoint in {folder}; start the run anew, or put a copy back:{listed}")
+            raise UserError(f"no whole checkpoint in {folder}; start the run anew, or put a copy back:{listed}")
     return None
 
 
@@ -141,7 +141,7 @@ class Saved:
     def read(self, name: str, offset: int, numel: int) -> Tensor:
         """Elements [offset, offset + numel) of the flattened tensor, as a new tensor (numel,) on the CPU.
 
-        Raises Refusal when the checkpoint has no tensor of that name.
+        Raises UserError when the checkpoint has no tensor of that name.
         """
         parts = self._parts(name)
         assert offset >= 0 and numel >= 0 and offset + numel <= math.prod(parts[0][0].shape), (name, offset, numel)
@@ -158,10 +158,10 @@ class Saved:
         return self.read(name, 0, math.prod(shape)).reshape(shape)
 
     def own(self, name: str, rank: int) -> Tensor:
-        """The tensor of this rank (0 to world - 1) of the run that saved it. Raises Refusal where it had none."""
+        """The tensor of this rank (0 to world - 1) of the run that saved it. Raises UserError where it had none."""
         by_rank = self._own.get(name, {})
         if rank not in by_rank:
-            raise Refusal(
+            raise UserError(
                 f"checkpoint {self.folder}, written by {self.world} ranks, has no tensor '{name}' of rank {rank}"
                 + ("" if by_rank else did_you_mean(name, self._own))
             )
@@ -173,7 +173,7 @@ class Saved:
 
     def _parts(self, name: str) -> list[tuple[ShardEntry, Path]]:
         if name not in self._entries:
-            raise Refusal(f"checkpoint {self.folder} has no tensor '{name}'{did_you_mean(name, self._entries)}")
+            raise UserError(f"checkpoint {self.folder} has no tensor '{name}'{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def _file(self, path: Path) -> Any:

@@ -27,7 +27,7 @@ def rng_pieces() -> dict[str, Piece]:
 
 
 def restore_rng(saved: Saved, rank: int) -> None:
-    """Sets the generators to the state that this rank saved. Raises Refusal where rank >= saved.world."""
+    """Sets the generators to the state that this rank saved. Raises UserError where rank >= saved.world."""
     torch.set_rng_state(saved.own("rng.torch", rank))
     numbers = json.loads(_to_text(saved.own("rng.numpy", rank)))
     numbers["state"]["key"] = np.array(numbers["state"]["key"], dtype=np.uint32)

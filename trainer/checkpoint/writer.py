@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_os_error, discard, show_whole, sweep, sync_folder, write_synced
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, sealed
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
@@ -29,10 +29,10 @@ class Checkpoints:
     """The checkpoints of a run that is being trained. Every rank has one of these, for one folder that all ranks see.
 
     Construct it on every rank before the first collective of the training: rank 0 removes what a killed run left
-    unfinished, and no rank may save before that. Raises Refusal when the folder cannot be written to.
+    unfinished, and no rank may save before that. Raises UserError when the folder cannot be written to.
 
     A failed save does not stop the training at once: the next due_by_steps, due_by_clock, save or close raises its
-    Refusal, on every rank that can still see the folder.
+    UserError, on every rank that can still see the folder.
     """
 
     def __init__(self, folder: Path, options: CheckpointOptions, rank: int, world: int) -> None:
@@ -52,7 +52,7 @@ class Checkpoints:
                     discard(unfinished)
                 sweep(folder)
         except OSError as error:
-            raise Refusal(f"no checkpoint can be written in {folder}: {describe_os_error(error)}") from error
+            raise UserError(f"no checkpoint can be written in {folder}: {describe_os_error(error)}") from error
 
     def resumed(self, step: int) -> None:
         """Notes that the run was resumed from the checkpoint of this step, so that it is not saved again."""
@@ -152,7 +152,7 @@ class Checkpoints:
             self._wait_for_rename(unfinished, final, deadline)
 
     def _wait_for(self, unfinished: Path, name: str, deadline: float) -> dict[str, Any]:
-        """Waits for one shard's marker and returns it. Raises Refusal when its rank fails or is not done in time."""
+        """Waits for one shard's marker and returns it. Raises UserError when its rank fails or is not done in time."""
         marker = unfinished / f"{name}.done"
         for _ in _until(deadline):
             self._raise_others_failure(unfinished)
@@ -161,7 +161,7 @@ class Checkpoints:
         raise self._refusal(self._step, f"{name} was not written within {self.options.timeout_minutes:g} minutes")
 
     def _wait_for_rename(self, unfinished: Path, final: Path, deadline: float) -> None:
-        """Waits until rank 0 has renamed the checkpoint's folder. Raises Refusal when it does not in time."""
+        """Waits until rank 0 has renamed the checkpoint's folder. Raises UserError when it does not in time."""
         for _ in _until(deadline + 10):  # seconds more, so that rank 0 is the first to name a rank that is late
             self._raise_others_failure(unfinished)
             if not unfinished.exists() and final.exists():
@@ -184,11 +184,13 @@ class Checkpoints:
         except FileNotFoundError:  # rank 0 has just renamed the folder
             return
         for path in failed:
-            raise Refusal(f"rank {int(path.stem[5:])}: {path.read_text()}")
+            raise UserError(f"rank {int(path.stem[5:])}: {path.read_text()}")
 
-    def _refusal(self, step: int, why: str) -> Refusal:
+    def _refusal(self, step: int, why: str) -> UserError:
         earlier = ", ".join(path.name for path in list_checkpoints(self.folder).values()) or "none"
-        return Refusal(f"the checkpoint of step {step} could not be written: {why}; earlier ones are whole: {earlier}")
+        return UserError(
+            f"the checkpoint of step {step} could not be written: {why}; earlier ones are whole: {earlier}"
+        )
 
     def _retain(self, step: int) -> None:
         """Removes checkpoints that the options do not keep. Damaged ones and those of later steps are not counted."""

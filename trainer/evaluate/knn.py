@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, extract, gather_rows
 from kilobatch.trainer.evaluate.options import KNNOptions
@@ -42,7 +42,7 @@ def evaluate(represent: Represent, train: Images, test: Images, options: KNNOpti
 
 
 def accuracy(bank: Features, test: Features, options: KNNOptions, *, tile: int = TILE) -> float:
-    """Top-1 in 0..1 over all ranks' test rows. Raises Refusal where k is larger than the bank."""
+    """Top-1 in 0..1 over all ranks' test rows. Raises UserError where k is larger than the bank."""
     nearest = search(test.x, bank.x, options.k, tile=tile)
     labels = gather_rows(bank.label)
     voted = vote(nearest.similarity, labels[nearest.index], int(labels.max()) + 1, options.temperature)
@@ -55,12 +55,12 @@ def search(queries: Tensor, bank: Tensor, k: int, *, tile: int = TILE) -> Neighb
     """The k nearest rows of all ranks' banks, by cosine. queries (n, D) and bank (m, D): of this rank.
 
     Similarities are float32 products, so the order of two that agree to 1e-7 may depend on the ranks and the tile.
-    Raises Refusal where k is larger than the bank.
+    Raises UserError where k is larger than the bank.
     """
     world = collectives.world_size()
     shards = count_rows(len(bank), bank.device)
     if k > sum(shards):
-        raise Refusal(
+        raise UserError(
             f"k-NN with k {k} needs a bank of at least {k} training images, this one has {sum(shards)}; "
             f"set evaluate.knn.k to {sum(shards)} or less"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.methods import collectives
 from kilobatch.trainer.optim.options import Dialect
 from kilobatch.trainer.optim.zero_partitions import Partition
@@ -42,7 +42,7 @@ class LARS(Optimizer):
     summed over ranks, in one all-reduce of two numbers for each parameter of the adapted group. All ranks take part in
     it, also one that holds no fragment.
 
-    Raises Refusal for an unknown dialect or a negative number.
+    Raises UserError for an unknown dialect or a negative number.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class LARS(Optimizer):
         dialect: Dialect = "google",
     ) -> None:
         if dialect not in get_args(Dialect):
-            raise Refusal(f"LARS has no dialect '{dialect}'{did_you_mean(dialect, get_args(Dialect))}")
+            raise UserError(f"LARS has no dialect '{dialect}'{did_you_mean(dialect, get_args(Dialect))}")
         numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         for name, value in numbers.items():
             if not 0 <= value < float("inf"):
-                raise Refusal(f"LARS: {name} is {value}; it must be 0 or more")
+                raise UserError(f"LARS: {name} is {value}; it must be 0 or more")
         self.dialect, self.nesterov = dialect, nesterov
         self._ratios: dict[str, Tensor] = {}
         self._partitions: dict[Tensor, Partition] = {}

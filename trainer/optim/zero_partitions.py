@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.shard import Piece
@@ -111,7 +111,7 @@ def state_pieces(optimizer: Optimizer, parts: Sequence[Partition]) -> dict[str, 
 def restore_state(optimizer: Optimizer, parts: Sequence[Partition], saved: Saved) -> None:
     """Loads the state saved by state_pieces or by an optimizer with whole parameters; reads this rank's slices only.
 
-    Raises Refusal where a group's parameters had different step counts, which one flat tensor cannot have, or where
+    Raises UserError where a group's parameters had different step counts, which one flat tensor cannot have, or where
     some had a state and others none.
     """
     stored = set(saved.names())
@@ -123,11 +123,13 @@ def restore_state(optimizer: Optimizer, parts: Sequence[Partition], saved: Saved
             if len(lacking) == len(part.names):
                 continue
             if lacking:
-                raise Refusal(f"the checkpoint has no optimizer state {key} of {lacking[0]}; resume with engine.zero=0")
+                raise UserError(
+                    f"the checkpoint has no optimizer state {key} of {lacking[0]}; resume with engine.zero=0"
+                )
             if all(saved.shape(f"optimizer.{key}.{name}") == () for name in part.names) and key == "step":
                 steps = [saved.whole(f"optimizer.{key}.{name}") for name in part.names]
                 if any(step != steps[0] for step in steps):
-                    raise Refusal(
+                    raise UserError(
                         "the checkpoint's parameters were updated different numbers of times, which ZeRO cannot go on "
                         "with; resume with engine.zero=0"
                     )

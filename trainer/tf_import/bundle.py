@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.errors import Refusal, did_you_mean
+from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.trainer.tf_import.crc32c import masked_crc32c
 from kilobatch.trainer.tf_import.table import read_table, varint
 
@@ -41,7 +41,7 @@ class Bundle:
     """An open checkpoint. entries: its tensors by name."""
 
     def __init__(self, prefix: Path) -> None:
-        """prefix: the path without .index. Raises Refusal where files are absent, damaged or of another format."""
+        """prefix: the path without .index. Raises UserError where files are absent, damaged or of another format."""
         self.prefix = prefix
         self._index = prefix.with_name(prefix.name + ".index")
         try:
@@ -49,35 +49,37 @@ class Bundle:
             header = _fields(table.pop(b""))
             self.entries = {key.decode(): _entry(value) for key, value in table.items()}
         except OSError as error:
-            raise Refusal(f"{self._index} cannot be read: {error.strerror}") from error
+            raise UserError(f"{self._index} cannot be read: {error.strerror}") from error
         except KeyError:
-            raise Refusal(f"{self._index} is no index of a TensorFlow checkpoint: it has no header") from None
+            raise UserError(f"{self._index} is no index of a TensorFlow checkpoint: it has no header") from None
         except (ValueError, IndexError, TypeError) as error:
-            raise Refusal(f"{self._index} is no whole index of a TensorFlow checkpoint: {error}") from error
+            raise UserError(f"{self._index} is no whole index of a TensorFlow checkpoint: {error}") from error
         if _number(header, 2):
-            raise Refusal(f"{self._index} is of a big-endian machine, whose numbers are not read")
+            raise UserError(f"{self._index} is of a big-endian machine, whose numbers are not read")
         self.shards = _number(header, 1)
         missing = [path.name for path in map(self._shard, range(self.shards)) if not path.is_file()]
         if missing:
-            raise Refusal(f"{missing[0]} is missing in {prefix.parent}: the checkpoint has {self.shards} data files")
+            raise UserError(f"{missing[0]} is missing in {prefix.parent}: the checkpoint has {self.shards} data files")
 
     def read(self, name: str) -> NDArray[Any]:
-        """A tensor, in its own type. Raises Refusal where its bytes are missing or do not match their checksum."""
+        """A tensor, in its own type. Raises UserError where its bytes are missing or do not match their checksum."""
         if name not in self.entries:
-            raise Refusal(f"checkpoint {self.prefix} has no variable '{name}'{did_you_mean(name, self.entries)}")
+            raise UserError(f"checkpoint {self.prefix} has no variable '{name}'{did_you_mean(name, self.entries)}")
         entry = self.entries[name]
         if entry.dtype not in DTYPES or entry.sliced:
             what = "is cut into slices" if entry.sliced else f"is of TensorFlow's type {entry.dtype}"
-            raise Refusal(f"variable '{name}' of checkpoint {self.prefix} {what}, which is not read")
+            raise UserError(f"variable '{name}' of checkpoint {self.prefix} {what}, which is not read")
         dtype, path = np.dtype(DTYPES[entry.dtype]), self._shard(entry.shard)
         expected = math.prod(entry.shape) * dtype.itemsize
         with path.open("rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
         if len(data) != entry.size or len(data) != expected:
-            raise Refusal(f"{path}: variable '{name}' has {len(data)} bytes there instead of {expected}; copy it anew")
+            raise UserError(
+                f"{path}: variable '{name}' has {len(data)} bytes there instead of {expected}; copy it anew"
+            )
         if masked_crc32c(data) != entry.crc:
-            raise Refusal(f"{path}: the checksum of variable '{name}' does not match its bytes; copy it anew")
+            raise UserError(f"{path}: the checksum of variable '{name}' does not match its bytes; copy it anew")
         return np.frombuffer(data, dtype).reshape(entry.shape)
 
     def _shard(self, number: int) -> Path:
@@ -88,7 +90,7 @@ def find_checkpoint(path: Path) -> Path:
     """The prefix of the checkpoint that path names.
 
     path: the prefix itself, one of the checkpoint's files, or its folder, also a SavedModel's. In a folder with several
-    checkpoints the file `checkpoint` says which is the newest. Raises Refusal.
+    checkpoints the file `checkpoint` says which is the newest. Raises UserError.
     """
     if path.is_dir():
         folder = path / "variables" if (path / "saved_model.pb").is_file() else path
@@ -100,14 +102,16 @@ def find_checkpoint(path: Path) -> Path:
         if len(names) == 1:
             return folder / names[0]
         if names:
-            raise Refusal(f"{path} holds {len(names)} checkpoints; name one of them: {', '.join(names[:4])}")
-        raise Refusal(f"{path} holds no TensorFlow checkpoint: no file there ends in .index")
+            raise UserError(f"{path} holds {len(names)} checkpoints; name one of them: {', '.join(names[:4])}")
+        raise UserError(f"{path} holds no TensorFlow checkpoint: no file there ends in .index")
     prefix = path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5}|meta)$", "", path.name))
     if prefix.with_name(prefix.name + ".index").is_file():
         return prefix
     if prefix.is_file():
-        raise Refusal(f"{path} is one file; a TensorFlow checkpoint has an index beside its data, {prefix.name}.index")
-    raise Refusal(f"there is no TensorFlow checkpoint {prefix}: {prefix.name}.index is missing")
+        raise UserError(
+            f"{path} is one file; a TensorFlow checkpoint has an index beside its data, {prefix.name}.index"
+        )
+    raise UserError(f"there is no TensorFlow checkpoint {prefix}: {prefix.name}.index is missing")
 
 
 def _entry(message: bytes) -> BundleEntry:

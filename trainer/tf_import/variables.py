@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.build import build_encoder
@@ -50,13 +50,13 @@ def read_variables(bundle: Bundle, classifier_after: int | None, projections: bo
     """Makes the checkpoint's method: an encoder with a projection head (simclr_v2), or with a classifier (finetune).
 
     The authors' checkpoints have both. Then either projections is true, or classifier_after says how many layers of the
-    projection head are between encoder and classifier, which no variable tells. Raises Refusal for other networks.
+    projection head are between encoder and classifier, which no variable tells. Raises UserError for other networks.
     """
     names = [name for name in bundle.entries if name.rpartition("/")[2] not in SLOTS]
     convs, norms = _numbered(names, r"conv2d"), _numbered(names, r"(?:sync_)?batch_normalization")
     if not convs:
         listed = ", ".join(sorted(names)[:3]) or "none at all"
-        raise Refusal(
+        raise UserError(
             f"checkpoint {bundle.prefix} has no variables base_model/conv2d…, as those of google-research/simclr for "
             f"TensorFlow 1 have; it has {listed}"
         )
@@ -100,7 +100,7 @@ def _numbered(names: list[str], kind: str) -> list[str]:
 
 def _shape(bundle: Bundle, name: str) -> tuple[int, ...]:
     if name not in bundle.entries:
-        raise Refusal(f"checkpoint {bundle.prefix} lacks variable '{name}'; copy it anew")
+        raise UserError(f"checkpoint {bundle.prefix} lacks variable '{name}'; copy it anew")
     return bundle.entries[name].shape
 
 
@@ -108,17 +108,17 @@ def _classifier_layer(bundle: Bundle, layers: int, classes: int, after: int | No
     """How many layers of the head precede the classifier; None: the projection head is imported instead."""
     what = f"checkpoint {bundle.prefix} has a projection head of {layers} layers and a classifier of {classes} classes"
     if not layers and not classes:
-        raise Refusal(f"checkpoint {bundle.prefix} has neither {HEAD}nl_… nor {CLASSIFIER}kernel: no head to import")
+        raise UserError(f"checkpoint {bundle.prefix} has neither {HEAD}nl_… nor {CLASSIFIER}kernel: no head to import")
     if projections and after is not None:
-        raise Refusal(f"--projections and --classifier-after {after} exclude each other; name one")
+        raise UserError(f"--projections and --classifier-after {after} exclude each other; name one")
     if projections and not layers:
-        raise Refusal(f"{what}; leave out --projections")
+        raise UserError(f"{what}; leave out --projections")
     if after is not None and not classes:
-        raise Refusal(f"{what}; leave out --classifier-after")
+        raise UserError(f"{what}; leave out --classifier-after")
     if after is not None and not 0 <= after <= layers:
-        raise Refusal(f"{what}, which can stand on 0 to {layers} of them; --classifier-after is {after}")
+        raise UserError(f"{what}, which can stand on 0 to {layers} of them; --classifier-after is {after}")
     if layers and classes and after is None and not projections:
-        raise Refusal(
+        raise UserError(
             f"{what}; say which is meant: --projections for a pre-trained one, --classifier-after 1 for one that was "
             "fine-tuned from the head's first layer (its ft_proj_selector), --classifier-after 0 for a linear probe"
         )
@@ -140,7 +140,7 @@ def _encoder(bundle: Bundle, convs: list[str]) -> dict[str, Any]:
             squeezed = _shape(bundle, f"{convs[-3]}/kernel")[3] if selective else 0
             stem = "imagenet" if three_conv_stem else "cifar" if first[0] == 3 else "imagenet_same"
             return {"name": name, "stem": stem, "width": int(width), "sk_ratio": squeezed / (512 * width)}
-    raise Refusal(
+    raise UserError(
         f"checkpoint {bundle.prefix} has {len(convs)} convolutions, the last of shape {last}: none of "
         f"{', '.join(BOTTLENECKS)}, 1 to {WIDEST} times as wide, with or without selective kernels, which are what is "
         "imported (the authors' ResNet-18 and 34 have one shortcut more than torchvision's)"
@@ -201,7 +201,8 @@ def _in_authors_order(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
 def _check_shapes(
     bundle: Bundle, expected: dict[str, Tensor], sources: dict[str, tuple[str, tuple[int, ...]]], variables: list[str]
 ) -> None:
-    """Raises Refusal unless every tensor has a variable of its shape, and every one of the encoder's variables is used.
+    """Raises UserError unless every tensor has a variable of its shape, and every one of the encoder's variables is
+    used.
 
     variables: the encoder's, by name.
     """
@@ -210,15 +211,15 @@ def _check_shapes(
             continue
         source, axes = sources.get(name, ("", ()))
         if not source:
-            raise Refusal(f"checkpoint {bundle.prefix} has too few norms: none for {name}")
+            raise UserError(f"checkpoint {bundle.prefix} has too few norms: none for {name}")
         shape = _shape(bundle, source)
         if len(shape) != len(axes) or tuple(shape[axis] for axis in axes) != tuple(tensor.shape):
-            raise Refusal(
+            raise UserError(
                 f"variable '{source}' of checkpoint {bundle.prefix} has shape {shape}, which does not fit {name} "
                 f"{tuple(tensor.shape)}: another network than those of google-research/simclr"
             )
     if unknown := sorted(set(variables) - {source for source, _ in sources.values()}):
-        raise Refusal(
+        raise UserError(
             f"checkpoint {bundle.prefix} has {len(unknown)} variables of an encoder that are not understood: "
             f"{', '.join(unknown[:3])}"
         )

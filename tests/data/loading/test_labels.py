@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from kilobatch.data.beton import names_path, read_labels, read_names, verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import balanced_share, count_labelled, labelled_samples, samples_in_list
 from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.loading.options import LabelOptions
@@ -63,13 +63,13 @@ def test_a_list_names_images_by_path_or_last_part(tmp_path: Path):
         return samples_in_list(names, file, "x.beton").tolist()
 
     assert found("b/1.png\n3.png\n\n a/2.png \n2.png\n./b/1.png\n") == [1, 2, 3]
-    with pytest.raises(Refusal, match=r"'1.png' is the name of 2 images .* such as a/1.png and b/1.png"):
+    with pytest.raises(UserError, match=r"'1.png' is the name of 2 images .* such as a/1.png and b/1.png"):
         found("1.png\n")
-    with pytest.raises(Refusal, match=r"4 of its 5 lines name no image of x.beton, such as w, x, y "):
+    with pytest.raises(UserError, match=r"4 of its 5 lines name no image of x.beton, such as w, x, y "):
         found("w\nx\n3.png\ny\nz\n")
     for text, reason in (("\n", "names no image"), (None, "cannot be read")):
         file.write_text(text) if text else file.unlink()
-        with pytest.raises(Refusal, match=reason):
+        with pytest.raises(UserError, match=reason):
             samples_in_list(names, file, "x.beton")
 
 
@@ -108,11 +108,11 @@ def test_a_converted_folder_keeps_its_names(photos: Path, beton: Path, tmp_path:
     assert indices(beton, options) == [names.index("cat/cat_0.png"), names.index("dog/dog_3.png")]
     assert count_labelled(str(beton), options) == count_labelled(f"folder:{photos}", options) == 2
     assert count_labelled("digits", LabelOptions(share=0.05)) == 72
-    with pytest.raises(Refusal, match=r"images of 'digits' have no names; use data.labels.share, or .* folder:PATH"):
+    with pytest.raises(UserError, match=r"images of 'digits' have no names; use data.labels.share, or .* folder:PATH"):
         count_labelled("digits", options)
     monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
     assert len(indices(prepare("digits", "test"), LabelOptions(share=0.05))) == 18  # of 360
-    with pytest.raises(Refusal, match=r"does not know the names .* kilobatch convert folder:PATH"):
+    with pytest.raises(UserError, match=r"does not know the names .* kilobatch convert folder:PATH"):
         labelled_samples(prepare("digits", "test"), options)
 
 
@@ -122,7 +122,7 @@ def test_names_of_another_conversion_are_refused(photos: Path, tmp_path: Path):
     names_path(out).write_text(names_path(out).read_text().replace("dog_3", "dog_4"))
     verify_beton(out)  # training without a list needs no names
     for ask in (read_names, lambda path: verify_beton(path, full=True)):
-        with pytest.raises(Refusal, match=r"photos.beton.names is not the one that was written with photos.beton"):
+        with pytest.raises(UserError, match=r"photos.beton.names is not the one that was written with photos.beton"):
             ask(out)
     convert(open_source("digits", "test"), out, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos.beton", "photos.beton.json"]
@@ -172,5 +172,5 @@ def test_a_dropping_loader_does_not_depend_on_ranks_nor_on_where_it_was_interrup
         assert torch.equal(torch.cat(parts, 1).flatten(0, 1), expected)
     for one, expected in zip(epochs(loader(beton, some, True), first_step=1), whole, strict=True):
         assert torch.equal(one, expected[4:])
-    with pytest.raises(Refusal, match=r"3 samples with labels, fewer than one global batch of 4"):
+    with pytest.raises(UserError, match=r"3 samples with labels, fewer than one global batch of 4"):
         loader(beton, [1, 2, 3], True)

@@ -22,7 +22,7 @@ from kilobatch.data.batch import Batch
 from kilobatch.data.beton import Writer
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.cpus import spare_threads
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.loading.decoders import BatchRequest, ViewDecoder
 from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.loading.prefetch import OpenBeton, Prefetcher
@@ -233,9 +233,9 @@ def damaged(beton: Path, tmp_path: Path, keep: float) -> Path:
 @pytest.mark.parametrize("keep", [0.0, 0.3])
 def test_a_damaged_jpeg_is_refused_by_name(beton: Path, tmp_path: Path, keep: float):
     path = damaged(beton, tmp_path, keep)
-    with pytest.raises(Refusal, match=r"damaged.beton, sample 40: .*convert it again"):
+    with pytest.raises(UserError, match=r"damaged.beton, sample 40: .*convert it again"):
         list(plain(path))
-    with loader(path, threads=2) as one, pytest.raises(Refusal, match="sample 40"):
+    with loader(path, threads=2) as one, pytest.raises(UserError, match="sample 40"):
         for epoch in range(3):
             list(one.epoch(epoch))
     assert threads_of_loaders() == []
@@ -277,19 +277,19 @@ def decode_without_pillow(path: Path) -> None:
 def test_a_file_whose_tables_contradict_each_other_is_refused(beton: Path, tmp_path: Path):
     short = tmp_path / "short.beton"
     short.write_bytes(beton.read_bytes()[: -SAMPLES * 24])
-    with pytest.raises(Refusal, match="short.beton is damaged"):
+    with pytest.raises(UserError, match="short.beton is damaged"):
         list(plain(short))
 
 
 def test_a_batch_that_does_not_divide_is_refused(beton: Path):
-    with pytest.raises(Refusal, match="global batch 10 does not divide over 4 ranks; use 8 or 12"):
+    with pytest.raises(UserError, match="global batch 10 does not divide over 4 ranks; use 8 or 12"):
         loader(beton, batch=10, world=4)
-    with pytest.raises(Refusal, match="global batch 2 does not divide over 4 ranks; use 4"):
+    with pytest.raises(UserError, match="global batch 2 does not divide over 4 ranks; use 4"):
         loader(beton, batch=2, world=4)
 
 
 def test_a_dataset_smaller_than_a_batch_is_refused(beton: Path):
-    with pytest.raises(Refusal, match="50 samples, fewer than one global batch of 64; set data.batch to at most 48"):
+    with pytest.raises(UserError, match="50 samples, fewer than one global batch of 64; set data.batch to at most 48"):
         loader(beton, batch=64, world=4)
 
 

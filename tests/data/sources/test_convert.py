@@ -14,7 +14,7 @@ from PIL import Image
 
 from kilobatch.data import beton
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert, prepare
 from kilobatch.data.sources.image_files import EncodedImage, read_image
@@ -87,7 +87,7 @@ def test_the_layout_is_ffcvs_own(tmp_path: Path):
     assert ours.metadata.tobytes() == theirs.metadata.tobytes()
     assert ours.alloc_table.tobytes() == theirs.alloc_table.tobytes()
     assert (ours.field_descriptors == theirs.field_descriptors).all() and ours.page_size == theirs.page_size
-    with pytest.raises(Refusal, match="theirs.beton has no theirs.beton.json beside it.*kilobatch convert"):
+    with pytest.raises(UserError, match="theirs.beton has no theirs.beton.json beside it.*kilobatch convert"):
         verify_beton(tmp_path / "theirs.beton")
 
 
@@ -121,11 +121,11 @@ def test_max_side_and_quality(tmp_path: Path):
     assert (row["mode"], row["width"], row["height"]) == (0, 100, 95)
     assert read_image(data[int(row["data_ptr"]) :], "a").shape == (95, 100, 3)
     assert info.max_side == 100
-    with pytest.raises(Refusal, match="--max-side is 0; it must be from 1 to"):
+    with pytest.raises(UserError, match="--max-side is 0; it must be from 1 to"):
         convert(source, tmp_path / "b.beton", max_side=0, progress=False)
-    with pytest.raises(Refusal, match="--quality is 101; it must be from 1 to 100"):
+    with pytest.raises(UserError, match="--quality is 101; it must be from 1 to 100"):
         convert(source, tmp_path / "b.beton", quality=101, progress=False)
-    with pytest.raises(Refusal, match="--threads is 0; it must be from 1"):
+    with pytest.raises(UserError, match="--threads is 0; it must be from 1"):
         convert(source, tmp_path / "b.beton", threads=0, progress=False)
 
 
@@ -136,7 +136,7 @@ def test_broken_images_are_all_listed_and_refused_or_skipped(tmp_path: Path):
     jpeg = tmp_path / "photos" / "class1" / "001.jpg"
     jpeg.write_bytes(jpeg.read_bytes()[:900])
     source = open_source(spec, "train")
-    with pytest.raises(Refusal, match=r"3 of 14 images are broken.*--skip-broken") as caught:
+    with pytest.raises(UserError, match=r"3 of 14 images are broken.*--skip-broken") as caught:
         convert(source, tmp_path / "a.beton", progress=False)
     for name in ("class0/text.jpg: not an image", "class2/empty.png: the file is empty", "class1/001.jpg: "):
         assert name in str(caught.value)
@@ -149,7 +149,7 @@ def test_broken_images_are_all_listed_and_refused_or_skipped(tmp_path: Path):
 def test_nothing_readable_is_refused_even_when_skipping(tmp_path: Path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.png").write_text("text")
-    with pytest.raises(Refusal, match="none of the 1 images can be read.*cat/a.png"):
+    with pytest.raises(UserError, match="none of the 1 images can be read.*cat/a.png"):
         convert(open_source(f"folder:{tmp_path}", "train"), tmp_path / "a.beton", skip_broken=True, progress=False)
 
 
@@ -171,14 +171,14 @@ def test_places_that_cannot_be_written(tmp_path: Path):
         ("none/a.beton", "no folder .*none; make it first"),
         ("x" * 250 + ".beton", "cannot be written: File name too long.*name a place"),
     ):
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             convert(numbers(), tmp_path / name, progress=False)
 
 
 def test_two_conversions_to_one_name(tmp_path: Path):
     with (tmp_path / "a.beton.partial").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(Refusal, match=r"a\.beton\.partial is being written by another conversion; wait"):
+        with pytest.raises(UserError, match=r"a\.beton\.partial is being written by another conversion; wait"):
             convert(numbers(), tmp_path / "a.beton", progress=False)
         assert (tmp_path / "a.beton.partial").exists()
     convert(numbers(), tmp_path / "a.beton", progress=False)
@@ -235,5 +235,5 @@ def test_prepare_follows_the_images_and_mends_the_cache(tmp_path: Path, monkeypa
     assert second != first and verify_beton(second).samples == 5
     assert prepare(str(second), "train") == second
     monkeypatch.setenv("KILOBATCH_CACHE", str(next((tmp_path / "photos").rglob("*.jpg"))))
-    with pytest.raises(Refusal, match="the cache .* cannot be written.*KILOBATCH_CACHE"):
+    with pytest.raises(UserError, match="the cache .* cannot be written.*KILOBATCH_CACHE"):
         prepare(spec, "train")

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.data.sources.image_files import BrokenImage
 from kilobatch.data.sources.specs import count_images, open_source
 
@@ -168,7 +168,7 @@ def test_refused(case: str, tmp_path: Path):
     make, spec, parts = REFUSED[case]
     if make:
         make(tmp_path)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         open_source(spec.replace("@", str(tmp_path)), "test")
     for part in parts:
         assert part in str(caught.value)
@@ -179,6 +179,6 @@ def test_counting_refuses_what_opening_refuses(case: str, tmp_path: Path):
     make, spec, parts = REFUSED[case]
     if make:
         make(tmp_path)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         count_images(spec.replace("@", str(tmp_path)), "test")
     assert parts[0] in str(caught.value)

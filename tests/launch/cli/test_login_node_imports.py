@@ -23,7 +23,7 @@ except SystemExit as exit_:
 """
 
 READ_EVERY_RECIPE = """
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import catalogue, recipe
 from kilobatch.launch.recipes.checks import check
 
@@ -33,7 +33,7 @@ for name in catalogue.recipe_names():
         try:
             check(chosen, 2, settings)
             print(name, data, "fits")
-        except Refusal as refusal:
+        except UserError as refusal:
             print(refusal)
 recipe.schema()
 code = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs import local_queue
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.runs import job_history, run_folder
@@ -106,7 +106,7 @@ def test_a_job_goes_on_after_signals_and_a_crash_until_it_has_finished():
     crash = attempts[1]
     assert (crash.rank, crash.how, crash.lines[-1]) == (1, "exit code 1", "the disk is on fire: (once)")
     assert run_folder.status(folder) == "finished"
-    with pytest.raises(Refusal, match=f"{job} is not running"):
+    with pytest.raises(UserError, match=f"{job} is not running"):
         Local().signal(job, "USR2")
 
 

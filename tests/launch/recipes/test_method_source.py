@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 from pydantic import ValidationError
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import checks, method_options, method_source
 from kilobatch.launch.recipes.recipe import Recipe, Settings, load_recipe, read_recipe, resolve_recipe
 
@@ -102,9 +102,9 @@ def test_a_method_of_another_file_is_built_upon(write: Callable[[str, str], None
 def test_no_method(write: Callable[[str, str], None]) -> None:
     write("losses", "import torch\nclass Loss(torch.nn.Module): ...\n")
     write("moco", "class MoCo(Method): ...\n")
-    with pytest.raises(Refusal, match="no method 'losses'; known: moco"):
+    with pytest.raises(UserError, match="no method 'losses'; known: moco"):
         method_options.declared("losses")
-    with pytest.raises(Refusal, match="no method 'moko'; did you mean 'moco'"):
+    with pytest.raises(UserError, match="no method 'moko'; did you mean 'moco'"):
         method_options.declared("moko")
 
 
@@ -178,7 +178,7 @@ def test_what_a_body_binds_elsewhere_is_no_attribute(write: Callable[[str, str],
 def test_attributes_that_cannot_be_read(body: list[str], write: Callable[[str, str], None]) -> None:
     write("a", method("jigsaw = False", *body))
     line = BODY_LINE + 1 + (body[0] == "if SIZES:")
-    with pytest.raises(Refusal, match=rf"a\.py line {line}: A\.views cannot be read .* write `views = VALUE`"):
+    with pytest.raises(UserError, match=rf"a\.py line {line}: A\.views cannot be read .* write `views = VALUE`"):
         method_options.declared("a")
 
 
@@ -211,7 +211,7 @@ def test_attributes_that_cannot_be_read(body: list[str], write: Callable[[str, s
 )
 def test_what_its_author_is_told(text: str, line: int, message: str, write: Callable[[str, str], None]) -> None:
     write("a", text)
-    with pytest.raises(Refusal, match=rf"a\.py line {line}: .*{message}"):
+    with pytest.raises(UserError, match=rf"a\.py line {line}: .*{message}"):
         method_options.declared("a")
 
 
@@ -250,15 +250,15 @@ def test_a_group_of_options_within_the_section(tmp_path: Path) -> None:
     again = tmp_path / "recipe.yaml"
     again.write_text(resolve_recipe(str(file), []).dump_yaml())
     assert load_recipe(again)[0] == resolve_recipe(str(file), [])
-    with pytest.raises(Refusal, match=r"override .*: 'method.queue' has no key 'lenght'; did you mean 'length'\?"):
+    with pytest.raises(UserError, match=r"override .*: 'method.queue' has no key 'lenght'; did you mean 'length'\?"):
         resolve_recipe(str(file), ["method.queue.lenght=1"])
-    with pytest.raises(Refusal, match=r"override .*: method.queue.length is 0; it should be greater than or equal"):
+    with pytest.raises(UserError, match=r"override .*: method.queue.length is 0; it should be greater than or equal"):
         resolve_recipe(str(file), ["method.queue.length=0"])
-    with pytest.raises(Refusal, match=r"method.queue is 7; it holds keys of its own \(length"):
+    with pytest.raises(UserError, match=r"method.queue is 7; it holds keys of its own \(length"):
         resolve_recipe(str(file), ["method.queue=7"])
 
     checks.check(*_with_workers(*read_recipe(str(file), ["data.batch=500"])))
-    with pytest.raises(Refusal, match=r"mine.yaml line 5: method.queue.length 500 .* 502"):
+    with pytest.raises(UserError, match=r"mine.yaml line 5: method.queue.length 500 .* 502"):
         checks.check(*_with_workers(*read_recipe(str(file), ["data.batch=502"])))
 
 

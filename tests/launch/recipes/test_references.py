@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import checks, references
 from kilobatch.launch.recipes.recipe import read_recipe, resolve_recipe
 from kilobatch.trainer.checkpoint.description import sealed
@@ -39,7 +39,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_shuffling_needs_several_workers() -> None:
     changes = ["method.name=moco", "method.shuffle=true", "encoder.norm=local"]
     recipe, settings = read_recipe("demo", changes)
-    with pytest.raises(Refusal, match=r"override 'method.shuffle=true': .* one worker has nobody .*use more workers"):
+    with pytest.raises(UserError, match=r"override 'method.shuffle=true': .* one worker has nobody .*use more workers"):
         checks.check(recipe, 1, settings)
     checks.check(recipe, 2, settings)
     checks.check(recipe, 1, settings, evaluators=["knn"])
@@ -152,7 +152,7 @@ def test_refused_before_anything_starts(case: str, folder: Path) -> None:
     Image.new("RGB", (8, 8)).save("one/cats/1.png")
     Path("half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     arguments, expected = REFUSED[case]
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(UserError) as refused:
         check(*arguments)
     missing = [words for words in expected if words not in str(refused.value)]
     assert not missing, f"{refused.value}: lacks {missing}"
@@ -173,11 +173,11 @@ def test_recipes_that_fit_pass(folder: Path) -> None:
 def test_awaited_runs_are_checked_by_their_recipes(folder: Path) -> None:
     awaited = {"/later/pre": resolve_recipe("demo", ["encoder.width=32"]), "/later/fine": resolve_recipe("demo", [])}
     check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", awaited=awaited)
-    with pytest.raises(Refusal, match=r"encoder.width 32 there, 16 here"):
+    with pytest.raises(UserError, match=r"encoder.width 32 there, 16 here"):
         check(*FINETUNE, "method.start=/later/pre", awaited=awaited)
-    with pytest.raises(Refusal, match=r"'/later/pre' has 2 layers of a projection head"):
+    with pytest.raises(UserError, match=r"'/later/pre' has 2 layers of a projection head"):
         check(*FINETUNE, "method.start=/later/pre", "encoder.width=32", "method.layer=4", awaited=awaited)
-    with pytest.raises(Refusal, match=r"'/later/fine' was trained by simclr"):
+    with pytest.raises(UserError, match=r"'/later/fine' was trained by simclr"):
         check(*DISTILL, "method.teacher=/later/fine", awaited=awaited)
 
 
@@ -186,7 +186,7 @@ def test_references_of_a_run_that_has_begun_are_not_looked_for(folder: Path) -> 
     assert references.begun(fine) and not references.begun(folder / "runs" / "young")
     check(*FINETUNE, "method.start=gone", begun=True)
     check(*FINETUNE, "method.start=gone", evaluators=["classify"])
-    with pytest.raises(Refusal, match="'gone'"):
+    with pytest.raises(UserError, match="'gone'"):
         check(*FINETUNE, "method.start=gone")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.runs import job_history, requeue
 from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile, Reason
 from kilobatch.launch.runs.requeue import RequeueOptions
@@ -100,7 +100,7 @@ def test_job_json_comes_back_equal_and_says_where_it_is_damaged(run: Path):
     job_history.write_job_file(run, job)
     assert job_history.read_job_file(run) == job
     (run / "job.json").write_text('{"cluster": "slurm", "job_id": 12}')
-    with pytest.raises(Refusal, match=r"job\.json is damaged \(job_id: .*remove it"):
+    with pytest.raises(UserError, match=r"job\.json is damaged \(job_id: .*remove it"):
         job_history.read_job_file(run)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.runs.run_folder import RunOptions
@@ -47,13 +47,13 @@ def test_a_name_is_taken_once_but_an_empty_folder_may_be_used():
     Path("runs/mine").mkdir(parents=True)
     folder = run_folder.create_run(RunOptions(name="mine"), "demo", "", 1)
     assert folder == Path("runs/mine")
-    with pytest.raises(Refusal, match="run.name 'mine': runs/mine is not empty.*kilobatch resume runs/mine"):
+    with pytest.raises(UserError, match="run.name 'mine': runs/mine is not empty.*kilobatch resume runs/mine"):
         run_folder.create_run(RunOptions(name="mine"), "demo", "", 1)
 
 
 def test_a_folder_that_cannot_be_written():
     Path("runs").write_text("a file")
-    with pytest.raises(Refusal, match="run.folder 'runs'"):
+    with pytest.raises(UserError, match="run.folder 'runs'"):
         run_folder.create_run(RunOptions(), "demo", "", 1)
 
 
@@ -73,7 +73,7 @@ def test_a_run_is_locked_by_one_launcher_until_that_is_killed():
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     assert run_folder.status(folder) == "running"
-    with pytest.raises(Refusal, match=f"is running \\(process {holder.pid} on "), run_folder.locked(folder):
+    with pytest.raises(UserError, match=f"is running \\(process {holder.pid} on "), run_folder.locked(folder):
         pass
     holder.kill()
     holder.communicate()
@@ -87,14 +87,14 @@ def test_a_run_without_a_state_can_be_resumed():
     folder = run_folder.create_run(RunOptions(), "demo", "", 2)
     (folder / "state.json").unlink()
     assert run_folder.status(folder) == "interrupted"
-    with pytest.raises(Refusal, match="state.json is missing"):
+    with pytest.raises(UserError, match="state.json is missing"):
         run_folder.read_state(folder)
 
 
 def test_a_damaged_state_is_refused():
     folder = run_folder.create_run(RunOptions(), "demo", "", 2)
     (folder / "state.json").write_text('{"status": "new", "pid": "x"}')
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         run_folder.read_state(folder)
     problem = "Input should be a valid integer, unable to parse string as an integer"
     assert str(refusal.value) == f"{folder}/state.json is damaged ({problem}); remove it and give --workers to resume"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.schedulers import slurm
 from kilobatch.launch.schedulers.scheduler import JobState
 from kilobatch.launch.schedulers.slurm import Slurm
@@ -60,11 +60,11 @@ def test_no_jobs_no_call(commands: Path):
 def test_a_controller_that_does_not_answer(commands: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(slurm, "ANSWER_TIMEOUT", 0.2)
     program(commands, "squeue", "exec sleep 30")
-    with pytest.raises(Refusal, match="SLURM does not answer: squeue"):
+    with pytest.raises(UserError, match="SLURM does not answer: squeue"):
         Slurm().states(["5"])
     (commands / "squeue").unlink()
     monkeypatch.setenv("PATH", str(commands))
-    with pytest.raises(Refusal, match="there is no squeue here"):
+    with pytest.raises(UserError, match="there is no squeue here"):
         Slurm().states(["5"])
 
 
@@ -79,5 +79,5 @@ def test_a_job_repeats_its_request_while_the_controller_restarts(commands: Path,
     Slurm().requeue("5")
     assert (commands / "tries").read_text() == "x\n" * 3
     program(commands, "scontrol", "echo 'Requested operation is presently disabled for job 5' >&2; exit 1")
-    with pytest.raises(Refusal, match="scontrol requeue: Requested operation is presently disabled for job 5"):
+    with pytest.raises(UserError, match="scontrol requeue: Requested operation is presently disabled for job 5"):
         Slurm().requeue("5")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import references
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.recipes.references import PINNED
@@ -95,7 +95,7 @@ def test_damaged_or_absent_is_refused(tmp_path: Path) -> None:
     metadata, tensors = references.metadata_of(out), load_file(out)
 
     def refused(where: Path, words: str) -> None:
-        with pytest.raises(Refusal, match=words):
+        with pytest.raises(UserError, match=words):
             load_method(str(where))
 
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
@@ -135,13 +135,13 @@ def test_a_resumed_run_loads_what_it_began_with(tmp_path: Path) -> None:
     assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
     shutil.copytree(other / "checkpoints" / "step-00000005", tmp_path / "kept")
     make_run(other, FINETUNE, 5)  # and now another run has written a step of that number
-    with pytest.raises(Refusal, match=r"another content than when this run began with it .* at step 5"):
+    with pytest.raises(UserError, match=r"another content than when this run began with it .* at step 5"):
         PinnedReferences(run, 0, 1).load(str(other))
     shutil.rmtree(other / "checkpoints" / "step-00000005")
-    with pytest.raises(Refusal, match=r"step-00000005, which this run began with .* is not there any more"):
+    with pytest.raises(UserError, match=r"step-00000005, which this run began with .* is not there any more"):
         PinnedReferences(run, 0, 1).load(str(other))
     shutil.copytree(tmp_path / "kept", other / "checkpoints" / "step-00000005")
     assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
     (run / PINNED).write_text("{")
-    with pytest.raises(Refusal, match="trained.json is damaged"):
+    with pytest.raises(UserError, match="trained.json is damaged"):
         PinnedReferences(run, 0, 1).load(str(other))

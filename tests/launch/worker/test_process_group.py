@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.worker.devices import pick_device
 from kilobatch.launch.worker.process_group import world_from_environment
 
@@ -108,7 +108,7 @@ def test_slurms_only_task_is_a_single_worker(change: dict[str, str | None], monk
 @pytest.mark.usefixtures("scontrol")
 def test_srun_that_contradicts_itself(change: dict[str, str | None], message: str, monkeypatch: pytest.MonkeyPatch):
     set_environment(monkeypatch, **{name: value for name, value in (SRUN | change).items() if value is not None})
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         world_from_environment("cpu")
     assert message in str(refusal.value)
 
@@ -130,7 +130,7 @@ def test_contradictory_variables_are_refused(
 ):
     values = {name: value for name, value in (TORCHRUN | ADDRESS | change).items() if value is not None}
     set_environment(monkeypatch, **values)
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         world_from_environment("cpu")
     assert message in str(refusal.value)
 
@@ -139,13 +139,13 @@ def test_contradictory_variables_are_refused(
 def test_cuda_is_not_replaced_by_a_cpu(monkeypatch: pytest.MonkeyPatch):
     set_environment(monkeypatch)
     assert world_from_environment("auto").device.type == "cpu"
-    with pytest.raises(Refusal, match="run.device is cuda.*use run.device=cpu or auto"):
+    with pytest.raises(UserError, match="run.device is cuda.*use run.device=cpu or auto"):
         world_from_environment("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 def test_gpus_from_slurm_that_torch_cannot_see_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
-    with pytest.raises(Refusal, match="8 GPUs here, but torch sees none"):
+    with pytest.raises(UserError, match="8 GPUs here, but torch sees none"):
         pick_device("auto", 0)
     assert pick_device("cpu", 0).type == "cpu"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import clip_loss
 from kilobatch.methods.losses.nt_xent import CPU_TILE
@@ -91,11 +91,11 @@ def test_no_matrix_of_all_similarities(temperature: float) -> None:
 def test_wrong_arguments_are_refused() -> None:
     z1, z2 = views(4, 8)
     for temperature in (0.0, float("nan")):
-        with pytest.raises(Refusal, match="temperature"):
+        with pytest.raises(UserError, match="temperature"):
             clip_loss(z1, z2, temperature)
-    with pytest.raises(Refusal, match=r"clip_loss takes .* \(4, 8\) and \(3, 8\)"):
+    with pytest.raises(UserError, match=r"clip_loss takes .* \(4, 8\) and \(3, 8\)"):
         clip_loss(z1, z2[:3], 0.1)
-    with pytest.raises(Refusal, match="clip_loss needs two images"):
+    with pytest.raises(UserError, match="clip_loss needs two images"):
         clip_loss(z1[:1], z2[:1], 0.1)
 
 
@@ -133,7 +133,7 @@ def refusal_of_unequal() -> str:
     z = torch.randn(3 + collectives.rank(), 8)
     try:
         clip_loss(z, z, 0.1)
-    except Refusal as refusal:
+    except UserError as refusal:
         return str(refusal)
     return "no refusal"
 

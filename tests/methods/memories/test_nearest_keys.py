@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import info_nce
 from kilobatch.methods.memories.options import QueueOptions
@@ -130,5 +130,5 @@ def test_nothing_is_mixed_before_the_start() -> None:
 
 
 def test_more_hard_keys_than_the_queue_has_are_refused() -> None:
-    with pytest.raises(Refusal, match=r"method.hard 51 .* 50 keys"):
+    with pytest.raises(UserError, match=r"method.hard 51 .* 50 keys"):
         mochi(hard=51)

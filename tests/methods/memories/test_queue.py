@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.losses.contrastive import info_nce
 from kilobatch.methods.memories.options import SHARDED_FROM, QueueOptions, bytes_held, bytes_sent, share
 from kilobatch.methods.memories.queue import Queue
@@ -154,11 +154,11 @@ def test_a_random_start_is_of_unit_keys_in_all_directions() -> None:
 def test_wrong_arguments_are_refused() -> None:
     memory, (q, k) = queue(16, 8), pairs(4, 8)
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(Refusal, match="temperature"):
+        with pytest.raises(UserError, match="temperature"):
             info_nce(q, k, memory, temperature)
-    with pytest.raises(Refusal, match=r"\(n, 8\); got \(4, 8\) and \(3, 8\)"):
+    with pytest.raises(UserError, match=r"\(n, 8\); got \(4, 8\) and \(3, 8\)"):
         info_nce(q, k[:3], memory, 0.1)
-    with pytest.raises(Refusal, match=r"queue.length 64 is less than the 65 keys"):
+    with pytest.raises(UserError, match=r"queue.length 64 is less than the 65 keys"):
         QueueOptions(length=64).check(OptionContext(None, None, workers=1, chunks=1, batch=65))
     QueueOptions(length=64).check(OptionContext(None, None, workers=1, chunks=1, batch=64))
 

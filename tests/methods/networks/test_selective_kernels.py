@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.resnet import ResNet, SelectiveBottleneck, _max_pool_same, resnet
 from kilobatch.methods.networks.selective_kernels import AveragePool, SelectiveKernels
@@ -45,7 +45,7 @@ def test_what_no_resnet_is_gets_refused() -> None:
         (18, 1, 0.0625): "sk_ratio 0.0625 for resnet18: selective kernels stand in bottlenecks; use resnet50, ",
     }
     for arguments, message in cases.items():
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             resnet(*arguments)
 
 

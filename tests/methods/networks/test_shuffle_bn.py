@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.networks.batch_norm import BatchNorm
@@ -92,7 +92,7 @@ def refused_in_chunks() -> str:
     optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], 0.1)
     try:
         Engine(moco, optimizer, EngineOptions(chunks=2), torch.device("cpu"), OWN)
-    except Refusal as refusal:
+    except UserError as refusal:
         return str(refusal)
     return ""
 

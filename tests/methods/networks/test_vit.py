@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
 from kilobatch.methods.networks.batch_norm import norms
 from kilobatch.methods.networks.build import build_encoder
@@ -80,5 +80,5 @@ def test_a_momentum_encoder_follows_a_vit() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 40), (32, 48), (8, 8)])
 def test_images_that_are_no_squares_of_patches_are_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(Refusal, match=f"{shape[0]} x {shape[1]}; set data.views.size to a multiple of 16, such as"):
+    with pytest.raises(UserError, match=f"{shape[0]} x {shape[1]}; set data.views.size to a multiple of 16, such as"):
         ViT(48, 1, 6)(torch.randn(1, 3, *shape))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
@@ -215,7 +215,7 @@ def test_a_start_gives_the_student_its_encoder_once() -> None:
 
 
 def test_methods_that_cannot_teach_are_refused() -> None:
-    with pytest.raises(Refusal, match="'runs/teacher' is of SimCLRV2, which has no classifier; fine-tune it"):
+    with pytest.raises(UserError, match="'runs/teacher' is of SimCLRV2, which has no classifier; fine-tune it"):
         student(SimCLRV2(ConvNet(2)))
-    with pytest.raises(Refusal, match="knows 3 classes, and data.train has 5"):
+    with pytest.raises(UserError, match="knows 3 classes, and data.train has 5"):
         student(teacher(classes=3))

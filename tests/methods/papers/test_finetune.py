@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
@@ -157,7 +157,7 @@ class Nothing(Encoder):
     ],
 )
 def test_a_start_that_does_not_match_is_refused(source: Method, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(Refusal, match=re.compile(message)):
+    with pytest.raises(UserError, match=re.compile(message)):
         finetune(source, **options)
 
 
@@ -169,9 +169,9 @@ def test_an_encoder_alone_is_enough_without_layers() -> None:
 def test_unlabelled_images_and_a_single_class_are_refused() -> None:
     method, data = finetune(None).double(), batch(0)
     data.label[[1, 4]] = -1
-    with pytest.raises(Refusal, match=r"2 of 10 images .*data.unlabelled=drop"):
+    with pytest.raises(UserError, match=r"2 of 10 images .*data.unlabelled=drop"):
         method.loss(method.embed(data.views), {}, data)
-    with pytest.raises(Refusal, match="1 classes"):
+    with pytest.raises(UserError, match="1 classes"):
         FineTune(ConvNet(3)).prepare(100, 1)
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.moco import MoCo
@@ -78,8 +78,8 @@ def test_moco_v3_normalises_each_view_by_itself() -> None:
 
 
 def test_shuffle_is_refused_where_it_does_nothing() -> None:
-    with pytest.raises(Refusal, match="encoder.norm is 'global'.*encoder.norm=local or method.shuffle=false"):
+    with pytest.raises(UserError, match="encoder.norm is 'global'.*encoder.norm=local or method.shuffle=false"):
         MoCo(ConvNet(2, "global"), queue=QUEUE, shuffle=True)
-    with pytest.raises(Refusal, match="one worker has nobody to shuffle with.*use more workers"):
+    with pytest.raises(UserError, match="one worker has nobody to shuffle with.*use more workers"):
         moco(shuffle=True).target(batch().views)
     assert "method.shuffle" in moco(shuffle=True).whole_batch and not moco().whole_batch

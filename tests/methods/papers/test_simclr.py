@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.losses.contrastive import clip_loss, nt_xent
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.heads import ProjectionHead
@@ -104,7 +104,7 @@ def test_a_learnt_temperature_ends_at_a_hundredth() -> None:
     assert isinstance(method.temperature, Tensor)
     (gradient,) = torch.autograd.grad(method.temperature, method.log_scale)
     assert gradient.item() == pytest.approx(-0.01)  # so that it can come back
-    with pytest.raises(Refusal, match=r"0.005.*there or above.*learn_temperature=false"):
+    with pytest.raises(UserError, match=r"0.005.*there or above.*learn_temperature=false"):
         learner(0.005)
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import Damaged, newest, open_saved
 from kilobatch.trainer.checkpoint.rng_state import restore_rng, rng_pieces
@@ -62,9 +62,9 @@ def test_slices_and_own_tensors(tmp_path: Path, world: int) -> None:
     for rank in range(world):
         assert torch.equal(saved.own("method.queue", rank), torch.full((rank + 2, 3), rank))
     assert saved.own_names() == ["method.queue"]
-    with pytest.raises(Refusal, match=f"written by {world} ranks, has no tensor 'method.queue' of rank {world}"):
+    with pytest.raises(UserError, match=f"written by {world} ranks, has no tensor 'method.queue' of rank {world}"):
         saved.own("method.queue", world)
-    with pytest.raises(Refusal, match="no tensor 'method.cov'; did you mean 'method.conv'"):
+    with pytest.raises(UserError, match="no tensor 'method.cov'; did you mean 'method.conv'"):
         saved.whole("method.cov")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.trainer.checkpoint.reader import Damaged, newest, open_saved
 from tests.helpers.sample_checkpoints import save
 
@@ -83,7 +83,7 @@ def test_damage_is_named_and_passed_over(tmp_path: Path, damage: Callable[[Path]
     assert newest(folder, reports.append) == good
     assert len(reports) == 1 and "step-00000002" in reports[0]
     shutil.rmtree(good)
-    with pytest.raises(Refusal, match=r"no whole checkpoint in [^\n]*\n.*step-00000002"):
+    with pytest.raises(UserError, match=r"no whole checkpoint in [^\n]*\n.*step-00000002"):
         newest(folder, reports.append)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 from kilobatch.trainer.checkpoint.shard import Piece
@@ -86,7 +86,7 @@ def test_a_missing_rank_stops_the_others_in_time(tmp_path: Path) -> None:
         ranks[rank].save(4, pieces(rank, 3), {})
     started = time.monotonic()
     for rank in (0, 1):
-        with pytest.raises(Refusal, match="rank-00002-of-00003.safetensors was not written within 0.005 minutes"):
+        with pytest.raises(UserError, match="rank-00002-of-00003.safetensors was not written within 0.005 minutes"):
             ranks[rank].close()
     assert time.monotonic() - started < 5
     assert newest(tmp_path, print) is None
@@ -103,9 +103,9 @@ def test_a_failing_rank_is_named_on_every_rank(tmp_path: Path) -> None:
         checkpoints._writer.join(10)
     for rank, checkpoints in enumerate(ranks):
         prefix = "" if rank == 1 else "rank 1: "
-        with pytest.raises(Refusal, match=f"^{prefix}the checkpoint of step 4 could not be written.*directory"):
+        with pytest.raises(UserError, match=f"^{prefix}the checkpoint of step 4 could not be written.*directory"):
             checkpoints.due_by_steps(5)
-        with pytest.raises(Refusal):
+        with pytest.raises(UserError):
             checkpoints.save(5, pieces(rank, 3), {})
 
 
@@ -129,7 +129,7 @@ def fill(folder: Path) -> None:
         checkpoints.save(2, {"w": Piece.of(torch.ones(800_000))}, {})  # 3 MB
     for checkpoints in ranks:
         with pytest.raises(
-            Refusal, match="step 2 could not be written: .*no room left.*; earlier ones are whole: step-0"
+            UserError, match="step 2 could not be written: .*no room left.*; earlier ones are whole: step-0"
         ):
             checkpoints.close()
     left = [path.name for path in folder.glob(".tmp-step-00000002/*")]
@@ -164,10 +164,10 @@ def test_a_read_only_folder_is_refused(small_disk: Path) -> None:
     checkpoints = Checkpoints(small_disk, OPTIONS, 0, 1)
     checkpoints.save(1, {"w": Piece.of(torch.ones(3))}, {}, wait=True)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(Refusal, match=f"no checkpoint can be written in {small_disk}: it may not be written to"):
+    with pytest.raises(UserError, match=f"no checkpoint can be written in {small_disk}: it may not be written to"):
         Checkpoints(small_disk, OPTIONS, 0, 1)
     with pytest.raises(
-        Refusal, match="step 2 could not be written: .*Read-only.*; earlier ones are whole: step-00000001"
+        UserError, match="step 2 could not be written: .*Read-only.*; earlier ones are whole: step-00000001"
     ):
         checkpoints.save(2, {"w": Piece.of(torch.ones(3))}, {}, wait=True)
     path = newest(small_disk, pytest.fail)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kilobatch.methods.networks.resnet
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.trainer.checkpoint.export import export
@@ -141,7 +141,7 @@ def test_refusals(tmp_path: Path) -> None:
         (tmp_path / "step-00000001", tmp_path / "e.safetensors"): "checkpoint.json is missing",
     }
     for (source, out), message in cases.items():
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             export(source, out, report=pytest.fail)
     assert there.read_text() == "precious" and not (tmp_path / "e.safetensors").exists()
     export(run, there, force=True, report=pytest.fail)
@@ -151,5 +151,5 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_recipe_is_refused(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, CheckpointOptions(), 0, 1) as checkpoints:
         checkpoints.save(3, {"w": Piece.of(torch.ones(2))}, {})
-    with pytest.raises(Refusal, match="says nothing of its recipe"):
+    with pytest.raises(UserError, match="says nothing of its recipe"):
         export(tmp_path, tmp_path / "e.safetensors", report=pytest.fail)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import share
 from kilobatch.methods.networks import batch_norm
@@ -118,7 +118,7 @@ def later(folder: Path, name: str) -> dict[str, Any]:
     found["after"] += case.train(engine, range(case.saved + 1, case.end))
     found["end"] = case.contents(engine)
     if name == "bank":
-        with pytest.raises(Refusal, match=r"memory bank's rows, which should be .* for 40 images"):
+        with pytest.raises(UserError, match=r"memory bank's rows, which should be .* for 40 images"):
             make_bank(images=40).restore(saved)
     elif dist.get_world_size() == 2:
         found |= {precision: followed(precision) for precision in ("fp32", "bf16")}

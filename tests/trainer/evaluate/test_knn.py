@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.trainer.evaluate import knn
@@ -124,7 +124,7 @@ def test_votes_are_weighted_and_do_not_overflow() -> None:
 
 
 def test_k_beyond_the_bank_is_refused() -> None:
-    with pytest.raises(Refusal, match="k 200 .* has 50; set evaluate.knn.k to 50 or less"):
+    with pytest.raises(UserError, match="k 200 .* has 50; set evaluate.knn.k to 50 or less"):
         knn.search(torch.ones(1, 4), torch.ones(50, 4), 200)
 
 

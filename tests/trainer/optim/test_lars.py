@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.trainer.optim.lars import LARS, squares
 
 LR, MOMENTUM, DECAY, TRUST = 0.7, 0.9, 1e-2, 0.02
@@ -188,5 +188,5 @@ def test_a_state_dict_goes_on_bit_for_bit() -> None:
     ],
 )
 def test_refuses(wrong: dict, says: str) -> None:
-    with pytest.raises(Refusal, match=says):
+    with pytest.raises(UserError, match=says):
         LARS([nn.Parameter(torch.ones(2, 2))], **{"lr": 0.1, **wrong})

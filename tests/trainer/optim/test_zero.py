@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.trainer import engine as engines
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
@@ -143,7 +143,7 @@ def on_two(folder: Path) -> dict[Any, Any]:
     found |= {("stops", stage): stops(stage) for stage in (0, 1, 2)}
     found |= {("resumed", name, stage): resumed(folder / f"{name}-{stage}", name, stage)
               for name in LR for stage in (1, 2)}  # fmt: skip
-    with pytest.raises(Refusal) as found["lamb"]:
+    with pytest.raises(UserError) as found["lamb"]:
         make(net(), 1, "lamb")
     return found | {"lamb": str(found["lamb"].value)}
 

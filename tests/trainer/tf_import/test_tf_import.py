@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kilobatch.data.errors import Refusal
+from kilobatch.data.errors import UserError
 from kilobatch.launch.cli.convert import import_tensorflow
 from kilobatch.launch.worker.pretrained import load_method
 from kilobatch.methods.networks.build import build_encoder
@@ -47,7 +47,7 @@ def test_what_tensorflow_wrote() -> None:
     for name, value in expected.items():
         assert (read := bundle.read(name)).dtype == value.dtype and np.array_equal(read, value), name
     with pytest.raises(
-        Refusal, match="variable 'flags' of checkpoint .* is of TensorFlow's type 10, which is not read"
+        UserError, match="variable 'flags' of checkpoint .* is of TensorFlow's type 10, which is not read"
     ):
         bundle.read("flags")
 
@@ -73,11 +73,11 @@ def test_every_flipped_byte_of_an_index_is_noticed(tmp_path: Path) -> None:
         index.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
         try:
             assert Bundle(tmp_path / NAME).entries == whole, at  # of the footer's padding
-        except Refusal as refusal:
+        except UserError as refusal:
             assert "is no whole index of a TensorFlow checkpoint: " in str(refusal)
     for length in (0, 20, 47, 48, 200, len(good) - 1):
         index.write_bytes(good[:length])
-        with pytest.raises(Refusal, match="is no whole index"):
+        with pytest.raises(UserError, match="is no whole index"):
             Bundle(tmp_path / NAME)
 
 
@@ -87,16 +87,16 @@ def test_damaged_and_missing_data(tmp_path: Path) -> None:
     good, bundle = data.read_bytes(), Bundle(prefix)
     at = bundle.entries["double"].offset
     data.write_bytes(good[: at + 3] + b"\x07" + good[at + 4 :])
-    with pytest.raises(Refusal, match="the checksum of variable 'double' does not match its bytes; copy it anew"):
+    with pytest.raises(UserError, match="the checksum of variable 'double' does not match its bytes; copy it anew"):
         bundle.read("double")
     assert len(bundle.read("half")) == 5
     data.write_bytes(good[: at + 8])
-    with pytest.raises(Refusal, match="variable 'double' has 8 bytes there instead of 48"):
+    with pytest.raises(UserError, match="variable 'double' has 8 bytes there instead of 48"):
         bundle.read("double")
-    with pytest.raises(Refusal, match="has no variable 'globalstep'; did you mean 'global_step'"):
+    with pytest.raises(UserError, match="has no variable 'globalstep'; did you mean 'global_step'"):
         bundle.read("globalstep")
     data.unlink()
-    with pytest.raises(Refusal, match="data-00000-of-00001 is missing in .*: the checkpoint has 1 data files"):
+    with pytest.raises(UserError, match="data-00000-of-00001 is missing in .*: the checkpoint has 1 data files"):
         Bundle(prefix)
 
 
@@ -109,12 +109,12 @@ def test_find_checkpoint(tmp_path: Path) -> None:
         REAL / "README.md": "is one file; a TensorFlow checkpoint has an index beside its data, README.md.index",
     }
     for path, message in refused.items():
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             find_checkpoint(path)
     copied(tmp_path)
     (tmp_path / "checkpoint").unlink()
     (tmp_path / "other.index").write_bytes(b"")
-    with pytest.raises(Refusal, match=f"holds 2 checkpoints; name one of them: {NAME}, other"):
+    with pytest.raises(UserError, match=f"holds 2 checkpoints; name one of them: {NAME}, other"):
         find_checkpoint(tmp_path)
 
 
@@ -139,10 +139,10 @@ def test_selective_kernels_with_both_heads(tmp_path: Path, capsys: pytest.Captur
     slots: dict[str, Array] = {"global_step": np.array(7), "base_model/conv2d/kernel/Momentum": np.zeros(3, "f4")}
     write_bundle(tmp_path / "model", authors.variables | slots)
     with pytest.raises(
-        Refusal, match="a projection head of 3 layers and a classifier of 5 classes; say which is meant"
+        UserError, match="a projection head of 3 layers and a classifier of 5 classes; say which is meant"
     ):
         imported(tmp_path / "model")
-    with pytest.raises(Refusal, match="can stand on 0 to 3 of them; --classifier-after is 4"):
+    with pytest.raises(UserError, match="can stand on 0 to 3 of them; --classifier-after is 4"):
         imported(tmp_path / "model", classifier_after=4)
     method = imported(tmp_path / "model", projections=True)
     assert isinstance(method, SimCLRV2)
@@ -216,6 +216,6 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     )
     for variables, message in cases:
         write_bundle(tmp_path / "model", variables, hollow=True)
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             imported(tmp_path / "model")
     assert not (tmp_path / "out.safetensors").exists()
