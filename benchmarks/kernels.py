@@ -116,10 +116,10 @@ def time_augmentation(images: int, size: int, device: torch.device) -> None:
     view_keys = keys(0, 0, torch.arange(images), 2)
     forms: dict[str, Callable[[], Tensor]] = {
         "torch, fp32": lambda: torch_ops.augment_by_torch(pixels, view_keys, views),
-        "chosen, fp32": lambda: augment(pixels, view_keys, views),
-        "chosen, bf16": lambda: augment(pixels, view_keys, views, torch.bfloat16),
+        "kilobatch, fp32": lambda: augment(pixels, view_keys, views),
+        "kilobatch, bf16": lambda: augment(pixels, view_keys, views, torch.bfloat16),
     }
-    difference = (forms["chosen, fp32"]() - forms["torch, fp32"]()).abs().max().item() * 255 * max(views.std)
+    difference = (forms["kilobatch, fp32"]() - forms["torch, fp32"]()).abs().max().item() * 255 * max(views.std)
     what = f"SimCLR's colours and blur, two views of {size} pixels"
     print(f"{what}: {difference:.1e} of 255 apart at most; views per second")
     for name, form in forms.items():

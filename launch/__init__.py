@@ -1,1 +1,1 @@
-"""Gets a run onto machines."""
+"""Starts runs on machines: command line, recipes, jobs of a cluster, worker processes."""

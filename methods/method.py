@@ -30,7 +30,8 @@ class Method(nn.Module):
     """A paper's method: its networks, its equation and its memories.
 
     A loss is the mean over this rank's own samples; the engine averages gradients over ranks; together that is the
-    gradient of the global mean. No rank, device, dtype or chunk appears in a method's file.
+    gradient of the global mean. A method's file knows no rank and no chunk, and
+    takes device and dtype from its inputs.
     """
 
     views: ClassVar[int | None] = None  # of each image; None: any number

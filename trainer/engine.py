@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
@@ -17,7 +17,7 @@ from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.chunking import Chunking
 from kilobatch.trainer.costs.zero_memory import BUCKET
 from kilobatch.trainer.optim.lars import LARS
-from kilobatch.trainer.optim.zero_partitions import partitions, refresh, restore_state, state_pieces
+from kilobatch.trainer.optim.zero_partitions import rank_partitions, refresh, restore_state, state_pieces
 from kilobatch.trainer.options import EngineOptions, zero_problem
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +39,8 @@ class Engine:
     ) -> None:
         self.chunking = Chunking(options, method, batch_per_rank, device, self.autocast)
         self.method, self.optimizer, self.options, self.device = method, optimizer, options, device
-        if problem := zero_problem(options.zero, type(optimizer).__name__.lower()):
+        problem = zero_problem(options.zero, type(optimizer).__name__.lower())
+        if problem and not isinstance(optimizer, LARS | SGD | AdamW):
             raise UserError(problem)
         # At ZeRO 2 a rank's own gradients are gone after a backward, so the sum of their norms is kept for finite():
         # an infinity or NaN in any of them is in the sum as well.
@@ -54,7 +55,7 @@ class Engine:
         self._averages = collectives.world_size() > 1 or options.zero > 0
         self._deepspeed.enable_backward_allreduce = self._averages
         names = {p: name for name, p in method.named_parameters()}
-        self._parts = partitions(self._deepspeed.optimizer, names) if options.zero else []
+        self._parts = rank_partitions(self._deepspeed.optimizer, names) if options.zero else []
         if self._parts and isinstance(optimizer, LARS):
             optimizer.use_partitions(self._parts)
         self._scaler: torch.amp.GradScaler | None = self._deepspeed.torch_autocast_z0_gradscaler

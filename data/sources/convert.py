@@ -97,7 +97,7 @@ def _write(
                 broken.append(str(sample))
             elif (
                 skip_broken or not broken
-            ):  # else the conversion will be refused: the loop goes on only to find all broken images
+            ):  # else it will be refused, and the loop goes on only to find all broken images
                 image, label = sample
                 writer.append(image.mode, image.width, image.height, image.data, label)
                 if names:

@@ -7,7 +7,7 @@ from pathlib import Path
 from kilobatch.data.errors import UserError
 from kilobatch.launch.planning import machines
 from kilobatch.launch.planning.machines import GIB
-from kilobatch.launch.planning.plan import free_memory, has_images, images_per_epoch, make_plan
+from kilobatch.launch.planning.plan import has_images, images_per_epoch, machine_memory, make_plan
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.recipe import read_recipe
 
@@ -45,7 +45,7 @@ def plan(
             raise UserError(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
         raise
     if machine.memory is None:
-        machine = replace(machine, memory=free_memory() // gpus_per_node)
+        machine = replace(machine, memory=machine_memory() // gpus_per_node)
     images = images_per_epoch(recipe, images)
     run_plan = make_plan(recipe, machine, nodes, gpus_per_node, images, classes, cores, rates)
     if as_json:

@@ -62,7 +62,7 @@ def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None,
     contents = {path: path.read_bytes() if path.exists() else None for path in paths}
     code = code_snapshot.take_snapshot(folder / "code")
     try:
-        ids = submit.queue(kind, cluster, folder, [folder], code)
+        ids = submit.queue_runs(kind, cluster, folder, [folder], code)
     except UserError:  # all as before
         for path, content in contents.items():
             if content is None:

@@ -112,7 +112,9 @@ def _run_workers(folder: Path, workers: int, arguments: list[str]) -> int:
     from kilobatch.launch.processes import launcher
 
     stall_minutes = load_recipe(folder / "recipe.yaml")[0].run.stall_minutes
-    outcome = launcher.run(folder, workers, "kilobatch.launch.worker.main", [str(folder), *arguments], stall_minutes)
+    outcome = launcher.run_workers(
+        folder, workers, "kilobatch.launch.worker.main", [str(folder), *arguments], stall_minutes
+    )
     match outcome.kind:
         case "finished":
             return FINISHED

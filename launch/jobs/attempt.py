@@ -34,7 +34,7 @@ class AttemptOutcome:
     code: int
 
 
-def run(folder: Path, task: Task, scheduler: Scheduler, signals: Signals) -> AttemptOutcome:
+def run_attempt(folder: Path, task: Task, scheduler: Scheduler, signals: Signals) -> AttemptOutcome:
     """Runs this node's workers of the run in `folder` until the workers of all nodes have ended.
 
     Node 0 also prepares the data, writes attempts.jsonl and state.json, and requeues the job where that is allowed.
@@ -77,7 +77,7 @@ def _run_workers(
 ) -> RunOutcome:
     from kilobatch.launch.nodes import agent
 
-    return agent.run(
+    return agent.run_node(
         folder,
         task.node,
         task.nodes,
@@ -213,7 +213,8 @@ class _Attempt:
         return "a newer attempt" if self.superseded else self.signals.name
 
     def _reason_of_signal(self) -> Reason:
-        """timed_out for a signal that came as near to the time limit as the one that announces it; else preempted."""
+        """timed_out if the signal came within SIGNAL_SLACK_SECONDS of when that of the time limit is due; else
+        preempted."""
         # The signal may have come to another node only; then it came just now.
         at = self.signals.received_at if self.signals.name else time.monotonic()
         near = self.limit is not None and self.limit - at <= self.lead + SIGNAL_SLACK_SECONDS

@@ -236,7 +236,7 @@ def _validated(settings: Settings) -> Cluster:
     try:
         return _Whole.model_validate_json(json.dumps(settings.values), strict=True).cluster
     except ValidationError as error:
-        raise validation_errors.refusal(error, settings, _Whole) from error
+        raise validation_errors.user_error(error, settings, _Whole) from error
 
 
 def _checked(kind: ClusterKind, cluster: Cluster) -> Cluster:

@@ -81,7 +81,7 @@ def _run_to_the_end(folder: Path, job: str, signals: Signals) -> int:
     while True:
         task = Task(job, restart, node=0, nodes=1, hosts=[os.uname().nodename])
         with _time_limit(submitted) as limit:
-            outcome = attempt.run(folder, task, Local(limit), signals)
+            outcome = attempt.run_attempt(folder, task, Local(limit), signals)
         if not outcome.requeued:
             return outcome.code
         signals = Signals()  # a signal that comes from now on is meant for the next attempt

@@ -10,7 +10,7 @@ from kilobatch.data.files import discard
 from kilobatch.launch.jobs import local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, cluster_again
 from kilobatch.launch.jobs.code_snapshot import take_snapshot
-from kilobatch.launch.jobs.submit import check_fit, check_submittable, queue
+from kilobatch.launch.jobs.submit import check_fit, check_submittable, queue_runs
 from kilobatch.launch.pipelines.pipeline import stage_folders
 from kilobatch.launch.pipelines.stages import PipelinePlan, check_stages, create_runs
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
@@ -34,7 +34,7 @@ def submit_pipeline(planned: PipelinePlan, cluster_name: str | None, resources: 
     check_submittable(kind, planned.top)
     stages = create_runs(planned, cluster.nodes * cluster.workers)
     try:
-        ids = queue(kind, cluster, planned.top, stages, take_snapshot(planned.top / "code"), chained=True)
+        ids = queue_runs(kind, cluster, planned.top, stages, take_snapshot(planned.top / "code"), chained=True)
     except UserError:
         discard(planned.top)
         raise
@@ -64,7 +64,7 @@ def resubmit_pipeline(top: Path, cluster_name: str | None, resources: dict[str, 
     for stage in waiting:  # their jobs wait for one that is over, and so would never begin
         if stage in is_open:
             scheduler_of(files[stage].cluster).cancel([files[stage].job_id])
-    ids = queue(kind, cluster, top, waiting, take_snapshot(top / "code"), chained=True, after=after)
+    ids = queue_runs(kind, cluster, top, waiting, take_snapshot(top / "code"), chained=True, after=after)
     _print_jobs(top, waiting, ids)
 
 

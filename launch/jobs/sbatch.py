@@ -33,7 +33,7 @@ def script(cluster: Cluster, name: str, logs: Path, code: Path, points: int, aft
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def queue(
+def submit_array(
     cluster: Cluster, name: str, logs: Path, code: Path, runs: Sequence[Path], after: str | None = None
 ) -> list[str]:
     """Submits a job for a run, or an array of jobs for several. Returns their ids, such as 123, or 123_0 and 123_1.
@@ -60,7 +60,7 @@ def chain(cluster: Cluster, name: str, code: Path, runs: Sequence[Path], after: 
     ids: list[str] = []
     for run in runs:
         try:
-            ids += queue(cluster, f"{name}-{run.name}", run / "submitit", code, [run], ids[-1] if ids else after)
+            ids += submit_array(cluster, f"{name}-{run.name}", run / "submitit", code, [run], ids[-1] if ids else after)
         except UserError:
             Slurm().cancel(ids)
             raise

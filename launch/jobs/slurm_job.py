@@ -21,4 +21,4 @@ class Job:
         from kilobatch.launch.schedulers import slurm
 
         # SystemExit keeps submitit from storing a result, with which it would not run a requeued job again.
-        sys.exit(attempt.run(Path(self.run), slurm.task(), slurm.Slurm(), signals).code)
+        sys.exit(attempt.run_attempt(Path(self.run), slurm.task(), slurm.Slurm(), signals).code)

@@ -49,7 +49,7 @@ def submit(
     check_submittable(kind, top)
     folders = _create_runs(top, names, recipes, Path(name).stem, cluster)
     try:
-        ids = queue(kind, cluster, top, folders, code_snapshot.take_snapshot(top / "code"))
+        ids = queue_runs(kind, cluster, top, folders, code_snapshot.take_snapshot(top / "code"))
     except UserError:
         discard(top)
         raise
@@ -107,7 +107,7 @@ def _create_runs(top: Path, names: list[str], recipes: list[Recipe], recipe_name
     ]
 
 
-def queue(
+def queue_runs(
     kind: ClusterKind,
     cluster: Cluster,
     top: Path,
@@ -136,7 +136,7 @@ def queue(
     if kind == "slurm" and chained:
         ids = sbatch.chain(cluster, top.name, code, folders, after)
     elif kind == "slurm":
-        ids = sbatch.queue(cluster, top.name, top / "submitit", code, folders)
+        ids = sbatch.submit_array(cluster, top.name, top / "submitit", code, folders)
     else:
         ids = local_queue.start(folders, code)
     for folder, file, job_id in zip(folders, files, ids, strict=True):

@@ -21,7 +21,7 @@ JOIN_SECONDS = 600.0  # for the agents of the other nodes to join
 GATHER_SECONDS = 2.0  # after a failure, to hear of failures of other workers: the first one may be reported later
 
 
-def run(
+def run_node(
     folder: Path,
     node: int,
     nodes: int,

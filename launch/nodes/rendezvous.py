@@ -1,5 +1,5 @@
 """Connects the agents of a run's machines: node 0 writes its address and ports to a file in the run's folder, where the
-other nodes look for them."""
+other nodes look for them. The meeting is this file, `meeting/NAME.json`."""
 
 import json
 import os

@@ -151,7 +151,7 @@ def _classes(spec: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Overrides:
-    """all: for all stages; stage: by stage, for that one alone."""
+    """Overrides of a pipeline. all: for all stages; stage: by stage, for that one alone."""
 
     all: list[str]
     stage: dict[str, list[str]]

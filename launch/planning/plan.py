@@ -108,7 +108,7 @@ def images_per_epoch(recipe: Recipe, images: int | None) -> int:
     return images
 
 
-def free_memory() -> int:
+def machine_memory() -> int:
     """Bytes of memory that are free on this machine."""
     import torch
 

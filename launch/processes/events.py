@@ -61,7 +61,7 @@ class WorkerFailed:
 
 @dataclass(frozen=True)
 class StoppedEarly:
-    """A worker got the stop signal before it had installed its handlers, and died of it.
+    """A worker died of a request to stop: of the signal, before it had installed its handlers, or killed at level 2.
 
     The other ranks would wait for it for ever, so all workers are ended.
     """
@@ -91,8 +91,11 @@ class AgentLost:
 
 @dataclass(frozen=True)
 class HungWorker:
-    """A worker that hangs. pace: how far it had come (see Worker); answered: it could still write its stacks; lines: of
-    these stacks, where it hangs."""
+    """A worker that was alive when its node stalled: it hangs, or waits for one that does.
+
+    pace: how far it had come (see Worker); answered: it could still write its stacks; lines: of these stacks, where it
+    is.
+    """
 
     rank: int
     host: str
@@ -138,8 +141,8 @@ def run_outcome(events: Sequence[Event]) -> RunOutcome:
     """The verdict on a run, once every node is done or lost. The first that applies:
 
     a worker that refused (the lowest rank's message, as all may have met the same error); a worker killed by a signal;
-    an exit code that no other death explains; a lost node; a stall; a stop that was asked for; a worker that died
-    because another had; finished. Of several of a kind the earliest counts.
+    an exit code that no other death explains; a lost node; a stall, if no worker failed; a stop that was asked for; a
+    worker that died because another had; finished. Of several of a kind the earliest counts.
     """
     stop = next((event for event in events if isinstance(event, StopRequested)), None)
     by_request = [event for event in events if isinstance(event, StoppedEarly)]

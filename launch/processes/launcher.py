@@ -16,7 +16,7 @@ from kilobatch.launch.processes.worker_processes import WorkerGroup, start_worke
 GATHER = 0.2  # seconds after a failure in which failures of other workers are collected; no network delays them
 
 
-def run(
+def run_workers(
     folder: Path, workers: int, module: str, arguments: list[str], stall_minutes: float | None = None
 ) -> RunOutcome:
     """Runs `python -m <module> <arguments>` in `workers` processes and waits for them all.

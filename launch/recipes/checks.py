@@ -11,6 +11,7 @@ from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.methods.options import Constraint, OptionContext
 from kilobatch.trainer.evaluate.options import CLASSIFYING
+from kilobatch.trainer.options import chunks_problem, zero_problem
 
 Refuse = Callable[[str, str], UserError]  # from an option, such as data.batch, and a message; says where it was written
 
@@ -42,9 +43,8 @@ def check(
     _check_views(recipe, refuse)
     _check_batch(recipe, workers, chunks, refuse)
     _check_engine(recipe, chunks, refuse)
-    if training:
-        context = OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch)
-        _check_options(recipe, context, settings)
+    context = OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch)
+    _check_options(recipe, context, settings, groups_alone=not training)
     samples = images if images is not None else _count(recipe, "train", refuse)
     classes = _count_classes(recipe, refuse) if images is None else None
     used = _used(recipe, samples, refuse) if training and images is None else samples
@@ -80,25 +80,17 @@ def _check_batch(recipe: Recipe, workers: int, chunks: int, refuse: Refuse) -> N
 
 
 def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse) -> None:
-    if recipe.encoder.norm == "global" and chunks > 1:
-        raise refuse(
-            "engine.chunks",
-            f"engine.chunks {chunks} with encoder.norm global: global statistics need the whole batch at once, "
-            "a chunk sees its part only; use engine.chunks=1 or encoder.norm=local",
-        )
-    if recipe.engine.zero and recipe.optimizer.name == "lamb":
-        raise refuse(
-            "engine.zero",
-            f"engine.zero {recipe.engine.zero} with optimizer.name lamb: it would take the norms of a rank's pieces "
-            "for those of whole tensors; use engine.zero=0, or optimizer.name=lars or adamw",
-        )
+    if problem := chunks_problem(chunks, recipe.encoder.norm == "global"):
+        raise refuse("engine.chunks", problem)
+    if problem := zero_problem(recipe.engine.zero, recipe.optimizer.name):
+        raise refuse("engine.zero", problem)
 
 
-def _check_options(recipe: Recipe, context: OptionContext, settings: Settings) -> None:
+def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, groups_alone: bool) -> None:
     """The constraints of the method's options: of groups of options first, then those that a type carries."""
     constraints = [(name, type(value)) for name, value in recipe.method]
     for name, field in type(recipe.method).model_fields.items():
-        constraints += [(name, constraint) for constraint in field.metadata]
+        constraints += [] if groups_alone else [(name, constraint) for constraint in field.metadata]
     for name, constraint in constraints:
         if not isinstance(constraint, Constraint):
             continue

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MethodOptions(BaseModel):
-    """`name` is the module in methods/; what else a section holds, its constructor says."""
+    """`name` is a module of methods/papers/; the other keys are its constructor's keyword arguments."""
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -24,12 +24,12 @@ class MethodOptions(BaseModel):
 
 def method_names() -> list[str]:
     """The files of methods/papers/ that define a Method."""
-    return [name for name in method_source.files() if method_source.declared(name)]
+    return [name for name in method_source.files() if method_source.read_declaration(name)]
 
 
 def declared(name: str) -> Declared:
     """What methods/papers/<name>.py declares of its Method. Raises UserError for an unknown name."""
-    found = method_source.declared(name) if name in method_source.files() else None
+    found = method_source.read_declaration(name) if name in method_source.files() else None
     if found is None:
         raise UserError(f"there is no method '{name}'{did_you_mean(name, method_names())}")
     return found

@@ -42,7 +42,7 @@ def files() -> list[str]:
 
 
 @cache
-def declared(name: str) -> Declared | None:
+def read_declaration(name: str) -> Declared | None:
     """The Method that methods/papers/<name>.py defines, derived from Method or from another file's; None without one.
 
     Raises UserError, with the file and the line, for what cannot be read without importing the file.
@@ -179,8 +179,9 @@ class _File:
             bound = self.unreadable.get(name) or self.classes[name].lineno
             raise self.refusal(
                 line,
-                f"'{name}' cannot be read without importing this file, because line {bound} makes it by more than one "
-                f"plain assignment; write `{name} = VALUE` once at the top of the file, or {SOURCES}",
+                f"'{name}' cannot be read without importing this file, because line {bound} binds it by "
+                f"something other than one plain assignment; write `{name} = VALUE` once at the top of the file, or "
+                f"{SOURCES}",
             )
         if name in self.assigned:
             return self.value(self.assigned[name])

@@ -85,7 +85,7 @@ def _validated(settings: Settings) -> Recipe:
         # Strict as JSON: text is no number and true is not 1, but a list is taken for a tuple.
         recipe = model.model_validate_json(json.dumps(sections), strict=True)
     except ValidationError as error:
-        raise validation_errors.refusal(error, settings, model) from error
+        raise validation_errors.user_error(error, settings, model) from error
     _refuse_not_finite(recipe.model_dump(), (), settings)
     return recipe
 

@@ -10,7 +10,7 @@ from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.recipes.settings import Key, Settings, format_value
 
 
-def refusal(error: ValidationError, settings: Settings, model: type[BaseModel]) -> UserError:
+def user_error(error: ValidationError, settings: Settings, model: type[BaseModel]) -> UserError:
     """The first error as a message. Unknown keys come first, since a misspelt key also leaves one missing."""
     errors: list[Any] = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     more = {_key(e["loc"], settings.values) for e in errors[1:]} - {_key(errors[0]["loc"], settings.values)}

@@ -125,7 +125,8 @@ def _sweep_runs(name: str) -> list[Path]:
 
 
 def _read_state(folder: Path) -> run_folder.State | UserError | None:
-    """The run's state; None without state.json; a UserError for a damaged one, since the others are still listed."""
+    """Returns the state of a run; None without state.json; where the file is damaged the UserError itself, not raised,
+    so that the other runs are still listed."""
     try:
         return run_folder.read_state(folder) if (folder / "state.json").exists() else None
     except UserError as refusal:

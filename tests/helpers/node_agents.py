@@ -38,7 +38,7 @@ def main(
         if "unprepared" in arguments:
             raise UserError("no images there")
 
-    outcome = agent.run(
+    outcome = agent.run_node(
         folder,
         node,
         nodes,

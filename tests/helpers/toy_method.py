@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Memory, Method, Tensors
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import EngineOptions
 
@@ -34,7 +34,7 @@ class Toy(Method):
 
     def __init__(self, batch_norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
-        middle = norm.BatchNorm(6, mode="local") if batch_norm else nn.GELU()
+        middle = BatchNorm(6, mode="local") if batch_norm else nn.GELU()
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 6, 3), middle, nn.Flatten(), nn.Dropout(dropout), nn.Linear(6 * 16, 8)
         )

@@ -28,7 +28,7 @@ def kilobatch(
     def fail(*arguments: object) -> bool:
         raise AssertionError("workers were about to start")
 
-    monkeypatch.setattr(launcher, "run", fail)
+    monkeypatch.setattr(launcher, "run_workers", fail)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
 

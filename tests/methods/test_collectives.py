@@ -7,7 +7,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.testing import assert_close
 
 from kilobatch.data.errors import UserError
-from kilobatch.methods import collectives as across
+from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.batch_norm import BatchNorm
@@ -15,18 +15,19 @@ from kilobatch.methods.networks.options import Mode
 from tests.helpers.process_groups import run_ranks
 
 
-def collectives() -> dict[str, Tensor]:
-    r = across.rank()
+def every_collective() -> dict[str, Tensor]:
+    r = collectives.rank()
     x = (torch.arange(6.0).view(3, 2) + 10 * r).requires_grad_()
-    weights = torch.arange(6.0 * across.world_size()).view(-1, 2) * (r + 1)  # each rank's loss has weights of its own
-    every = across.gather(x)
+    # Each rank's loss has weights of its own.
+    weights = torch.arange(6.0 * collectives.world_size()).view(-1, 2) * (r + 1)
+    every = collectives.gather(x)
     (gather_grad,) = torch.autograd.grad((every * weights).sum(), x)
-    total = across.all_reduce_sum(x)
+    total = collectives.all_reduce_sum(x)
     (sum_grad,) = torch.autograd.grad((total * (r + 1)).sum(), x)
-    (mean_grad,) = torch.autograd.grad((across.mean(x) * (r + 1)).sum(), x)
+    (mean_grad,) = torch.autograd.grad((collectives.mean(x) * (r + 1)).sum(), x)
     refused = ""
     try:
-        across.refuse_unequal(4 + r // 2, "pairs of views", x.device)
+        collectives.refuse_unequal(4 + r // 2, "pairs of views", x.device)
     except UserError as refusal:
         refused = str(refusal)
     return {
@@ -35,13 +36,13 @@ def collectives() -> dict[str, Tensor]:
         "total": total.detach(),
         "sum_grad": sum_grad,
         "mean_grad": mean_grad,
-        "own": across.local_rows(3),
+        "own": collectives.local_rows(3),
         "refused": torch.tensor([c in refused for c in ("[4, 4, 5]", "pairs of views")]),
     }
 
 
 def test_collectives_and_their_gradients() -> None:
-    got = run_ranks(3, collectives)
+    got = run_ranks(3, every_collective)
     x = torch.cat([torch.arange(6.0).view(3, 2) + 10 * r for r in range(3)])
     for r, of_rank in enumerate(got):
         assert_close(of_rank["every"], x)
@@ -57,7 +58,7 @@ def test_collectives_and_their_gradients() -> None:
 
 def repeated_comparisons() -> list[str]:
     """The outcome of each comparison of n. A meta device stands for an accelerator: comparing on it raises an error."""
-    r, cpu, accelerator = across.rank(), torch.device("cpu"), torch.device("meta")
+    r, cpu, accelerator = collectives.rank(), torch.device("cpu"), torch.device("meta")
     got = []
     for n, what, device in (
         (4, "views", cpu),
@@ -66,7 +67,7 @@ def repeated_comparisons() -> list[str]:
         (4, "keys", accelerator),
     ):
         try:
-            across.refuse_unequal(n, what, device)
+            collectives.refuse_unequal(n, what, device)
             got.append("passed")
         except (UserError, NotImplementedError, RuntimeError) as error:
             got.append(type(error).__name__)
@@ -80,13 +81,13 @@ def test_equal_sizes_are_compared_once_on_an_accelerator() -> None:
 
 
 def loss_gradients(z1: Tensor, z2: Tensor, temperature: float, learnable: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    mine = [z.chunk(across.world_size())[across.rank()].clone().requires_grad_() for z in (z1, z2)]
+    mine = [z.chunk(collectives.world_size())[collectives.rank()].clone().requires_grad_() for z in (z1, z2)]
     t = torch.tensor(temperature, dtype=z1.dtype, requires_grad=True) if learnable else temperature
     loss = nt_xent(mine[0], mine[1], t)
     loss.backward()
     grads = [z.grad for z in mine if z.grad is not None]
     # The average of parameter gradients over ranks multiplies an embedding's gradient by 1 / W.
-    return loss.detach(), torch.cat(grads) / across.world_size(), t.grad if isinstance(t, Tensor) else None
+    return loss.detach(), torch.cat(grads) / collectives.world_size(), t.grad if isinstance(t, Tensor) else None
 
 
 def all_losses(z1: Tensor, z2: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -116,12 +117,12 @@ def normalised(x: Tensor, dy: Tensor, mode: Mode, chunks: int) -> dict[str, Tens
     module = BatchNorm(x.shape[1], mode, center=x.ndim == 4).to(x.dtype)
     with torch.no_grad():
         module.weight += torch.arange(x.shape[1])
-    mine = x.chunk(across.world_size())[across.rank()].clone().requires_grad_()
+    mine = x.chunk(collectives.world_size())[collectives.rank()].clone().requires_grad_()
     y = torch.cat([module(part) for part in mine.chunk(chunks)])
-    y.backward(dy.chunk(across.world_size())[across.rank()])
+    y.backward(dy.chunk(collectives.world_size())[collectives.rank()])
     batch_norm.commit(module)
     assert mine.grad is not None
-    grads = {name: across.all_reduce_sum(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+    grads = {name: collectives.all_reduce_sum(p.grad) for name, p in module.named_parameters() if p.grad is not None}
     return {"y": y.detach(), "dx": mine.grad, **grads, **dict(module.named_buffers())}
 
 
@@ -141,9 +142,9 @@ def mixed() -> tuple[Tensor, Tensor, Tensor]:
     """bf16 activations with fp32 parameters, as under autocast."""
     x, dy = norm_cases()[0][0].bfloat16(), norm_cases()[0][1].bfloat16()
     module = BatchNorm(x.shape[1], "global")
-    mine = x.chunk(across.world_size())[across.rank()].clone().requires_grad_()
+    mine = x.chunk(collectives.world_size())[collectives.rank()].clone().requires_grad_()
     y = module(mine)
-    y.backward(dy.chunk(across.world_size())[across.rank()])
+    y.backward(dy.chunk(collectives.world_size())[collectives.rank()])
     batch_norm.commit(module)
     assert mine.grad is not None
     return y.detach(), mine.grad, module.running_mean
@@ -162,8 +163,8 @@ def far_off(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def norms() -> list[tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]]:
     """Statistics summed as few ranks do it, by a gather, and as many do, by an all-reduce."""
     found = []
-    for few in (across.FEW_RANKS, 1):
-        with patch.object(across, "FEW_RANKS", few):
+    for few in (collectives.FEW_RANKS, 1):
+        with patch.object(collectives, "FEW_RANKS", few):
             found.append((norms_of(norm_cases(), 2), mixed(), normalised(*far_off(torch.float32), "global", 1)))
     return found
 
@@ -199,9 +200,9 @@ def test_batch_norm_over_ranks_is_that_of_one_process() -> None:
 
 
 def fail_on_the_last() -> None:
-    if across.rank() == 1:
+    if collectives.rank() == 1:
         raise RuntimeError("reason of rank 1")
-    across.all_reduce_sum(torch.zeros(1))
+    collectives.all_reduce_sum(torch.zeros(1))
 
 
 def test_a_rank_that_raises_fails_the_call() -> None:

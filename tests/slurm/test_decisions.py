@@ -19,10 +19,10 @@ from tests.slurm.cluster import Cluster
 JOB = """
 import sys
 from functools import partial
-from kilobatch.launch.jobs import slurm_job as job
+from kilobatch.launch.jobs import slurm_job
 from kilobatch.launch.nodes import agent
-agent.run = partial(agent.run, module="scripted_job")
-job.Job(sys.argv[1])()
+agent.run_node = partial(agent.run_node, module="scripted_job")
+slurm_job.Job(sys.argv[1])()
 """
 SCRIPT = """\
 #!/bin/bash

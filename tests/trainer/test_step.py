@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kilobatch.methods.networks import batch_norm as norm
+from kilobatch.methods.networks.batch_norm import commit, norms
 from kilobatch.trainer import chunking
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
@@ -49,8 +49,8 @@ def one_step(method: Toy, **options: Any) -> dict[str, Any]:
     engine = sgd_engine(method, **options)
     torch.manual_seed(5 + dist.get_rank())
     outcome = forward_backward(engine, own_batch())
-    counted = [int(m.pending_forwards.item()) for m in norm.norms(method)]
-    norm.commit(method)
+    counted = [int(m.pending_forwards.item()) for m in norms(method)]
+    commit(method)
     seen, draw = averaged(engine), torch.rand(3)
     running = {name: x for name, x in weights(method).items() if "running" in name or "batches" in name}
     return {
@@ -171,7 +171,7 @@ def waits() -> dict[str, int]:
                         check_finite(engine, outcome, step, [False])
                     case _:
                         engine.step(0.1)
-                        norm.commit(engine.method)
+                        commit(engine.method)
             found[part] = reads.count
     return found
 
@@ -200,7 +200,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def reference(chunks: int = 1, batch_norm: bool = False) -> Toy:
     method = toy(batch_norm)
     plain_loss(method, batch(), chunks).backward()
-    norm.commit(method)
+    commit(method)
     return method
 
 

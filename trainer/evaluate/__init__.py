@@ -1,1 +1,1 @@
-"""Evaluators, each a file that yields (name, value) and that recipes ask for by its name; and what they share."""
+"""Evaluators, a file for each under the name that recipes use, and what they share."""

@@ -56,14 +56,14 @@ class Partition:
         return [fragment.of(flat) for fragment in self.fragments]
 
 
-def partitions(zero: Any, names: Mapping[nn.Parameter, str]) -> list[Partition]:
+def rank_partitions(zero: Any, names: Mapping[nn.Parameter, str]) -> list[Partition]:
     """The partition of each of the optimizer's groups. zero: a DeepSpeedZeroOptimizer; names: of all parameters.
 
     This reads the layout by which DeepSpeed flattens and unflattens parameters. The parameters' `_hp_mapping` would be
     easier to read, but is wrong with round_robin_gradients.
     """
     rank = collectives.rank()
-    partitions = []
+    found = []
     for i, flat in enumerate(zero.single_partition_of_fp32_groups):
         members: list[nn.Parameter] = zero.round_robin_bit16_groups[i]
         first, last = rank * len(flat), (rank + 1) * len(flat)
@@ -75,8 +75,8 @@ def partitions(zero: Any, names: Mapping[nn.Parameter, str]) -> list[Partition]:
         for f in fragments:
             expected = members[f.parameter].detach().reshape(-1)[f.start : f.start + f.numel]
             assert torch.equal(f.of(flat), expected), f"DeepSpeed keeps {names[members[f.parameter]]} elsewhere"
-        partitions.append(Partition(flat, [names[p] for p in members], [tuple(p.shape) for p in members], fragments))
-    return partitions
+        found.append(Partition(flat, [names[p] for p in members], [tuple(p.shape) for p in members], fragments))
+    return found
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ def skip_dynamo() -> None:
     """Removes the decorators by which torch marks these optimizer methods for its compiler.
 
     At their first call they import the compiler (2 s) and do nothing else, but that step's also switches gradients off,
-    so no_grad is put back. Call it before the first optimizer, in a process that compiles none.
+    so no_grad is put back. Call it before the first optimizer, in a process that compiles no
+    optimizer; its networks it may compile.
     """
     for name in _MARKED:
         setattr(Optimizer, name, inspect.unwrap(getattr(Optimizer, name)))

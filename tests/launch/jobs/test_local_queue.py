@@ -24,7 +24,7 @@ import sys
 from functools import partial
 from kilobatch.launch.jobs import attempt, local_queue
 from kilobatch.launch.nodes import agent
-agent.run = partial(agent.run, module="scripted_job")
+agent.run_node = partial(agent.run_node, module="scripted_job")
 attempt.SUCCESSOR_CHECK_SECONDS, local_queue.REQUEUE_SECONDS = 0.2, 0.1
 local_queue.main()
 """
@@ -154,10 +154,10 @@ from kilobatch.launch.jobs.signals import Signals
 from kilobatch.launch.nodes import agent
 from kilobatch.launch.schedulers.local import Local
 from kilobatch.launch.schedulers.scheduler import Task
-agent.run = partial(agent.run, module="scripted_job")
+agent.run_node = partial(agent.run_node, module="scripted_job")
 attempt.SUCCESSOR_CHECK_SECONDS = 0.2
 task = Task(sys.argv[2], restart=int(sys.argv[3]), node=0, nodes=1, hosts=["here"])
-sys.exit(attempt.run(Path(sys.argv[1]), task, Local(), Signals()).code)
+sys.exit(attempt.run_attempt(Path(sys.argv[1]), task, Local(), Signals()).code)
 """
 
 

@@ -52,7 +52,7 @@ def _launch(answer: Connection, folder: Path, workers: int, module: str, what: s
     os.environ |= {"PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     supervisor.GRACE = 0.5
-    answer.send(launcher.run(folder, workers, module, [what, str(folder)]))
+    answer.send(launcher.run_workers(folder, workers, module, [what, str(folder)]))
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -88,7 +88,7 @@ def log_lines(folder: Path, rank: int) -> list[str]:
 
 def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureFixture[str]):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    assert launcher.run(folder, 2, "scripted_rank", ["finishes", str(folder)]) == RunOutcome("finished")
+    assert launcher.run_workers(folder, 2, "scripted_rank", ["finishes", str(folder)]) == RunOutcome("finished")
     assert log_lines(folder, 0) == ["rank 0 of 2, 1 threads"]
     assert log_lines(folder, 1) == ["rank 1 of 2, 1 threads"]
     assert capfd.readouterr().out == "rank 0 of 2, 1 threads\n"
@@ -97,7 +97,7 @@ def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureF
 
 def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "GRACE", 0.5)
-    outcome = launcher.run(folder, 2, "scripted_worker", ["fails", str(folder)])
+    outcome = launcher.run_workers(folder, 2, "scripted_worker", ["fails", str(folder)])
     assert (outcome.kind, outcome.rank, outcome.host, outcome.how) == ("failed", 1, this_host(), "exit code 1")
     assert outcome.lines[-1].endswith("RuntimeError: the disk of rank 1 is on fire")
     assert len(outcome.lines) == LAST_LINES
@@ -106,7 +106,7 @@ def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: P
 
 def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "GRACE", 0.5)
-    outcome = launcher.run(folder, 2, "scripted_worker", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
+    outcome = launcher.run_workers(folder, 2, "scripted_worker", ["dies", str(folder)])  # rank 0 does not heed SIGTERM
     assert (outcome.kind, outcome.rank) == ("failed", 1)
     assert outcome.how.startswith("ended by SIGKILL")
     assert alive(folder, 2) == []
@@ -114,20 +114,20 @@ def test_a_killed_worker_is_named_by_its_signal_and_a_deaf_one_is_killed(folder:
 
 def test_a_refusal_of_another_rank_than_0_is_the_message(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "GRACE", 0.5)
-    outcome = launcher.run(folder, 2, "scripted_rank", ["refuses", str(folder)])
+    outcome = launcher.run_workers(folder, 2, "scripted_rank", ["refuses", str(folder)])
     assert (outcome.kind, outcome.rank) == ("refused", 1)
     assert outcome.lines == ["kilobatch: no room on the disk:", "  of this machine"]
     assert alive(folder, 2) == []
 
 
 def test_a_refusal_of_all_is_rank_0s(folder: Path, capfd: pytest.CaptureFixture[str]):
-    outcome = launcher.run(folder, 2, "scripted_rank", ["all refuse", str(folder)])
+    outcome = launcher.run_workers(folder, 2, "scripted_rank", ["all refuse", str(folder)])
     assert (outcome.kind, outcome.rank) == ("refused", 0), "so that the launcher need not tell it again"
     assert capfd.readouterr().out.count("no room on the disk") == 1
 
 
 def test_a_rank_that_hangs_is_named_and_all_stacks_are_logged(folder: Path):
-    outcome = launcher.run(folder, 2, "scripted_worker", ["hangs", str(folder)], stall_minutes=3 / 60)
+    outcome = launcher.run_workers(folder, 2, "scripted_worker", ["hangs", str(folder)], stall_minutes=3 / 60)
     assert (outcome.kind, outcome.rank) == ("stalled", 1)
     assert outcome.how == "no sign of life for 0.05 minutes; rank 1: the least far"
     assert "(most recent call first):" in outcome.lines[0]
@@ -137,11 +137,11 @@ def test_a_rank_that_hangs_is_named_and_all_stacks_are_logged(folder: Path):
 
 
 def test_a_slow_start_counts_as_a_stall_and_slow_work_with_heartbeats_does_not(folder: Path):
-    outcome = launcher.run(folder, 1, "scripted_rank", ["stays", str(folder)], stall_minutes=3 / 60)
+    outcome = launcher.run_workers(folder, 1, "scripted_rank", ["stays", str(folder)], stall_minutes=3 / 60)
     assert (outcome.kind, outcome.rank) == ("stalled", None), "the only rank is behind nobody"
-    assert launcher.run(folder, 1, "scripted_rank", ["gets on", str(folder)], stall_minutes=3 / 60) == RunOutcome(
-        "finished"
-    )
+    assert launcher.run_workers(
+        folder, 1, "scripted_rank", ["gets on", str(folder)], stall_minutes=3 / 60
+    ) == RunOutcome("finished")
 
 
 def test_asked_to_stop_the_workers_save_and_leave(folder: Path):

@@ -17,10 +17,10 @@ from kilobatch.launch.schedulers.scheduler import JobState
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kilobatch.launch.runs import run_folder as runs
+from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.job_history import JobFile
-with runs.locked(Path(sys.argv[1])):
-    runs.set_status(Path(sys.argv[1]), "running", 2)
+with run_folder.locked(Path(sys.argv[1])):
+    run_folder.set_status(Path(sys.argv[1]), "running", 2)
     print("held", flush=True)
     time.sleep(60)
 """

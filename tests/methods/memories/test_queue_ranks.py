@@ -64,7 +64,7 @@ def ranks(request: pytest.FixtureRequest) -> list[dict[Any, list[dict[str, Any]]
 
 
 def check_losses(results: list[dict[str, Any]], step: int, keys: list[Tensor]) -> None:
-    """found: of each rank, at this step; keys: of the whole queue."""
+    """results: of each rank, at this step; keys: of the whole queue."""
     for temperature in TEMPERATURES:
         q, k = batch(step)
         q.requires_grad_()
