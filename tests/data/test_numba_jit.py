@@ -1,5 +1,6 @@
 """Compiled code is reused by copies of the same files at any path."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import kilobatch
+from kilobatch.data.numba_jit import DATA_FOLDER, FILES_OF_CONSTANTS
 
 LOOP = """
 from kilobatch.data.numba_jit import exact
@@ -42,3 +44,18 @@ def test_a_copy_of_these_files_is_not_compiled_anew(tmp_path: Path):
     with (tmp_path / "second" / "kilobatch" / "data" / "loop.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert used("second") == f"{tmp_path}/second/kilobatch/data/loop.py 0\n"
+
+
+def test_files_whose_constants_are_compiled_in_count_for_the_cache():
+    """A constant is compiled into the loops of the files that import it, so its own file must change the cache's
+    folder as well."""
+    compiled = {path for path in DATA_FOLDER.rglob("*.py") if "kilobatch.data.numba_jit" in path.read_text()}
+    counted = compiled | {DATA_FOLDER / name for name in ("numba_jit.py", *FILES_OF_CONSTANTS)}
+    imports = [node for path in compiled for node in ast.walk(ast.parse(path.read_text()))]
+    constants = {
+        DATA_FOLDER.joinpath(*node.module.split(".")[2:]).with_suffix(".py")
+        for node in imports
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kilobatch.data.")
+        if any(name.name.isupper() for name in node.names)
+    }
+    assert constants and constants <= counted, constants - counted
