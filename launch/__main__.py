@@ -11,7 +11,7 @@ import typer
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.cli import options
-from kilobatch.launch.cli.options import ClusterName, DryRun, Overrides, Recipe, Run, Workers
+from kilobatch.launch.cli.options import ClusterName, DryRun, NewRunWorkers, Overrides, Recipe, Run, Workers
 from kilobatch.launch.cli.resource_options import with_resources
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def recipes(print_schema: options.Schema = False) -> None:
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, workers: NewRunWorkers = None) -> None:
     """Trains a recipe on this machine, in a new run folder."""
     from kilobatch.launch.cli.train import train
 

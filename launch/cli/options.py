@@ -21,6 +21,12 @@ Workers = Annotated[
         "else one for each GPU, or 1 without a GPU."
     ),
 ]
+NewRunWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", help="Number of worker processes on this machine. Default: one for each GPU, or 1 without a GPU."
+    ),
+]
 ClusterName = Annotated[
     str | None,
     typer.Option(
