@@ -16,7 +16,6 @@ EXCEPTIONS: dict[tuple[Rule, str], str] = {
     (rules.papers_hold_one_method_each, "launch/worker/pretrained.py"): (
         "EncoderAlone stands for an encoder's file that is evaluated: no recipe names it, and nothing trains it"
     ),
-    (rules.sizes_are_kept, "tests/data/loading/test_loader.py"): "its tests share the images that the file makes",
 }
 
 

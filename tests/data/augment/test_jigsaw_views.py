@@ -9,7 +9,7 @@ from torch import Tensor
 from kilobatch.data.augment.jigsaw import jigsaw, patch_side, patches
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.views.options import Crop, Second, Views
-from tests.data.loading.test_loader import SAMPLES, loader, photo, write
+from tests.helpers.loaders import SAMPLES, loader, photo, write
 
 SIZE, N = 32, 2000
 CELL, PATCH = 10, 8

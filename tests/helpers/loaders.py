@@ -1,0 +1,70 @@
+"""Loaders of generated photographs, for the tests of loading."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kilobatch.data.batch import Batch
+from kilobatch.data.beton import Writer
+from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
+from kilobatch.data.sources.image_files import encode
+from kilobatch.data.views.options import Affine, Solarize, Views
+
+CPU = torch.device("cpu")
+SAMPLES = 50
+VIEWS = Views(size=24, affine=Affine(degrees=20, shift=0.1), solarize=Solarize())
+PLAIN = {"crop": None, "flip": 0, "jitter": None, "grey": 0, "blur": None, "mean": (0, 0, 0), "std": (1, 1, 1)}
+
+
+def photo(i: int, width: int, height: int) -> Image.Image:
+    """An image of smooth colours, a different one for each i."""
+    noise = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write(path: Path, images: list[Image.Image]) -> Path:
+    with path.open("wb") as file:
+        writer = Writer(file, len(images))
+        for label, image in enumerate(images):
+            stored = encode(image, None, 90)
+            writer.append(stored.mode, stored.width, stored.height, stored.data, label)
+        writer.finish()
+    return path
+
+
+def loader(
+    beton: Path, views: Views = VIEWS, *, rank: int = 0, world: int = 1, threads: int = 1, **changed: Any
+) -> Loader:
+    options: dict[str, Any] = {"batch": 8, "seed": 5}
+    return Loader(beton, views, LoaderWorker(rank, world, threads, CPU), **{**options, **changed})
+
+
+def plain(beton: Path, size: int = 24, *, rank: int = 0, world: int = 1, threads: int = 1) -> PlainLoader:
+    return PlainLoader(beton, size, (0, 0, 0), (1, 1, 1), LoaderWorker(rank, world, threads, CPU), batch=8)
+
+
+def stacked(batches: Iterator[Batch] | list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    batches = list(batches)
+    return (
+        torch.cat([batch.views for batch in batches]),
+        torch.cat([batch.index for batch in batches]),
+        torch.cat([batch.label for batch in batches]),
+    )
+
+
+def threads_of_loaders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if type(thread).__name__ == "Prefetcher"]
+
+
+@dataclass
+class Epochs:
+    """The batches of two epochs, as one rank with one thread gets them."""
+
+    batches: list[list[Batch]]
