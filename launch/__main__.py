@@ -247,8 +247,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exits with 0, 1 (a worker or a check failed), 2 (refused) or 130 (interrupted)."""
     try:
         app(argv)
-    except UserError as refusal:
-        print(f"kilobatch: {refusal}", file=sys.stderr)
+    except UserError as error:
+        print(f"kilobatch: {error}", file=sys.stderr)
         sys.exit(2)
 
 

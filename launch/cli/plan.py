@@ -40,9 +40,9 @@ def plan(
     recipe, settings = read_recipe(name, overrides)
     try:
         check(recipe, nodes * gpus_per_node, settings, images=images)
-    except UserError as refusal:
+    except UserError as error:
         if images is None and not has_images(recipe):
-            raise UserError(f"{refusal}; to plan without the data, give --images, as 1281167 for ImageNet") from refusal
+            raise UserError(f"{error}; to plan without the data, give --images, as 1281167 for ImageNet") from error
         raise
     if machine.memory is None:
         machine = replace(machine, memory=machine_memory() // gpus_per_node)

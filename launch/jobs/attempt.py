@@ -42,8 +42,8 @@ def run_attempt(folder: Path, task: Task, scheduler: Scheduler, signals: Signals
     if task.node == 0:
         try:
             return _Attempt(folder, task, scheduler, signals).run()
-        except UserError as refusal:
-            tell(f"kilobatch: {refusal}")
+        except UserError as error:
+            tell(f"kilobatch: {error}")
             return AttemptOutcome(requeued=False, code=1)
     try:
         recipe, job = _read_run(folder)
@@ -124,8 +124,8 @@ class _Attempt:
                 outcome = _run_workers(folder, task, recipe, job, self._stop_requested, lambda: self._prepare(recipe))
         except StopSignal:
             outcome = RunOutcome("interrupted")
-        except UserError as refusal:
-            outcome = RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {refusal}"])
+        except UserError as error:
+            outcome = RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {error}"])
         except Exception as error:  # of this process itself: attempts.jsonl has to say so before it ends
             lines = traceback.format_exc().splitlines()[-LAST_LINES:]
             outcome = RunOutcome("failed", None, this_host(), f"the launcher failed: {error!r}", lines)
@@ -258,18 +258,18 @@ class _Attempt:
         if fate != "requeued":
             try:
                 self.scheduler.requeue(self.task.job)
-            except UserError as refusal:
-                job_history.record_not_requeued(self.folder, self.number, str(refusal))
+            except UserError as error:
+                job_history.record_not_requeued(self.folder, self.number, str(error))
                 run_folder.set_status(self.folder, "interrupted", workers)
-                tell(f"kilobatch: not queued anew: {refusal}; go on with: kilobatch resume {self.folder}")
+                tell(f"kilobatch: not queued anew: {error}; go on with: kilobatch resume {self.folder}")
                 return AttemptOutcome(requeued=False, code=1)
         return AttemptOutcome(requeued=True, code=0)
 
     def _fate(self) -> Fate:
         try:
             return self.scheduler.fate(self.task.job, self.task.restart, self.signals.name)
-        except UserError as refusal:  # it does not answer; _requeue asks it again
-            tell(f"kilobatch: {refusal}")
+        except UserError as error:  # it does not answer; _requeue asks it again
+            tell(f"kilobatch: {error}")
             return "runs"
 
     def _reason(self, outcome: RunOutcome, fate: Fate) -> Reason:

@@ -123,8 +123,8 @@ class _Agent:
             if self.interface:
                 rendezvous.check_interface(self.interface)
             prepare()
-        except UserError as refusal:
-            supervisor.event_log.post(WorkerFailed(None, this_host(), REFUSED, f"kilobatch: {refusal}".splitlines()))
+        except UserError as error:
+            supervisor.event_log.post(WorkerFailed(None, this_host(), REFUSED, f"kilobatch: {error}".splitlines()))
 
     def _run(self, supervisor: Supervisor, address: str, port: int, local: str) -> RunOutcome:
         """Starts the workers once all agents have joined, and supervises them to their end.

@@ -237,8 +237,8 @@ def naming_stage(stage: str, overrides_of_all: Sequence[str] = ()) -> Iterator[N
     """Adds to the message of a UserError the stage that it is about, and how to change that stage alone."""
     try:
         yield
-    except UserError as refusal:
-        message = str(refusal)
+    except UserError as error:
+        message = str(error)
         override = next((text for text in overrides_of_all if f"override '{text}'" in message), None)
         hint = f"; for one stage alone: STAGE.{override}, with STAGE one of {', '.join(STAGES)}" if override else ""
-        raise UserError(f"{stage}: {message}{hint}") from refusal
+        raise UserError(f"{stage}: {message}{hint}") from error

@@ -64,8 +64,8 @@ def _chain(path: Path) -> Iterator[Settings]:
             raise UserError(f"{origin}: extends is {format_value(parent)}; name one recipe or one YAML file")
         try:
             path = locate(parent, near=path.parent)
-        except UserError as refusal:
-            raise UserError(f"{origin}: extends: {refusal}") from refusal
+        except UserError as error:
+            raise UserError(f"{origin}: extends: {error}") from error
         if path.resolve() in seen:
             circle = " -> ".join(p.name for p in [*seen[seen.index(path.resolve()) :], path])
             raise UserError(f"{origin}: extends goes in a circle: {circle}")

@@ -96,10 +96,10 @@ def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, g
             continue
         try:
             constraint.check(getattr(recipe.method, name), context)
-        except UserError as refusal:
-            key, message = ("method", name), str(refusal)
+        except UserError as error:
+            key, message = ("method", name), str(error)
             where = validation_errors.where_of_parts(key, message, settings) or settings.where(key)
-            raise UserError(f"{where}: {message}") from refusal
+            raise UserError(f"{where}: {message}") from error
 
 
 def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
@@ -122,8 +122,8 @@ def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
         return samples
     try:
         labelled = count_labelled(recipe.data.train, labels)
-    except UserError as refusal:
-        raise refuse("data.labels.list" if labels.list else "data.labels", str(refusal)) from refusal
+    except UserError as error:
+        raise refuse("data.labels.list" if labels.list else "data.labels", str(error)) from error
     if recipe.data.unlabelled == "drop":
         return labelled
     declared = method_options.declared(recipe.method.name)
@@ -186,5 +186,5 @@ def _count(recipe: Recipe, split: Split, refuse: Refuse) -> int:
     assert spec is not None
     try:
         return count_images(spec, split)
-    except UserError as refusal:
-        raise refuse(f"data.{split}", str(refusal)) from refusal
+    except UserError as error:
+        raise refuse(f"data.{split}", str(error)) from error

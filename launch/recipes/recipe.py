@@ -104,8 +104,8 @@ def _method_name(settings: Settings) -> str:
         )
     try:
         method_options.declared(name)
-    except UserError as refusal:
-        raise UserError(f"{settings.where(key)}: {refusal}") from refusal
+    except UserError as error:
+        raise UserError(f"{settings.where(key)}: {error}") from error
     return name
 
 

@@ -97,8 +97,8 @@ def check_references(
             other = awaited[where] if where in awaited else recipe_of(where)
             if where not in awaited:
                 _refuse_untrained(where)
-        except UserError as refusal:
-            raise refuse(option, f"{option} '{where}': {refusal}") from refusal
+        except UserError as error:
+            raise refuse(option, f"{option} '{where}': {error}") from error
         encoder_only = where not in awaited and _holds_encoder_only(where)
         if name == "teacher":
             if encoder_only or not method_options.declared(other.method.name).classifies:
@@ -162,8 +162,8 @@ def _check_head(
 ) -> None:
     try:
         refuse_layers(options.layer, options.dim, where, *head)
-    except UserError as refusal:
-        raise refuse("method.layer", str(refusal)) from refusal
+    except UserError as error:
+        raise refuse("method.layer", str(error)) from error
 
 
 def _numbers(values: tuple[float, ...]) -> str:

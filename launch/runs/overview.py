@@ -129,8 +129,8 @@ def _read_state(folder: Path) -> run_folder.State | UserError | None:
     so that the other runs are still listed."""
     try:
         return run_folder.read_state(folder) if (folder / "state.json").exists() else None
-    except UserError as refusal:
-        return refusal
+    except UserError as error:
+        return error
 
 
 def _started(state: run_folder.State | UserError | None) -> str:
@@ -161,8 +161,8 @@ def _query_schedulers(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], 
             continue
         try:
             states = scheduler_of(cluster).states(sorted(set(ids.values())))
-        except UserError as refusal:
-            notes.append(f"{refusal}; states are those that the runs wrote last")
+        except UserError as error:
+            notes.append(f"{error}; states are those that the runs wrote last")
             continue
         found |= {folder: states[job] for folder, job in ids.items()}
     return found, notes

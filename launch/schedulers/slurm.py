@@ -60,8 +60,8 @@ class Slurm:
         command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%L|%r", "-j", ",".join(ids)]
         try:
             lines = _run(*command, timeout=ANSWER_TIMEOUT).splitlines()
-        except UserError as refusal:
-            if "Invalid job id specified" in str(refusal):  # only for a single job: of several, squeue leaves it out
+        except UserError as error:
+            if "Invalid job id specified" in str(error):  # only for a single job: of several, squeue leaves it out
                 return {}
             raise
         found = {}
@@ -129,8 +129,8 @@ def _run_with_retries(*command: str) -> str:
     while True:
         try:
             return _run(*command)
-        except UserError as refusal:
-            if not _unreachable(str(refusal)) or time.monotonic() > deadline:
+        except UserError as error:
+            if not _unreachable(str(error)) or time.monotonic() > deadline:
                 raise
         time.sleep(RETRY_PAUSE)
 

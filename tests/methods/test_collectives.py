@@ -28,8 +28,8 @@ def every_collective() -> dict[str, Tensor]:
     refused = ""
     try:
         collectives.refuse_unequal(4 + r // 2, "pairs of views", x.device)
-    except UserError as refusal:
-        refused = str(refusal)
+    except UserError as error:
+        refused = str(error)
     return {
         "every": every.detach(),
         "gather_grad": gather_grad,

@@ -94,8 +94,8 @@ def main(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, resource.RLIM_INFINITY))  # the samples begin at 8 MiB
     try:
         convert(Arrays(*images(0)), out, progress=False)
-    except UserError as refusal:
-        print("no room:", sorted(path.name for path in folder.glob("z*")), refusal)
+    except UserError as error:
+        print("no room:", sorted(path.name for path in folder.glob("z*")), error)
 
 
 if __name__ == "__main__":

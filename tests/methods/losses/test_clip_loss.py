@@ -133,8 +133,8 @@ def refusal_of_unequal() -> str:
     z = torch.randn(3 + collectives.rank(), 8)
     try:
         clip_loss(z, z, 0.1)
-    except UserError as refusal:
-        return str(refusal)
+    except UserError as error:
+        return str(error)
     return "no refusal"
 
 

@@ -92,8 +92,8 @@ def refused_in_chunks() -> str:
     optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], 0.1)
     try:
         Engine(moco, optimizer, EngineOptions(chunks=2), torch.device("cpu"), OWN)
-    except UserError as refusal:
-        return str(refusal)
+    except UserError as error:
+        return str(error)
     return ""
 
 

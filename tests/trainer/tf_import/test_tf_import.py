@@ -73,8 +73,8 @@ def test_every_flipped_byte_of_an_index_is_noticed(tmp_path: Path) -> None:
         index.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
         try:
             assert Bundle(tmp_path / NAME).entries == whole, at  # of the footer's padding
-        except UserError as refusal:
-            assert "is no whole index of a TensorFlow checkpoint: " in str(refusal)
+        except UserError as error:
+            assert "is no whole index of a TensorFlow checkpoint: " in str(error)
     for length in (0, 20, 47, 48, 200, len(good) - 1):
         index.write_bytes(good[:length])
         with pytest.raises(UserError, match="is no whole index"):
