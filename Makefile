@@ -1,4 +1,4 @@
-# make demo: sets everything up, then trains SimCLR on digits with two workers, evaluates and draws (≈ 4 minutes on 2 cores)
+# make demo: sets everything up, then trains SimCLR on digits with two workers, evaluates and draws (≈ 3.5 minutes on 2 cores)
 # make quick: the tests that start no other process, while you work (1 to 2 minutes on 2 cores, after the set-up)
 # make test: sets everything up, then ruff, pyright and the tests
 VENV ?= .venv
