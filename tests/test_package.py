@@ -1,5 +1,6 @@
 """The package as others use it: imported by its one name, from folders that have files called as our folders are."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -71,3 +72,16 @@ def test_each_public_name_is_there_and_documented(name: str) -> None:
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'kilobatch' has no attribute 'nothing'"):
         kilobatch.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """They read the imports under TYPE_CHECKING; programs get what the table names."""
+    file = Path(kilobatch.__file__)
+    imports = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    seen = {
+        name.asname: f"{node.module}".removeprefix("kilobatch.")
+        for node in imports
+        for name in node.names
+        if name.asname
+    }
+    assert seen == kilobatch._MODULES

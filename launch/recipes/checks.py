@@ -89,8 +89,9 @@ def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse) -> None:
 def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, groups_alone: bool) -> None:
     """The constraints of the method's options: of groups of options first, then those that a type carries."""
     constraints = [(name, type(value)) for name, value in recipe.method]
-    for name, field in type(recipe.method).model_fields.items():
-        constraints += [] if groups_alone else [(name, constraint) for constraint in field.metadata]
+    if not groups_alone:
+        fields = type(recipe.method).model_fields.items()
+        constraints += [(name, constraint) for name, field in fields for constraint in field.metadata]
     for name, constraint in constraints:
         if not isinstance(constraint, Constraint):
             continue
