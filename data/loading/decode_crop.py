@@ -14,21 +14,11 @@ from kilobatch.data.augment.cpu.augment import augment
 from kilobatch.data.augment.cpu.flip import mirror
 from kilobatch.data.counter_rng import key
 from kilobatch.data.loading.ffcv_bindings import imdecode, resize
+from kilobatch.data.loading.image_table import JPEG, ImageTable, is_intact
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, fast
 from kilobatch.data.views.crop_box import crop_box
 
-JPEG, RAW = 0, 1  # RGBImageField's modes
-
-
-class ImageTable(NamedTuple):
-    """Places and sizes of the images. storage: (bytes,) uint8, read-only; the others: (samples,), by sample index."""
-
-    storage: Bytes
-    start: NDArray[np.int64]
-    size: NDArray[np.int64]  # bytes
-    height: NDArray[np.int64]
-    width: NDArray[np.int64]
-    mode: Bytes
+NOT_DECODED, NOT_INTACT = 1, 2  # why an image has no views: its decoder failed, or its bytes have changed
 
 
 class CropPlan(NamedTuple):
@@ -91,14 +81,18 @@ def crop_bytes(
     epoch: Integer,
     index: NDArray[np.int64],
     out: Bytes,
-    failed: NDArray[np.bool_],
+    failed: Bytes,
 ) -> None:
-    """Images `index` (n,) -> out (n, V, size, size, 3); `failed` (n,) marks those that could not be decoded."""
+    """Images `index` (n,) -> out (n, V, size, size, 3); `failed` (n,) gets NOT_DECODED or NOT_INTACT where there are
+    no views, else stays."""
     pixels = np.empty(3 * most_pixels(table, index), np.uint8)
     for i in range(len(index)):
         sample = index[i]
+        if not is_intact(table, sample):
+            failed[i] = NOT_INTACT
+            continue
         if table.mode[sample] == JPEG and not decode(table, sample, pixels):
-            failed[i] = True
+            failed[i] = NOT_DECODED
             continue
         image = pixels_of(table, sample, pixels)
         for view in range(len(crop_plan.plans)):
@@ -113,7 +107,7 @@ def crop_planar(
     epoch: Integer,
     index: NDArray[np.int64],
     out: Floats,
-    failed: NDArray[np.bool_],
+    failed: Bytes,
 ) -> None:
     """As `crop_bytes`, then augmented and normalised: out (n, V, 3, size, size)."""
     pixels = np.empty(3 * most_pixels(table, index), np.uint8)
@@ -122,8 +116,11 @@ def crop_planar(
     scratch = np.empty(crop_plan.scratch, np.float32)
     for i in range(len(index)):
         sample = index[i]
+        if not is_intact(table, sample):
+            failed[i] = NOT_INTACT
+            continue
         if table.mode[sample] == JPEG and not decode(table, sample, pixels):
-            failed[i] = True
+            failed[i] = NOT_DECODED
             continue
         image = pixels_of(table, sample, pixels)
         for view in range(len(crop_plan.plans)):

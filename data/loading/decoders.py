@@ -19,9 +19,9 @@ from torch import Tensor
 from kilobatch.data.augment.cpu.augment import scratch_length
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.buffer_pool import BufferPool
-from kilobatch.data.loading.decode_crop import JPEG, RAW, CropPlan, ImageTable, crop_bytes, crop_planar
+from kilobatch.data.loading.decode_crop import NOT_INTACT, CropPlan, crop_bytes, crop_planar
 from kilobatch.data.loading.ffcv_bindings import Operation, State
-from kilobatch.data.numba_jit import Bytes
+from kilobatch.data.loading.image_table import ImageTable, build_table, one_image_table
 from kilobatch.data.sources.image_files import BrokenImage, read_image
 from kilobatch.data.views.options import Views
 
@@ -69,12 +69,17 @@ class ViewDecoder(Operation):
     def decode(self, request: BatchRequest, _memory: None, rows: np.ndarray, storage: tuple[np.ndarray, ...]) -> Tensor:
         """rows: this field's metadata; storage: the mapped file, the starts of its allocations, their sizes."""
         if self.table is None:
-            self.table = build_table(self.beton, rows, *storage)
+            self.table = build_table(self.beton, rows, *storage, checksum=np.empty(0, np.uint32))
         out = self.output(len(request))
-        failed = np.zeros(len(request), np.bool_)
+        failed = np.zeros(len(request), np.uint8)
         self.make_views(self.table, request.epoch, request.index, out.numpy(), failed)
-        for i in np.flatnonzero(failed):
-            self.decode_with_pillow(int(i), request, out.numpy())
+        for i in np.flatnonzero(failed).tolist():
+            if failed[i] == NOT_INTACT:
+                raise UserError(
+                    f"{self.beton} is damaged: the bytes of sample {request.index[i]} have changed (their CRC-32C "
+                    "differs); convert it again, or copy it again"
+                )
+            self.decode_with_pillow(i, request, out.numpy())
         return out if self.planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
 
     def output(self, images: int) -> Tensor:
@@ -113,7 +118,7 @@ class ViewDecoder(Operation):
         except BrokenImage as error:
             raise UserError(f"{error}; the file is damaged: convert it again") from error
         table = one_image_table(pixels, sample)
-        self.make_views(table, request.epoch, request.index[i : i + 1], out[i : i + 1], np.zeros(1, np.bool_))
+        self.make_views(table, request.epoch, request.index[i : i + 1], out[i : i + 1], np.zeros(1, np.uint8))
 
 
 class Labels(Operation):
@@ -134,32 +139,3 @@ class Labels(Operation):
     ) -> tuple[Tensor, Tensor, BatchRequest]:
         index = torch.from_numpy(request.index)
         return torch.from_numpy(labels[request.index]).to(self.device), index.to(self.device), request
-
-
-def build_table(beton: Path, rows: np.ndarray, file: Bytes, starts: np.ndarray, sizes: np.ndarray) -> ImageTable:
-    """The images' places in the file. Raises UserError where its tables disagree, which FFCV does not check."""
-    start = rows["data_ptr"].astype(np.int64)
-    allocation = np.searchsorted(starts, rows["data_ptr"])
-    height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-    mode = np.ascontiguousarray(rows["mode"])
-    if len(starts) > 0 and bool((allocation < len(starts)).all()):
-        size = sizes[allocation].astype(np.int64)
-        inside = (starts[allocation] == rows["data_ptr"]) & (start >= 0) & (size >= 0) & (start + size <= len(file))
-        plausible = (height > 0) & (width > 0) & np.where(mode == RAW, size == 3 * height * width, mode == JPEG)
-        if (inside & plausible).all():
-            storage = np.asarray(file)
-            storage.setflags(write=False)
-            return ImageTable(storage, start, size, height, width, mode)
-    raise UserError(f"{beton} is damaged: its tables do not fit its {len(file):,} bytes; convert it again")
-
-
-def one_image_table(pixels: Bytes, sample: int) -> ImageTable:
-    """A table for an image in memory, (H, W, 3), as sample number `sample`; it has no other images."""
-    storage = np.ascontiguousarray(pixels).reshape(-1)
-    storage.setflags(write=False)
-
-    def column(value: int, dtype: type = np.int64) -> np.ndarray:
-        return np.full(sample + 1, value, dtype)
-
-    height, width = pixels.shape[:2]
-    return ImageTable(storage, column(0), column(storage.size), column(height), column(width), column(RAW, np.uint8))

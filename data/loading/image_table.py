@@ -1,0 +1,68 @@
+"""The places of a .beton's images in the mapped file, as compiled loops read them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kilobatch.data.crc32c import crc32c
+from kilobatch.data.errors import UserError
+from kilobatch.data.numba_jit import Bytes, Integer, exact
+
+JPEG, RAW = 0, 1  # RGBImageField's modes
+
+
+class ImageTable(NamedTuple):
+    """Places and sizes of the images. storage: (bytes,) uint8, read-only; the others: (samples,), by sample index."""
+
+    storage: Bytes
+    start: NDArray[np.int64]
+    size: NDArray[np.int64]  # bytes
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    mode: Bytes
+    checksum: NDArray[np.uint32]  # CRC-32C of the bytes; (0,): unknown
+
+
+@exact
+def is_intact(table: ImageTable, sample: Integer) -> bool:
+    """Whether a sample's bytes have the checksum that they were written with; True where that is unknown."""
+    if len(table.checksum) == 0:
+        return True
+    start = table.start[sample]
+    return crc32c(table.storage[start : start + table.size[sample]]) == table.checksum[sample]
+
+
+def build_table(
+    beton: Path, rows: np.ndarray, file: Bytes, starts: np.ndarray, sizes: np.ndarray, checksum: NDArray[np.uint32]
+) -> ImageTable:
+    """The images' places in the file. Raises UserError where its tables disagree, which FFCV does not check."""
+    start = rows["data_ptr"].astype(np.int64)
+    allocation = np.searchsorted(starts, rows["data_ptr"])
+    height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
+    mode = np.ascontiguousarray(rows["mode"])
+    if len(starts) > 0 and bool((allocation < len(starts)).all()):
+        size = sizes[allocation].astype(np.int64)
+        inside = (starts[allocation] == rows["data_ptr"]) & (start >= 0) & (size >= 0) & (start + size <= len(file))
+        plausible = (height > 0) & (width > 0) & np.where(mode == RAW, size == 3 * height * width, mode == JPEG)
+        if (inside & plausible).all():
+            storage = np.asarray(file)
+            storage.setflags(write=False)
+            return ImageTable(storage, start, size, height, width, mode, checksum)
+    raise UserError(f"{beton} is damaged: its tables do not fit its {len(file):,} bytes; convert it again")
+
+
+def one_image_table(pixels: Bytes, sample: int) -> ImageTable:
+    """A table for an image in memory, (H, W, 3), as sample number `sample`; it has no other images."""
+    storage = np.ascontiguousarray(pixels).reshape(-1)
+    storage.setflags(write=False)
+
+    def column(value: int, dtype: type = np.int64) -> np.ndarray:
+        return np.full(sample + 1, value, dtype)
+
+    height, width = pixels.shape[:2]
+    return ImageTable(
+        *(storage, column(0), column(storage.size), column(height), column(width), column(RAW, np.uint8)),
+        checksum=np.empty(0, np.uint32),
+    )
