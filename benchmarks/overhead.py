@@ -131,6 +131,7 @@ def pairs(folder: Path, recipe: Recipe, width: int, epochs: int) -> Tensor:
             recipe={},
             images=IMAGES,
             classes=10,
+            images_sha256="",
             data_sha256="",
         )
         with (folder / "console").open("w") as file:

@@ -203,11 +203,18 @@ def convert(
     split: options.Split = "train",
     skip_broken: options.SkipBroken = False,
     verify: options.VerifiedFile = None,
+    adopt: options.AdoptedFile = None,
+    classes: options.ClassNames = None,
+    label: options.LabelField = None,
 ) -> None:
-    """Writes images to a .beton file for training, or checks such a file."""
-    from kilobatch.launch.cli.convert import convert, verify_file
+    """Writes images to a .beton file for training, checks such a file, or adopts one that FFCV wrote."""
+    from kilobatch.launch.cli.convert import adopt_file, convert, refuse_without_adopt, verify_file
 
-    if verify is not None:
+    if adopt is None:
+        refuse_without_adopt(classes=classes, label=label)
+    if adopt is not None:
+        adopt_file(adopt, source, out, classes, label)
+    elif verify is not None:
         verify_file(verify, source, out)
     else:
         convert(source, out, split=split, max_side=max_side, quality=quality, skip_broken=skip_broken)

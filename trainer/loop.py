@@ -32,8 +32,8 @@ class Loop:
     learning_rate: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
     values to log; stop_requested: true once this process has received a stop signal; monitor: rank 0's, None on the
     others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many the training
-    data have, stored likewise; data_sha256: of the training images and of which of them have labels, so that a resume
-    notices other data.
+    data have, stored likewise; images_sha256: of the training images, so that an evaluation notices others;
+    data_sha256: of the images and of which of them have labels, so that a resume notices other data.
     """
 
     engine: Engine
@@ -49,6 +49,7 @@ class Loop:
     recipe: dict[str, Any]
     images: int
     classes: int
+    images_sha256: str
     data_sha256: str
 
     @property
@@ -134,7 +135,7 @@ class Loop:
         per_epoch = self.loader.steps_per_epoch
         meta: dict[str, Any] = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch}
         meta |= {"recipe": self.recipe, "images": self.images, "classes": self.classes}
-        meta["data_sha256"] = self.data_sha256
+        meta |= {"images_sha256": self.images_sha256, "data_sha256": self.data_sha256}
         self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
 
     def restore(self, saved: Saved) -> int:

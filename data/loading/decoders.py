@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kilobatch.data.augment.cpu.augment import scratch_length
+from kilobatch.data.beton import describe_sample, verify_beton
+from kilobatch.data.beton_note import sample_checksums
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.buffer_pool import BufferPool
 from kilobatch.data.loading.decode_crop import NOT_INTACT, CropPlan, crop_bytes, crop_planar
@@ -51,6 +53,7 @@ class ViewDecoder(Operation):
 
     def __init__(self, beton: Path, views: Views, seed: int, central: float, threads: int, device: torch.device):
         super().__init__()
+        self.info = verify_beton(beton)
         self.beton, self.views, self.device = beton, views, device
         # always the same types: the loops are compiled once more for any other
         self.crop_plan = CropPlan(views.plans(), int(seed), float(central), int(scratch_length(views)))
@@ -69,15 +72,16 @@ class ViewDecoder(Operation):
     def decode(self, request: BatchRequest, _memory: None, rows: np.ndarray, storage: tuple[np.ndarray, ...]) -> Tensor:
         """rows: this field's metadata; storage: the mapped file, the starts of its allocations, their sizes."""
         if self.table is None:
-            self.table = build_table(self.beton, rows, *storage, checksum=np.empty(0, np.uint32))
+            self.table = build_table(self.beton, rows, *storage, checksum=sample_checksums(self.info))
         out = self.output(len(request))
         failed = np.zeros(len(request), np.uint8)
         self.make_views(self.table, request.epoch, request.index, out.numpy(), failed)
         for i in np.flatnonzero(failed).tolist():
             if failed[i] == NOT_INTACT:
+                where = describe_sample(self.beton, self.info, int(request.index[i]))
                 raise UserError(
-                    f"{self.beton} is damaged: the bytes of sample {request.index[i]} have changed (their CRC-32C "
-                    "differs); convert it again, or copy it again"
+                    f"{self.beton} is damaged: the bytes of {where} have changed (their CRC-32C differs); convert it "
+                    "again, or copy it again"
                 )
             self.decode_with_pillow(i, request, out.numpy())
         return out if self.planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
@@ -113,10 +117,12 @@ class ViewDecoder(Operation):
         assert self.table is not None
         sample = int(request.index[i])
         start, size = int(self.table.start[sample]), int(self.table.size[sample])
+        where = f"{self.beton}, sample {sample}"
         try:
-            pixels = read_image(self.table.storage[start : start + size].tobytes(), f"{self.beton}, sample {sample}")
+            pixels = read_image(self.table.storage[start : start + size].tobytes(), where)
         except BrokenImage as error:
-            raise UserError(f"{error}; the file is damaged: convert it again") from error
+            named = str(error).replace(where, f"{self.beton}, {describe_sample(self.beton, self.info, sample)}", 1)
+            raise UserError(f"{named}; the file is damaged: convert it again") from error
         table = one_image_table(pixels, sample)
         self.make_views(table, request.epoch, request.index[i : i + 1], out[i : i + 1], np.zeros(1, np.uint8))
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kilobatch.data.beton_layout import allocation_of
 from kilobatch.data.crc32c import crc32c
 from kilobatch.data.errors import UserError
 from kilobatch.data.numba_jit import Bytes, Integer, exact
@@ -38,18 +39,16 @@ def build_table(
     beton: Path, rows: np.ndarray, file: Bytes, starts: np.ndarray, sizes: np.ndarray, checksum: NDArray[np.uint32]
 ) -> ImageTable:
     """The images' places in the file. Raises UserError where its tables disagree, which FFCV does not check."""
-    start = rows["data_ptr"].astype(np.int64)
-    allocation = np.searchsorted(starts, rows["data_ptr"])
+    allocation = allocation_of(rows["data_ptr"], starts, sizes)
+    start, size = rows["data_ptr"].astype(np.int64), np.append(sizes, 0)[allocation].astype(np.int64)
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
     mode = np.ascontiguousarray(rows["mode"])
-    if len(starts) > 0 and bool((allocation < len(starts)).all()):
-        size = sizes[allocation].astype(np.int64)
-        inside = (starts[allocation] == rows["data_ptr"]) & (start >= 0) & (size >= 0) & (start + size <= len(file))
-        plausible = (height > 0) & (width > 0) & np.where(mode == RAW, size == 3 * height * width, mode == JPEG)
-        if (inside & plausible).all():
-            storage = np.asarray(file)
-            storage.setflags(write=False)
-            return ImageTable(storage, start, size, height, width, mode, checksum)
+    inside = (allocation >= 0) & (start >= 0) & (size >= 0) & (start <= len(file)) & (size <= len(file) - start)
+    plausible = (height > 0) & (width > 0) & np.where(mode == RAW, size == 3 * height * width, mode == JPEG)
+    if (inside & plausible).all():
+        storage = np.asarray(file)
+        storage.setflags(write=False)
+        return ImageTable(storage, start, size, height, width, mode, checksum)
     raise UserError(f"{beton} is damaged: its tables do not fit its {len(file):,} bytes; convert it again")
 
 

@@ -1,5 +1,6 @@
 """Selects the training images that have labels: pure functions of labels, share and seed, or of a list of names."""
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import LabelOptions
 from kilobatch.data.loading.sampling import epoch_order
 from kilobatch.data.sources.folder import Folder
-from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of
+from kilobatch.data.sources.path_names import composed, escaped
+from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of, is_beton
 
 UNLABELLED = -1  # the label of an image that has none
 
@@ -50,21 +52,18 @@ def share_size(images: int, classes: int, part: float) -> int:
 def samples_in_list(names: Sequence[str], file: Path, where: str) -> NDArray[np.int64]:
     """Indices, ascending, of the images that a text file names, one a line: by a path as in `names`, or its last part.
 
+    A line may also be the name as the disk has it, where `names` has characters escaped, or in another Unicode form.
     Raises UserError for a line that names no image, or that is the last part of several paths.
     """
     lines = _lines(file)
-    by_path = {name: i for i, name in enumerate(names)}
-    by_last: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        by_last.setdefault(name.rpartition("/")[2], []).append(i)
+    table = _NameTable(names)
     found: set[int] = set()
     absent: list[str] = []
     for line in lines:
-        if line in by_path:
-            found.add(by_path[line])
-        elif line not in by_last:
+        several = table.find(line)
+        if not several:
             absent.append(line)
-        elif len(several := by_last[line]) == 1:
+        elif len(several) == 1:
             found.add(several[0])
         else:
             raise UserError(
@@ -85,7 +84,7 @@ def count_labelled(spec: str, options: LabelOptions, split: Split = "train") -> 
     if options.list is None:
         images = count_images(spec, split)
         return images if options.all else share_size(images, count_classes(spec, split), options.share)
-    if spec.endswith(".beton"):
+    if is_beton(spec):
         path = Path(spec).expanduser()
         return len(samples_in_list(read_names(path), Path(options.list).expanduser(), spec))
     folder = folder_of(spec)
@@ -97,15 +96,42 @@ def count_labelled(spec: str, options: LabelOptions, split: Split = "train") -> 
     return len(samples_in_list(Folder(folder, split).names, Path(options.list).expanduser(), spec))
 
 
+class _NameTable:
+    """Positions of images by their names, by the last parts of these, and by both in one Unicode form."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.by_path = {name: i for i, name in enumerate(names)}
+        self.by_last: dict[str, list[int]] = {}
+        self.by_composed: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            last = name.rpartition("/")[2]
+            self.by_last.setdefault(last, []).append(i)
+            if not name.isascii():
+                for form in {composed(name), composed(last)}:
+                    self.by_composed.setdefault(form, []).append(i)
+
+    def find(self, line: str) -> list[int]:
+        """The images that a line of a list may mean: those that are named exactly so, else those nearly so."""
+        plain = dict.fromkeys(form.removeprefix("./") for form in (line, line.strip()))
+        forms = list(dict.fromkeys([*plain, *(escaped(form) for form in plain)]))
+        for form in forms:
+            if form in self.by_path:
+                return [self.by_path[form]]
+            if form in self.by_last:
+                return self.by_last[form]
+        return next((self.by_composed[text] for text in map(composed, forms) if text in self.by_composed), [])
+
+
 def _lines(file: Path) -> list[str]:
     try:
-        lines = [line.strip().removeprefix("./") for line in file.read_text("utf-8").splitlines()]
+        data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"data.labels.list {file} cannot be read: {error.strerror}; name a text file") from None
-    except UnicodeDecodeError:
-        raise UserError(
-            f"data.labels.list {file} is not a text file; write the name of an image in each line"
-        ) from None
-    if not any(lines):
+    if b"\0" in data:
+        raise UserError(f"data.labels.list {file} is not a text file; write the name of an image in each line")
+    # Split at line feeds alone, since names may hold other separators; bytes that are not UTF-8 may stand in names.
+    lines = [line.removesuffix("\r") for line in data.decode("utf-8", "surrogateescape").split("\n")]
+    lines = [line for line in lines if line.strip()]
+    if not lines:
         raise UserError(f"data.labels.list {file} names no image; write the name of one in each line")
-    return [line for line in lines if line]
+    return lines

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kilobatch.data.beton import refuse_changed
 from kilobatch.data.loading.decoders import BatchRequest, Labels, ViewDecoder
 from kilobatch.data.loading.ffcv_bindings import Compiler, EpochIterator, FfcvLoader, PipelineSpec, keep_torch_threads
 
@@ -21,10 +22,10 @@ class OpenBeton:
 
     def __init__(self, path: Path, images: ViewDecoder, device: torch.device):
         self.images, self.device = images, device
-        pipelines: dict[str, Any] = {
-            "image": PipelineSpec("image", decoder=images),
-            "label": PipelineSpec("label", decoder=Labels(device)),
-        }
+        rows = images.info.rows
+        pipelines: dict[str, Any] = dict.fromkeys(rows.fields)  # FFCV decodes each field that is not None here
+        pipelines[rows.image] = PipelineSpec(rows.image, decoder=images)
+        pipelines[rows.label] = PipelineSpec(rows.label, decoder=Labels(device))
         Compiler.set_enabled(False)  # the decoders call loops that are compiled already
         try:
             with keep_torch_threads():
@@ -38,6 +39,11 @@ class OpenBeton:
                 )
         finally:
             Compiler.set_enabled(True)
+        self.outputs = list(self.loader.pipeline_specs)  # in the order of FFCV's results, which is the file's
+        # FFCV has read the tables anew: the file may have been replaced since it was checked.
+        read = self.loader.reader
+        tables = read.field_descriptors, read.metadata, read.alloc_table
+        refuse_changed(path, images.info, read.header.tobytes(), *(table.data for table in tables))
 
     @property
     def samples(self) -> int:
@@ -54,6 +60,8 @@ class Prefetcher(EpochIterator):
     def __init__(self, beton: OpenBeton, requests: Iterator[BatchRequest]):
         self.requests = requests
         self.device = beton.device
+        self.outputs = beton.outputs
+        self.rows = beton.images.info.rows
         with torch.cuda.device(beton.device) if beton.device.type == "cuda" else nullcontext():
             super().__init__(beton.loader, [])
         atexit.register(self.close)  # a thread that still works while the interpreter shuts down crashes the process
@@ -87,7 +95,9 @@ class Prefetcher(EpochIterator):
         if isinstance(item, BaseException):
             self.close()
             raise item
-        slot, (views, (labels, index, request)) = item
+        slot, results = item
+        by_name = dict(zip(self.outputs, results, strict=True))
+        views, (labels, index, request) = by_name[self.rows.image], by_name[self.rows.label]
         if self.device.type == "cuda":
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.cuda_streams[slot])

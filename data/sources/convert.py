@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
-from kilobatch.data.beton import NOTE_FORMAT, BetonInfo, Writer, checksum, names_path, note_path, verify_beton
+from kilobatch.data.beton import checksum, verify_beton
+from kilobatch.data.beton_note import NOTE_FORMAT, BetonInfo, names_path, note_path, note_text
+from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import cache_root, sync_folder, write_synced
 from kilobatch.data.sources.image_files import LONGEST, BrokenImage, EncodedImage
-from kilobatch.data.sources.specs import Source, Split, open_source
+from kilobatch.data.sources.specs import Source, Split, is_beton, open_source
 
 PREPARED_SIDE = 512  # pixels to which `prepare` scales large photos: a crop with 0.2 of the area still has 224 a side
 Sample = tuple[EncodedImage, int] | BrokenImage
@@ -54,7 +56,7 @@ def convert(
                 info, names = _write(source, file, out, max_side, quality, threads, skip_broken, progress)
                 if info.names_sha256 is not None:
                     write_synced(partial_names, [names])
-                write_synced(partial_note, [(info.model_dump_json(indent=1) + "\n").encode()])
+                write_synced(partial_note, [note_text(info)])
             except BaseException:
                 for path in (partial, partial_names, partial_note):
                     path.unlink(missing_ok=True)
@@ -104,18 +106,16 @@ def _write(
                     written_names += names[i].encode() + b"\n"
             advance()
     _refuse_broken(broken, len(source), skip_broken)
-    table = writer.finish()
+    written = writer.finish()
     os.fsync(file.fileno())
     info = BetonInfo(
-        samples=writer.samples,
         classes=source.classes,
-        bytes=file.seek(0, os.SEEK_END),
         sha256=checksum(file),
-        alloc_table_ptr=table,
         max_side=max_side,
         quality=quality,
         skipped=broken,
         names_sha256=hashlib.sha256(written_names).hexdigest() if names else None,
+        **written,
     )
     return info, bytes(written_names)
 
@@ -127,7 +127,7 @@ def prepare(spec: str, split: Split) -> Path:
     on, and downscaled to 512 pixels. Any number of processes may call this at once: one converts, the others wait.
     Raises UserError.
     """
-    if spec.endswith(".beton"):
+    if is_beton(spec):
         path = Path(spec).expanduser()
         verify_beton(path)
         return path

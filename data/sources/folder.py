@@ -1,63 +1,51 @@
 """Source folder:PATH: a folder with one folder of images per class."""
 
+import errno
 import hashlib
 import os
+import stat
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.errors import UserError
-from kilobatch.data.sources.image_files import EncodedImage, encode_file, read_image
+from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode_file, read_image
+from kilobatch.data.sources.listing import NOWHERE, Listing, cannot_be_read, list_folder, shape_of
+from kilobatch.data.sources.path_names import composed, escaped, existing_path, printable
+from kilobatch.data.sources.splits import Shape, Split, choose_split, refuse_splits_again, split_folders
+from kilobatch.data.sources.walk import NO_CLASS, OUTSIDE, Walk, describe_passed_over
+from kilobatch.data.sources.walk_cache import walk_once
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
-_SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+CHANGED = (*NOWHERE, errno.EISDIR)  # a file that was there when the folder was walked through, and no longer is
 
 
 class Folder:
-    """Classes are the sorted names of PATH's folders; their images may lie in folders further down.
+    """Classes are the names of PATH's folders, in order; their images may lie in folders further down.
 
-    Where PATH holds train/ and one of test/, val/, valid/ or validation/ and no other folder, the split's folder is
-    read. Names that begin with a dot, and files without the suffix of an image, are ignored.
+    Where PATH holds folders that are named after splits, that of the split is read (splits.py). path: the folder that
+    is read. passed_over: how many files below it are no images of a class, by reason. Links that lead nowhere are
+    images that are broken.
     Raises UserError where there is no image, no class folder, or a class folder without an image.
     """
 
-    def __init__(self, path: Path, split: str):
-        if not path.exists():
-            raise UserError(f"folder:{path}: there is no such folder; give one that holds a folder of images per class")
-        if not path.is_dir():
-            raise UserError(f"folder:{path} is a file, not a folder; give the folder that holds a folder per class")
+    def __init__(self, path: Path, split: Split):
+        path = existing_path(path)
+        _refuse_no_folder(path)
         self.path = _split_folder(path, split)
-        names, loose = _entries(self.path)
-        if not names:
-            if loose:
-                raise UserError(
-                    f"folder:{self.path} has {len(loose):,} images but no class folders; move them into a folder per "
-                    f"class (without classes: into one folder, for example {self.path / 'all'})"
-                )
-            raise UserError(f"folder:{self.path} has no images; give a folder that holds a folder of images per class")
-        self.classes = [_printable(name) for name in names]
-        self._files: list[str] = []  # relative to self.path
-        labels: list[int] = []
-        empty: list[str] = []
-        for label, name in enumerate(names):
-            found = _images(self.path, name)
-            self._files += found
-            labels += [label] * len(found)
-            if not found:
-                empty.append(name)
-        if empty:
-            raise UserError(
-                f"folder:{self.path}: class folder '{empty[0]}' has no images"
-                + (f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else "")
-                + f"; fill or remove it (image files end in {', '.join(SUFFIXES)})"
-            )
-        self._labels = np.array(labels, np.int64)
+        walk = walk_once(self.path)
+        _refuse_empty(self.path, walk)
+        self.classes = _class_names(self.path, walk.classes)
+        self.passed_over: Mapping[str, int] = dict(walk.passed_over.most_common())
+        self._files, self._labels = walk.files, walk.labels
 
     @property
     def names(self) -> list[str]:
-        """Paths within the folder, each on one line."""
-        return [_printable(file).replace("\n", "\\n").replace("\r", "\\r") for file in self._files]
+        """Paths within the folder, each on one line: backslashes, control characters and bytes that are not UTF-8 are
+        escaped, so that two names are never the same text."""
+        return [escaped(file) for file in self._files]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -71,59 +59,116 @@ class Folder:
         return encode_file(data, name, max_side, quality), int(self._labels[i])
 
     def fingerprint(self) -> str:
-        """A digest of all names, sizes and times of change."""
+        """A digest of all names, sizes, inodes and times of change, and of how many files are passed over.
+
+        The inode and the time of the inode's change tell a file that was replaced by one of equal size and time.
+        """
         digest = hashlib.sha256(str(self.path.resolve()).encode(errors="surrogateescape"))
         for file in self._files:
-            stat = os.stat(self.path / file)  # noqa: PTH116 - faster than Path.stat, for a million files
-            digest.update(f"\n{file}\t{stat.st_size}\t{stat.st_mtime_ns}".encode(errors="surrogateescape"))
+            try:
+                of = os.stat(f"{self.path}/{file}")  # noqa: PTH116 - faster than Path.stat, for a million files
+                state = f"{of.st_size}\t{of.st_mtime_ns}\t{of.st_ino}\t{of.st_ctime_ns}"
+            except OSError as error:
+                if error.errno not in NOWHERE:
+                    raise cannot_be_read(printable(f"{self.path}/{file}"), error) from error
+                state = "absent"
+            digest.update(f"\n{file}\t{state}".encode(errors="surrogateescape"))
+        digest.update(repr(sorted(self.passed_over.items())).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _bytes(self, i: int) -> tuple[str, bytes]:
         path = self.path / self._files[i]
+        name = printable(str(path))
         try:
-            return _printable(str(path)), path.read_bytes()
-        except OSError as error:  # the disk's error, not the image's: never skipped as a broken image
-            raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
+            if self._labels[i] != NO_CLASS:
+                return name, path.read_bytes()
+            path.stat()
+        except OSError as error:
+            if error.errno in CHANGED:
+                raise BrokenImage(f"{name} {_describe_absent(path, error)}") from error
+            raise cannot_be_read(name, error) from error  # the disk's fault, not the image's: never left out as broken
+        raise BrokenImage(f"{name} was a link that leads nowhere when the folder was read; start again")
 
 
-def _printable(name: str) -> str:
-    """Escapes bytes that are not UTF-8: a file with such a name can be opened, but its name not printed or stored."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _describe_absent(path: Path, error: OSError) -> str:
+    if not os.path.islink(path):  # noqa: PTH114 - likewise
+        return f"cannot be read: {error.strerror}; it was there when the folder was read"
+    if error.errno == errno.ELOOP:
+        return f"is a link to {printable(os.readlink(path))}, and by that to itself"  # noqa: PTH115 - keeps the form
+    return f"is a link to {printable(os.path.realpath(path))}, which does not exist"
 
 
-def _split_folder(path: Path, split: str) -> Path:
-    names = _entries(path)[0]
-    of_test = [name for name in names if name in _SPLITS["test"]]
-    if len(names) == 2 and "train" in names and len(of_test) == 1:
-        return path / ("train" if split == "train" else of_test[0])
-    return path
-
-
-def _entries(path: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders, and of the images, that lie directly in `path`."""
-    folders: list[str] = []
-    images: list[str] = []
+def _refuse_no_folder(path: Path) -> None:
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    images.append(entry.name)
+        mode = path.stat().st_mode
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions and its disk") from error
-    return sorted(folders), sorted(images)
+        if error.errno not in NOWHERE:
+            raise cannot_be_read(path, error) from error
+        if os.path.islink(path):  # noqa: PTH114 - False, too, for a name that is too long
+            raise UserError(
+                f"folder:{path} {_describe_absent(path, error)}; mount its disk, mend the link, or give another folder"
+            ) from None
+        near = Path(str(path).strip())
+        hint = f" (but there is '{near}', without the space)" if near != path and os.path.exists(near) else ""  # noqa: PTH110
+        raise UserError(
+            f"folder:{path}: there is no such folder{hint}; give one that holds a folder of images per class"
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise UserError(f"folder:{path} is a file, not a folder; give the folder that holds a folder per class")
 
 
-def _images(root: Path, name: str, above: tuple[str, ...] = ()) -> list[str]:
-    """All images in root/name and below, as paths relative to root. A link back to a folder above is not followed."""
-    real = os.path.realpath(root / name)
-    if real in above:
-        return []
-    folders, images = _entries(root / name)
-    found = [f"{name}/{image}" for image in images]
-    for folder in folders:
-        found += _images(root, f"{name}/{folder}", (*above, real))
-    return found
+def _split_folder(path: Path, split: Split) -> Path:
+    """The folder that is read for a split of this folder. Raises UserError as choose_split."""
+    top = list_folder(str(path))
+    for name, its in split_folders([*top.folders, *top.broken]).items():
+        if name in top.broken and its == split:
+            raise UserError(
+                f"folder:{path} has no {split} images: {name} is a link to {os.path.realpath(path / name)}, which does "
+                "not exist; mount its disk or mend the link"
+            )
+    chosen = choose_split(path, split, _shapes(path, top))
+    if chosen is None:
+        return path
+    refuse_splits_again(path / chosen, _shapes(path / chosen, list_folder(str(path / chosen))))
+    return path / chosen
+
+
+def _shapes(path: Path, listing: Listing) -> dict[str, Shape]:
+    """What the folders in this one hold, or nothing where none is named after a split."""
+    if not split_folders(listing.folders):
+        return {}
+    return {name: shape_of(str(path / name)) for name in listing.folders}
+
+
+def _refuse_empty(path: Path, walk: Walk) -> None:
+    others = f" (passed over: {describe_passed_over(walk.passed_over)})" if walk.passed_over else ""
+    if not walk.classes and (outside := walk.passed_over[OUTSIDE]):
+        raise UserError(
+            f"folder:{path} has {outside:,} images but no class folders; move them into a folder per "
+            f"class (without classes: into one folder, for example {path / 'all'})"
+        )
+    if not walk.classes:
+        if len(walk.files):
+            others = f" ({len(walk.files):,} links in it lead nowhere, such as {printable(walk.files[0])})"
+        raise UserError(f"folder:{path} has no images{others}; give a folder that holds a folder of images per class")
+    images = np.bincount(walk.labels[walk.labels != NO_CLASS], minlength=len(walk.classes))
+    empty = [printable(walk.classes[i]) for i in np.flatnonzero(images == 0)]
+    if empty:
+        raise UserError(
+            f"folder:{path}: class folder '{empty[0]}' has no images"
+            + (f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else "")
+            + f"{others}; fill or remove it"
+        )
+
+
+def _class_names(path: Path, folders: list[str]) -> list[str]:
+    """Raises UserError where two folders' names become one, as those that differ by their Unicode form alone."""
+    names = [printable(composed(folder)) for folder in folders]
+    for name, count in Counter(names).most_common(1):
+        if count > 1:
+            both = " and ".join(ascii(folder) for folder, other in zip(folders, names, strict=True) if other == name)
+            raise UserError(
+                f"folder:{path}: the class folders {both} have the same name, '{name}', once it is written in one "
+                "Unicode form; rename one, or put their images together"
+            )
+    return names

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin
 
-from kilobatch.data.beton import Writer
+from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them

@@ -3,8 +3,10 @@
 Imports of scikit-learn and torchvision stand in the functions that need them: checking a recipe loads neither.
 """
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,9 @@ from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage
 from kilobatch.data.sources.npz import classes_of_npz, count_npz, open_npz
+from kilobatch.data.sources.path_names import existing_path
+from kilobatch.data.sources.splits import Split as Split
 
-Split = Literal["train", "test"]
 FORMS = {
     "folder": "folder:PATH",
     "cifar10": "cifar10:ROOT",
@@ -38,6 +41,11 @@ class Source(Protocol):
     @property
     def names(self) -> list[str] | None:
         """Names of the images; None where they have no names."""
+        ...
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """How many files were found beside the images, by the reason why they are none."""
         ...
 
     def __len__(self) -> int: ...
@@ -69,8 +77,8 @@ def open_source(spec: str, split: Split) -> Source:
 
 def count_images(spec: str, split: Split) -> int:
     """Counts the images of a source or a .beton file; decodes none. Raises UserError as opening it would."""
-    if spec.endswith(".beton"):
-        return verify_beton(Path(spec).expanduser()).samples
+    if is_beton(spec):
+        return verify_beton(_path(spec, spec)).samples
     scheme, where = _parse(spec)
     if scheme == "digits":
         return DIGITS_SIZES[split]
@@ -84,8 +92,8 @@ def count_images(spec: str, split: Split) -> int:
 
 def count_classes(spec: str, split: Split) -> int:
     """Counts the classes of a source or a .beton file; as count_images."""
-    if spec.endswith(".beton"):
-        return len(verify_beton(Path(spec).expanduser()).classes)
+    if is_beton(spec):
+        return len(verify_beton(_path(spec, spec)).classes)
     scheme, where = _parse(spec)
     if scheme == "digits":
         return 10
@@ -110,26 +118,44 @@ def folder_of(spec: str) -> Path | None:
 
 def absolute_spec(spec: str) -> str:
     """The same spec with an absolute path, independent of the working folder. Raises UserError as count_images."""
-    if spec.endswith(".beton"):
-        return str(Path(spec).expanduser().absolute())
+    if is_beton(spec):
+        return str(_path(spec, spec).absolute())
     scheme, where = _parse(spec)
     return spec if scheme == "digits" else f"{scheme}:{where.absolute()}"
 
 
+def is_beton(spec: str) -> bool:
+    """Whether the spec names a .beton file, not a source; folder:PATH is one whatever PATH ends in."""
+    return spec.endswith(".beton") and spec.partition(":")[0] not in FORMS
+
+
 def _parse(spec: str) -> tuple[str, Path]:
     scheme, colon, where = spec.partition(":")
-    path = Path(where).expanduser()
     if scheme == "digits":
         if colon:
             raise UserError(f"data source '{spec}': digits takes no path; write digits")
-        return scheme, path
+        return scheme, Path()
     if scheme in FORMS:
-        if not where:
+        if not where.strip():
             raise UserError(f"data source '{spec}' names no path; write {FORMS[scheme]}")
-        return scheme, path
-    if not colon and Path(spec).expanduser().exists():
-        kind = "folder" if Path(spec).expanduser().is_dir() else "npz"
+        return scheme, existing_path(_path(where, spec))
+    bare = _path(spec, spec)
+    if not colon and os.path.exists(bare):  # noqa: PTH110 - False, too, for a name that is too long
+        kind = "folder" if bare.is_dir() else "npz"
         near = f"; did you mean '{kind}:{spec}'?" if kind == "folder" or spec.endswith(".npz") else ""
     else:
         near = did_you_mean(scheme, FORMS)
     raise UserError(f"data source '{spec}' is unknown{near} (allowed: {', '.join(FORMS.values())}, or a FILE.beton)")
+
+
+def _path(text: str, spec: str) -> Path:
+    """A path that a user wrote, with ~ and ~NAME as the shell has them."""
+    if "\0" in text:
+        raise UserError(f"data source {spec!r} has a character in its path that no path has; write the path again")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home folder of no user
+        raise UserError(
+            f"data source '{spec}': there is no user '{text.partition('/')[0][1:]}' whose home folder this could be; "
+            f"for a folder of this name write ./{text}"
+        ) from None

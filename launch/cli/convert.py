@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from kilobatch.data import beton
+from kilobatch.data.beton_note import note_path
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.convert import convert as convert_source
 from kilobatch.data.sources.specs import Split, open_source
@@ -24,6 +25,24 @@ def verify_file(file: Path, source: str | None, out: Path | None) -> None:
     if source is not None or out is not None:
         raise UserError("convert --verify FILE checks one file; leave out the source and the file to write")
     print(f"{file} is whole: {_describe(beton.verify_beton(file, full=True))}")
+
+
+def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path | None, label: str | None) -> None:
+    """Checks a .beton that FFCV or an older kilobatch wrote, and writes its note. Raises UserError as adopt does."""
+    from kilobatch.data.sources.adopt import adopt
+
+    if source is not None or out is not None:
+        raise UserError("convert --adopt FILE checks one file; leave out the source and the file to write")
+    info = adopt(file, classes=classes, label=label)
+    warned = f"; {len(info.warned):,} with warnings, such as {info.warned[0]}" if info.warned else ""
+    print(f"adopted {file}, wrote {note_path(file).name}: {_describe(info)}{warned}")
+
+
+def refuse_without_adopt(**options: object) -> None:
+    """Raises UserError where an option is given that only --adopt uses."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name} is {value}; it belongs to --adopt: kilobatch convert --adopt FILE --{name} …")
 
 
 def export(run: str, out: Path, *, force: bool, whole: bool) -> None:

@@ -183,6 +183,23 @@ VerifiedFile = Annotated[
     Path | None,
     typer.Option("--verify", help="Write nothing; check every byte of this .beton file.", show_default=False),
 ]
+AdoptedFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--adopt",
+        help="Check every image of this .beton file, which FFCV or an older kilobatch wrote, and write the note "
+        "beside it that training needs. The file stays as it is.",
+        show_default=False,
+    ),
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option("--classes", help="With --adopt: a text file, the name of a class in each line.", show_default=False),
+]
+LabelField = Annotated[
+    str | None,
+    typer.Option("--label", help="With --adopt: the field with the labels, of several.", show_default=False),
+]
 
 # export, import
 Whole = Annotated[

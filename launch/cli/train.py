@@ -10,7 +10,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes.checks import check
-from kilobatch.launch.recipes.data import prepare_data
+from kilobatch.launch.recipes.data import PreparedData, prepare_data, with_absolute_paths
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, read_recipe, with_test
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.runs import run_folder
@@ -34,10 +34,11 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
         workers = default_workers(recipe)
     check(recipe, workers, settings)
     _check_device(recipe, workers)
-    prepare_data(recipe)
+    recipe = with_absolute_paths(recipe)  # so that the run is resumed and evaluated on the same data from any folder
+    data = prepare_data(recipe)
     folder = run_folder.create_run(recipe.run, Path(name).stem, recipe.dump_yaml(), workers)
     print(f"run: {folder}", flush=True)
-    return _train(folder, workers)
+    return _train(folder, workers, data)
 
 
 def resume(run: str, workers: int | None) -> int:
@@ -50,8 +51,7 @@ def resume(run: str, workers: int | None) -> int:
     _check_device(recipe, workers)
     if run_folder.status(folder) == "finished":
         raise UserError(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
-    prepare_data(recipe)
-    return _train(folder, workers)
+    return _train(folder, workers, prepare_data(recipe))
 
 
 def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | None, workers: int | None) -> int:
@@ -78,9 +78,9 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
     _check_device(recipe, workers)
     if not list_checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
-    prepare_data(recipe)
+    data = prepare_data(recipe)
     test_option = ["--test", test] if test else []
-    return _run_workers(folder, workers, [*changes, "--evaluate", ",".join(evaluators), *test_option])
+    return _run_workers(folder, workers, data, [*changes, "--evaluate", ",".join(evaluators), *test_option])
 
 
 def _check_device(recipe: Recipe, workers: int) -> None:
@@ -90,14 +90,14 @@ def _check_device(recipe: Recipe, workers: int) -> None:
     check_device(recipe, workers)
 
 
-def _train(folder: Path, workers: int) -> int:
+def _train(folder: Path, workers: int, data: PreparedData) -> int:
     """Runs the workers, and keeps the run's state. Returns the exit code."""
     resume_hint = f"resume with: kilobatch resume {folder}"
     with run_folder.locked(folder):
         run_folder.set_status(folder, "running", workers)
         code = INTERRUPTED  # kept where an exception ends the launcher: it has ended its workers then
         try:
-            code = _run_workers(folder, workers, [])
+            code = _run_workers(folder, workers, data, [])
         finally:
             run_folder.set_status(folder, STATUS[code], workers)
     if code == INTERRUPTED:
@@ -107,13 +107,17 @@ def _train(folder: Path, workers: int) -> int:
     return code
 
 
-def _run_workers(folder: Path, workers: int, arguments: list[str]) -> int:
+def _run_workers(folder: Path, workers: int, data: PreparedData, arguments: list[str]) -> int:
     """Runs the workers and prints why they ended. Returns the exit code."""
     from kilobatch.launch.processes import launcher
 
     stall_minutes = load_recipe(folder / "recipe.yaml")[0].run.stall_minutes
     outcome = launcher.run_workers(
-        folder, workers, "kilobatch.launch.worker.main", [str(folder), *arguments], stall_minutes
+        folder,
+        workers,
+        "kilobatch.launch.worker.main",
+        [str(folder), *arguments, *data.arguments()],
+        stall_minutes,
     )
     match outcome.kind:
         case "finished":

@@ -47,7 +47,7 @@ def run_attempt(folder: Path, task: Task, scheduler: Scheduler, signals: Signals
             return AttemptOutcome(requeued=False, code=1)
     try:
         recipe, job = _read_run(folder)
-        _run_workers(folder, task, recipe, job, signals.stop_requested, lambda: None)
+        _run_workers(folder, task, recipe, job, signals.stop_requested, list)
     except Exception:
         # Node 0 notices that this agent is gone, and records it in attempts.jsonl. With an exit code other than 0 from
         # here, SLURM would kill node 0 before it could.
@@ -73,7 +73,7 @@ def _run_workers(
     recipe: Recipe,
     job: JobFile,
     stop_requested: Callable[[], str | None],
-    prepare: Callable[[], None],
+    prepare: Callable[[], list[str]],
 ) -> RunOutcome:
     from kilobatch.launch.nodes import agent
 
@@ -194,10 +194,13 @@ class _Attempt:
         finally:
             lock.__exit__(None, None, None)
 
-    def _prepare(self, recipe: Recipe) -> None:
+    def _prepare(self, recipe: Recipe) -> list[str]:
+        """Prepares the data. Returns the arguments of a worker that names them; none where a signal has stopped it, as
+        no worker starts then."""
         from kilobatch.launch.recipes.data import prepare_data
 
-        self.signals.run_unless_stopped(lambda: prepare_data(recipe))
+        data = self.signals.run_unless_stopped(lambda: prepare_data(recipe))
+        return data.arguments() if data else []
 
     def _stop_requested(self) -> str | None:
         """Why the workers have to stop: the signal that came, or an attempt that has taken over; None: they need not.

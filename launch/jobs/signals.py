@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class StopSignal(BaseException):
@@ -37,13 +40,17 @@ class Signals:
         """The name of the first signal; None before one has come."""
         return self.name
 
-    def run_unless_stopped(self, work: Callable[[], None]) -> None:
-        """Calls `work`, but not after a signal. A signal that comes meanwhile ends it: StopSignal, which is caught."""
+    def run_unless_stopped(self, work: Callable[[], T]) -> T | None:
+        """Calls `work`, but not after a signal. A signal that comes meanwhile ends it: StopSignal, which is caught.
+
+        Returns what `work` does; None where it has not ended by itself.
+        """
         assert threading.current_thread() is threading.main_thread(), "signal handlers run there"
         with suppress(StopSignal):
             try:
                 self._interrupts = True
                 if self.name is None:
-                    work()
+                    return work()
             finally:
                 self._interrupts = False
+        return None

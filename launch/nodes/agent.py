@@ -32,7 +32,7 @@ def run_node(
     interface: str | None = None,
     stop_requested: Callable[[], str | None],
     stall_minutes: float | None,
-    prepare: Callable[[], None] = lambda: None,
+    prepare: Callable[[], list[str]] = list,
     module: str = "kilobatch.launch.worker.main",
 ) -> RunOutcome:
     """Runs `python -m <module> <arguments>` in `workers` processes on this node, together with those of the other
@@ -40,8 +40,8 @@ def run_node(
 
     meeting: a name that only this attempt has, such as "<job id>-<restart count>"; interface: the network interface for
     gloo and NCCL; stop_requested: returns the signal by which this process was asked to stop, None before one has come;
-    prepare: called on node 0 before any worker starts, while the other nodes wait. A UserError that it raises is the
-    outcome.
+    prepare: called on node 0 before any worker starts, while the other nodes wait. It returns further arguments for
+    the workers of node 0; a UserError that it raises is the outcome.
     """
     agent = _Agent(folder, node, nodes, workers, interface, stop_requested, stall_minutes, [module, *arguments])
     if node > 0:
@@ -62,7 +62,7 @@ class _Agent:
     stall_minutes: float | None
     command: list[str]
 
-    def run_node_0(self, meeting: str, prepare: Callable[[], None]) -> RunOutcome:
+    def run_node_0(self, meeting: str, prepare: Callable[[], list[str]]) -> RunOutcome:
         """Opens the meeting, waits for the other agents, runs this node's workers, and decides on the run's outcome."""
         store = rendezvous.open_store(meeting)
         if self.nodes == 1:
@@ -107,7 +107,7 @@ class _Agent:
         connection, port = joined
         with closing(connection):
             supervisor = self._supervisor(connection)
-            self._check_and_prepare(supervisor, lambda: None)
+            self._check_and_prepare(supervisor, list)
             return self._run(supervisor, connection.remote, port, connection.local)
 
     def _supervisor(self, events: EventLog) -> Supervisor:
@@ -117,12 +117,13 @@ class _Agent:
         gather = GATHER_SECONDS if self.nodes > 1 else 0.1 * GATHER_SECONDS
         return Supervisor(events, self.node, stop, self.stall_minutes, gather)
 
-    def _check_and_prepare(self, supervisor: Supervisor, prepare: Callable[[], None]) -> None:
-        """Posts a UserError of either as a failure of this node, which ends the run before any worker starts."""
+    def _check_and_prepare(self, supervisor: Supervisor, prepare: Callable[[], list[str]]) -> None:
+        """Adds to the workers' arguments. Posts a UserError of either as a failure of this node, which ends the run
+        before any worker starts."""
         try:
             if self.interface:
                 rendezvous.check_interface(self.interface)
-            prepare()
+            self.command += prepare()
         except UserError as error:
             supervisor.event_log.post(WorkerFailed(None, this_host(), REFUSED, f"kilobatch: {error}".splitlines()))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, did_you_mean
-from kilobatch.data.sources.specs import describe_class_difference, open_source
+from kilobatch.data.sources.specs import describe_class_difference, is_beton, open_source
 from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, STAGES, Pipeline
 from kilobatch.launch.recipes import catalogue, overrides, references
 from kilobatch.launch.recipes.data import with_absolute_paths
@@ -144,9 +144,7 @@ def _check_same_classes(teacher: Stage, student: Stage) -> None:
 
 def _classes(spec: str) -> list[str]:
     """The names of the classes of a data set. Decodes no image."""
-    return (
-        verify_beton(Path(spec).expanduser()).classes if spec.endswith(".beton") else open_source(spec, "train").classes
-    )
+    return verify_beton(Path(spec).expanduser()).classes if is_beton(spec) else open_source(spec, "train").classes
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,122 @@
-"""Prepares a recipe's data: makes paths absolute, converts sources to .beton. Loads no torch."""
+"""Prepares a recipe's data: makes paths absolute, converts sources to .beton, compares training with test images. Loads
+no torch."""
 
+from functools import cache
 from pathlib import Path
 
-from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import UserError
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from kilobatch.data.beton import BetonInfo, read_short_sides, verify_beton
+from kilobatch.data.errors import UserError, warn
 from kilobatch.data.sources.convert import prepare
-from kilobatch.data.sources.specs import absolute_spec, describe_class_difference
+from kilobatch.data.sources.encoding import encoding_for_views
+from kilobatch.data.sources.path_names import composed, printable
+from kilobatch.data.sources.specs import Split, absolute_spec
 from kilobatch.launch.recipes import references
 from kilobatch.launch.recipes.recipe import Recipe
 
 
-def prepare_data(recipe: Recipe) -> None:
+class PreparedFile(BaseModel):
+    """A .beton with the images of data.train or data.test, by its absolute path, and the SHA-256 in its note."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beton: Path
+    sha256: str
+
+
+class PreparedData(BaseModel):
+    """The files that a launcher has found or converted for a recipe, and that it names to the workers: so no worker
+    opens a source, which may be a large array or a folder of a million files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: PreparedFile
+    test: PreparedFile | None = None
+
+    def arguments(self) -> list[str]:
+        """Those of a worker that is to use these files."""
+        return ["--data", self.model_dump_json()]
+
+
+def prepare_data(recipe: Recipe) -> PreparedData:
     """Converts sources that are no .beton yet: once, here, rather than in each worker.
 
-    Raises UserError, also where training and test images have different classes.
+    Warns of images that are smaller than the views. Raises UserError, also where labels or pixels of training and test
+    images do not mean the same.
     """
-    train = verify_beton(prepare(recipe.data.train, "train")).classes
+    train = _prepare(recipe, recipe.data.train, "train")
     if recipe.data.test is None:
+        return PreparedData(train=train)
+    test = _prepare(recipe, recipe.data.test, "test")
+    infos = verify_beton(train.beton), verify_beton(test.beton)
+    _refuse_other_classes(recipe, *infos)
+    _refuse_other_range(recipe, *infos)
+    return PreparedData(train=train, test=test)
+
+
+def _prepare(recipe: Recipe, spec: str, split: Split) -> PreparedFile:
+    size = recipe.data.views.size
+    beton = prepare(spec, split).absolute()
+    info = verify_beton(beton)
+    _warn_of_small_images(beton, f"data.{split} '{spec}'", size)
+    return PreparedFile(beton=beton, sha256=info.sha256)
+
+
+def _warn_of_small_images(beton: Path, name: str, size: int) -> None:
+    """Says so where more than half of the images have a shorter side below that of the views."""
+    sides = read_short_sides(beton)
+    small = int((sides < size).sum())
+    if 2 * small <= len(sides):
         return
-    test = verify_beton(prepare(recipe.data.test, "test")).classes
-    if train != test:
+    encoding = encoding_for_views(size)
+    _warn_once(
+        f"data.views.size is {size}, but {small:,} of the {len(sides):,} images of {name} have fewer pixels on their "
+        f"shorter side (half of them at most {np.median(sides):.0f}), so that views are enlarged; where "
+        f"the originals are larger, convert them with --max-side {encoding.max_side} --min-side {encoding.min_side}, "
+        "else use a smaller size"
+    )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A launcher may prepare the same data several times: a pipeline does for each of its stages."""
+    warn(message)
+
+
+def class_numbers(train: list[str], test: list[str]) -> list[int] | None:
+    """The number of each of the test's classes among the training's, by name; None: there is no such name, or no single
+    one. Names that differ by their Unicode form alone are the same."""
+    learned, asked = ([composed(name) for name in names] for names in (train, test))
+    if learned == asked:
+        return list(range(len(train)))
+    numbers = {name: number for number, name in enumerate(learned)}
+    unique = len(numbers) == len(learned) and len({*asked}) == len(asked)
+    return [numbers[name] for name in asked] if unique and numbers.keys() >= {*asked} else None
+
+
+def _refuse_other_classes(recipe: Recipe, train: BetonInfo, test: BetonInfo) -> None:
+    if class_numbers(train.classes, test.classes) is not None:
+        return
+    learned = {composed(name) for name in train.classes}
+    foreign = [printable(name) for name in test.classes if composed(name) not in learned]
+    which = f"only in data.test: {', '.join(foreign[:3])}" if foreign else "several classes have the same name"
+    raise UserError(
+        f"data.test '{recipe.data.test}' ({len(test.classes)} classes) has other classes than data.train "
+        f"'{recipe.data.train}' ({len(train.classes)}), so that labels would not match; {which}; "
+        "use test images of the same classes, or of some of them, or data.test=null"
+    )
+
+
+def _refuse_other_range(recipe: Recipe, train: BetonInfo, test: BetonInfo) -> None:
+    """Raises UserError where images of more than 8 bits were brought to 8 bits in two ways."""
+    ranges = [f"{info.value_range[0]:g},{info.value_range[1]:g}" for info in (train, test) if info.value_range]
+    if len({*ranges}) == 2:
         raise UserError(
-            f"data.test '{recipe.data.test}' ({len(test)} classes) has other classes than data.train "
-            f"'{recipe.data.train}' ({len(train)}), so that labels would not match; "
-            f"only in one of them: {describe_class_difference(train, test)}; "
-            "use test images of the same classes, or data.test=null"
+            f"pixels of more than 8 bits mean other things in data.train '{recipe.data.train}' (converted with --range "
+            f"{ranges[0]}) and in data.test '{recipe.data.test}' (--range {ranges[1]}); convert both with one range: "
+            "kilobatch convert --range LOW,HIGH"
         )
 
 
@@ -37,4 +129,17 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     test = None if data.test is None else absolute_spec(data.test)
     data = data.model_copy(update={"train": absolute_spec(data.train), "test": test, "labels": labels})
     runs = {name: references.absolute_reference(where) for name, where in references.references(recipe).items()}
+    for path in (data.train, data.test, labels.list, *runs.values()):
+        if path is not None and not _is_text(path):
+            raise UserError(
+                f"{printable(path)} has bytes that are not UTF-8, which no recipe can hold; rename that folder or file"
+            )
     return recipe.model_copy(update={"data": data, "method": recipe.method.model_copy(update=runs)})
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.sources.specs import FORMS
 from kilobatch.launch.recipes.settings import Key, Settings, parse
 
 SHORT = {"seed": "run.seed"}  # keys that may be written without their section
@@ -25,7 +26,7 @@ def _read_override(text: str) -> Settings:
     if not value_text.strip():
         raise UserError(f"override '{text}' has no value; write {path}=null for none")
     source = f"override '{text}'"
-    value, inner = parse(value_text, source, lines=False)
+    value, inner = _read_value(value_text, source)
 
     key: Key = tuple(names)
     origins = {key[:n]: source for n in range(1, len(key))} | {(*key, *rest): source for rest in inner}
@@ -33,3 +34,19 @@ def _read_override(text: str) -> Settings:
     for name in reversed(names[:-1]):
         tree = {name: tree}
     return Settings(tree, origins)
+
+
+def _read_value(text: str, source: str) -> tuple[Any, dict[Key, str]]:
+    """A value and the origins in it. Text without quotes is meant as it stands: YAML would cut it off at " #", and take
+    "folder:a: b" for a mapping. Raises UserError for broken YAML."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{source} has bytes that are not UTF-8, which no recipe can hold; rename what it names"
+        ) from None
+    if text.partition(":")[0] in FORMS:
+        return text, {(): source}
+    value, inner = parse(text, source, lines=False)
+    plain = isinstance(value, str) and text.lstrip()[0] not in "\"'|>!"
+    return (text.strip() if plain else value), inner

@@ -1,38 +1,85 @@
 """Builds the parts that training and evaluating a recipe share: its images, its method, its loader."""
 
-from functools import cache
+import hashlib
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import BetonInfo, verify_beton
 from kilobatch.data.cpus import spare_threads
+from kilobatch.data.errors import UserError
+from kilobatch.data.loading.labels import labelled_samples
 from kilobatch.data.loading.loader import Loader, LoaderWorker
-from kilobatch.data.sources.convert import prepare
+from kilobatch.data.sources.specs import is_beton
 from kilobatch.data.views.options import Views
+from kilobatch.launch.processes.exit_status import this_host
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_data
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 
-prepared_beton = cache(prepare)  # the launcher has converted the sources: here each is found and checked, once
+
+def data_of(recipe: Recipe, world: World, given: PreparedData | None) -> PreparedData:
+    """The files with the recipe's images, the same on every rank; all ranks call it together.
+
+    given: by the launcher, to rank 0 at least; None on rank 0 where torchrun or srun has started the workers: it looks
+    for the files then as a launcher does. Raises UserError where a file is not to be seen here, or is another one.
+    """
+    found: list[PreparedData | None] = [(given or prepare_data(recipe)) if world.rank == 0 else None]
+    if world.size > 1:
+        dist.broadcast_object_list(found, src=0)
+    data = found[0]
+    assert data is not None
+    _check_file(f"data.train '{recipe.data.train}'", recipe.data.train, data.train)
+    if data.test is not None:
+        _check_file(f"data.test '{recipe.data.test}'", str(recipe.data.test), data.test)
+    return data
 
 
-def images_of(recipe: Recipe) -> BetonInfo:
+def _check_file(name: str, spec: str, file: PreparedFile) -> None:
+    to_all = f"that all nodes see{'' if is_beton(spec) else ', by KILOBATCH_CACHE=FOLDER'}"
+    if not file.beton.exists():
+        raise UserError(
+            f"{name}: rank 0 has {'' if is_beton(spec) else 'converted it to '}{file.beton}, which is not there on "
+            f"{this_host()}; keep it in a folder {to_all}"
+        )
+    sha256 = verify_beton(file.beton).sha256
+    if sha256 != file.sha256:
+        raise UserError(
+            f"{name}: {file.beton} holds other images on {this_host()} (SHA-256 {sha256[:12]}…) than where the run was "
+            f"started ({file.sha256[:12]}…); keep it in one folder {to_all}"
+        )
+
+
+def images_of(data: PreparedData) -> BetonInfo:
     """The description of the training images."""
-    return verify_beton(prepared_beton(recipe.data.train, "train"))
+    return verify_beton(data.train.beton)
 
 
-def method_of(recipe: Recipe) -> Method:
+def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
+    """The training images that have labels, ascending; None: all have."""
+    return labelled_samples(data.train.beton, recipe.data.labels)
+
+
+def data_sha256(data: PreparedData, labelled: NDArray[np.int64] | None) -> str:
+    """Of the training images and of which of them have labels."""
+    images = images_of(data).sha256
+    return images if labelled is None else hashlib.sha256(images.encode() + labelled.tobytes()).hexdigest()
+
+
+def method_of(recipe: Recipe, data: PreparedData) -> Method:
     """The recipe's method, initialised by the run's seed: the same on every rank."""
     torch.manual_seed(recipe.run.seed)
-    images = images_of(recipe)
+    images = images_of(data)
     return pretrained.build_of_recipe(recipe, images.samples, len(images.classes))
 
 
 def loader_of(
     recipe: Recipe,
+    data: PreparedData,
     world: World,
     views: Views,
     batch: int,
@@ -42,7 +89,7 @@ def loader_of(
 ) -> Loader:
     """A loader of augmented views of the training images. labelled: the images that have labels; None: all have."""
     return Loader(
-        prepared_beton(recipe.data.train, "train"),
+        data.train.beton,
         views,
         loader_worker(recipe, world),
         batch=batch,

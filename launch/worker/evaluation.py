@@ -8,13 +8,23 @@ from rich.console import Console
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import PlainLoader
+from kilobatch.data.sources.specs import absolute_spec
+from kilobatch.launch.recipes.data import PreparedData, class_numbers
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
-from kilobatch.launch.worker.components import loader_of, loader_worker, method_of, prepared_beton
+from kilobatch.launch.worker.components import (
+    data_sha256,
+    images_of,
+    labelled_of,
+    loader_of,
+    loader_worker,
+    method_of,
+)
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.evaluate import linear, moved, picture
+from kilobatch.trainer.evaluate.class_subset import Relabelled
 from kilobatch.trainer.evaluate.options import Evaluator
 from kilobatch.trainer.evaluate.suite import EvaluationSuite
 from kilobatch.trainer.loop import Loop
@@ -32,11 +42,13 @@ LABELS = {
 }
 
 
-def suite_of(run: Path, recipe: Recipe, world: World, method: Method) -> EvaluationSuite | None:
+def suite_of(run: Path, recipe: Recipe, data: PreparedData, world: World, method: Method) -> EvaluationSuite | None:
     """The models and images for evaluators; None where the recipe has no test set."""
-    if recipe.data.test is None:
+    if data.test is None:
         return None
-    train, test = prepared_beton(recipe.data.train, "train"), prepared_beton(recipe.data.test, "test")
+    classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, data.test))
+    numbers = class_numbers(classes, test_classes)
+    assert numbers is not None, "prepare_data refuses test images of other classes"
     views, options = recipe.data.views, recipe.evaluate
 
     def clean(beton: Path) -> PlainLoader:
@@ -44,12 +56,13 @@ def suite_of(run: Path, recipe: Recipe, world: World, method: Method) -> Evaluat
 
     return EvaluationSuite(
         method=method,
-        untrained=lambda: method_of(recipe).to(world.device),
-        train=clean(train),
-        test=clean(test),
-        probe=lambda: loader_of(recipe, world, linear.probe_views(views), options.linear.batch),
+        untrained=lambda: method_of(recipe, data).to(world.device),
+        train=clean(data.train.beton),
+        test=Relabelled(clean(data.test.beton), numbers),
+        probe=lambda: loader_of(recipe, data, world, linear.probe_views(views), options.linear.batch),
         views=views,
-        classes=verify_beton(train).classes,
+        classes=classes,
+        among=None if len(numbers) == len(classes) else sorted(numbers),
         options=options,
         folder=run,
     )
@@ -78,12 +91,20 @@ def evaluate_final(run: Path, recipe: Recipe, suite: EvaluationSuite, loop: Loop
 
 
 def evaluate(
-    run: Path, recipe: Recipe, world: World, method: Method, saved: Saved | None, evaluators: list[Evaluator]
+    run: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    world: World,
+    method: Method,
+    saved: Saved | None,
+    evaluators: list[Evaluator],
 ) -> None:
-    """Evaluates the newest checkpoint; writes the values to the terminal and to evaluations.jsonl."""
-    suite = suite_of(run, recipe, world, method)
+    """Evaluates the newest checkpoint; writes the values to the terminal and to evaluations.jsonl. Raises UserError
+    where there is none, and where data.train holds other images than it was trained on."""
+    suite = suite_of(run, recipe, data, world, method)
     if saved is None or suite is None:
         raise UserError(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
+    _refuse_other_images(recipe, data, saved)
     pretrained.restore(method, saved.whole)
     values = {key: value for name in evaluators for key, value in suite.evaluate(name)}
     if world.rank == 0:
@@ -92,13 +113,32 @@ def evaluate(
         with (run / "evaluations.jsonl").open("a") as file:
             options = recipe.evaluate.model_dump(mode="json", include=set(evaluators))
             line = {"step": saved.step, "test": recipe.data.test, **values, "options": options}
+            if suite.among is not None:
+                line["among_classes"] = len(suite.among)
             file.write(json.dumps(line) + "\n")
 
 
+def _refuse_other_images(recipe: Recipe, data: PreparedData, saved: Saved) -> None:
+    """Raises UserError where data.train, in which k-NN searches and from which probes learn, is not what the checkpoint
+    was trained on: for one, where its path is relative, as in a run of an earlier version, and leads elsewhere."""
+    if "images_sha256" in saved.meta:
+        trained, now = saved.meta["images_sha256"], images_of(data).sha256
+    else:  # a checkpoint of an earlier version
+        trained, now = saved.meta["data_sha256"], data_sha256(data, labelled_of(recipe, data))
+    if trained != now:
+        spec = recipe.data.train
+        start = "" if absolute_spec(spec) == spec else ", or evaluate in the folder that the run was started in"
+        raise UserError(
+            f"{saved.folder} was trained on other images than data.train '{spec}' holds now ({data.train.beton}): their "
+            f"SHA-256 is {trained[:12]}…, now {now[:12]}…; put the old ones back{start}"
+        )
+
+
 def _print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:
+    among = "" if suite.among is None else f", among the {len(suite.among)} classes of the test images"
     console = Console()
     if any(name.startswith("moved/") for name in values):
-        console.print(moved.table(values))
+        console.print(moved.table(values, among))
     for name, value in values.items():
         if not name.startswith("moved/"):
-            console.print(f"{LABELS[name].format(knn=recipe.evaluate.knn)}: {value:.2%}")
+            console.print(f"{LABELS[name].format(knn=recipe.evaluate.knn)}{among}: {value:.2%}", soft_wrap=True)

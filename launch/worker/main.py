@@ -1,10 +1,9 @@
 """Runs one worker: builds its parts from the run's recipe, then trains or evaluates.
 
-`python -m kilobatch.launch.worker.main RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]]`
+`python -m kilobatch.launch.worker.main RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]] [--data JSON]`
 """
 
 import argparse
-import hashlib
 import logging
 import os
 import signal
@@ -20,10 +19,17 @@ import torch.distributed as dist
 
 from kilobatch.data import triton_support
 from kilobatch.data.errors import UserError, warn
-from kilobatch.data.loading.labels import labelled_samples
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
+from kilobatch.launch.recipes.data import PreparedData
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_test
-from kilobatch.launch.worker.components import images_of, loader_of, method_of, prepared_beton
+from kilobatch.launch.worker.components import (
+    data_of,
+    data_sha256,
+    images_of,
+    labelled_of,
+    loader_of,
+    method_of,
+)
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, evaluate_final, suite_of
 from kilobatch.launch.worker.pretrained import PinnedReferences
 from kilobatch.launch.worker.process_group import World, world_from_environment
@@ -48,6 +54,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
+    parser.add_argument(
+        "--data",
+        type=PreparedData.model_validate_json,
+        metavar="JSON",
+        help="of a launcher: the .beton files that it has found or converted for the recipe",
+    )
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe; stand before --evaluate")
     arguments = parser.parse_args()
     stop_requested = _note_stop_signals()  # before anything slow: a signal during the start-up counts as well
@@ -60,7 +72,8 @@ def main() -> None:
     world = world_from_environment(recipe.run.device)
     world.connect()
     try:
-        finished = _work(arguments.run, recipe, world, stop_requested, arguments.evaluate)
+        data = data_of(recipe, world, arguments.data)
+        finished = _work(arguments.run, recipe, data, world, stop_requested, arguments.evaluate)
     except UserError as reason:
         _exit_now(f"kilobatch: {reason}", REFUSED)
     except NonFinite as reason:
@@ -92,24 +105,32 @@ def _note_stop_signals() -> Callable[[], bool]:
     return lambda: bool(noted)
 
 
-def _work(run: Path, recipe: Recipe, world: World, stop_requested: Callable[[], bool], evaluators: list[str]) -> bool:
+def _work(
+    run: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    world: World,
+    stop_requested: Callable[[], bool],
+    evaluators: list[str],
+) -> bool:
     """Trains, or evaluates with these evaluators. Returns whether it finished, that is, was not stopped."""
-    method, saved = method_of(recipe), _newest(run, world)
+    method, saved = method_of(recipe, data), _newest(run, world)
     if not evaluators:
         method.load_pretrained(PinnedReferences(run, world.rank, world.size).load, fresh=saved is None)
     method.to(world.device)
     torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; dropout is not
     if evaluators:
         _exit_on_signals()
-        evaluate(run, recipe, world, method, saved, cast(list[Evaluator], evaluators))
+        evaluate(run, recipe, data, world, method, saved, cast(list[Evaluator], evaluators))
         return True
     with Checkpoints(run / "checkpoints", recipe.checkpoint, world.rank, world.size) as checkpoints:
-        return _train(run, recipe, world, method, saved, checkpoints, stop_requested)
+        return _train(run, recipe, data, world, method, saved, checkpoints, stop_requested)
 
 
 def _train(
     run: Path,
     recipe: Recipe,
+    data: PreparedData,
     world: World,
     method: Method,
     saved: Saved | None,
@@ -117,16 +138,16 @@ def _train(
     stop_requested: Callable[[], bool],
 ) -> bool:
     """Trains from the checkpoint, or from the start, to the end or until it is stopped. Returns whether it finished."""
-    batch, images = recipe.data.batch, images_of(recipe)
+    batch, images = recipe.data.batch, images_of(data)
     optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
     engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
     base_rate = optimizers.scaled_lr(recipe.optimizer, batch)
-    suite = suite_of(run, recipe, world, method)
-    labelled = labelled_samples(prepared_beton(recipe.data.train, "train"), recipe.data.labels)
+    suite = suite_of(run, recipe, data, world, method)
+    labelled = labelled_of(recipe, data)
     # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
     dtype = torch.bfloat16 if to_bf16 else torch.float32
-    with loader_of(recipe, world, recipe.data.views, batch, method.jigsaw, labelled, dtype) as loader:
+    with loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, dtype) as loader:
         loop = Loop(
             engine=engine,
             loader=loader,
@@ -141,7 +162,8 @@ def _train(
             recipe=recipe.model_dump(mode="json"),
             images=images.samples,
             classes=len(images.classes),
-            data_sha256=images.sha256 if labelled is None else _sha256(images.sha256.encode(), labelled.tobytes()),
+            images_sha256=images.sha256,
+            data_sha256=data_sha256(data, labelled),
         )
         return _run_loop(run, recipe, world, loop, suite, saved)
 
@@ -163,10 +185,6 @@ def _run_loop(
         if loop.monitor:
             loop.monitor.close()
     return finished
-
-
-def _sha256(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _newest(run: Path, world: World) -> Saved | None:

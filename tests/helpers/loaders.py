@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.beton import Writer
+from kilobatch.data.beton_writer import write_samples
 from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.sources.image_files import encode
 from kilobatch.data.views.options import Affine, Solarize, Views
@@ -30,12 +30,9 @@ def photo(i: int, width: int, height: int) -> Image.Image:
 
 
 def write(path: Path, images: list[Image.Image]) -> Path:
-    with path.open("wb") as file:
-        writer = Writer(file, len(images))
-        for label, image in enumerate(images):
-            stored = encode(image, None, 90)
-            writer.append(stored.mode, stored.width, stored.height, stored.data, label)
-        writer.finish()
+    stored = [encode(image, None, 90) for image in images]
+    samples = [(image.mode, image.width, image.height, image.data, label) for label, image in enumerate(stored)]
+    write_samples(path, samples, [str(label) for label in range(len(images))])
     return path
 
 

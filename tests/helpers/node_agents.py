@@ -34,9 +34,10 @@ def main(
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
 
-    def prepare() -> None:
+    def prepare() -> list[str]:
         if "unprepared" in arguments:
             raise UserError("no images there")
+        return []
 
     outcome = agent.run_node(
         folder,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kilobatch.data.beton import Writer
+from kilobatch.data.beton_writer import write_samples
 
 SHAPES = ((256, 192), (192, 256), (256, 256), (256, 171))  # width, height: longer side 256
 JPEG_QUALITY = 90
@@ -45,8 +45,5 @@ def jpeg(i: int) -> bytes:
 
 
 def write_beton(path: Path, photos: list[bytes]) -> None:
-    with path.open("wb") as file:
-        writer = Writer(file, len(photos))
-        for i, data in enumerate(photos):
-            writer.append(0, *SHAPES[i % len(SHAPES)], data, i % 10)
-        writer.finish()
+    samples = ((0, *SHAPES[i % len(SHAPES)], data, i % 10) for i, data in enumerate(photos))
+    write_samples(path, samples, [str(i) for i in range(10)])

@@ -4,7 +4,7 @@ Features stay on the rank that computed them. Each evaluation of the objective s
 that every rank takes the same steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,14 +18,19 @@ from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 
 def evaluate(
-    represent: Represent, train: Images, test: Images, classes: int, options: FastLinearOptions
+    represent: Represent,
+    train: Images,
+    test: Images,
+    classes: int,
+    options: FastLinearOptions,
+    among: Sequence[int] | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """Yields fast_linear/top1 and fast_linear/top5 (0..1)."""
+    """Yields fast_linear/top1 and fast_linear/top5 (0..1). among: the classes that may be predicted; None: all."""
     bank, queries = extract(represent, train), extract(represent, test)
     mean, scale = moments(bank.x)
     weight, bias = fit(Features((bank.x - mean) / scale, bank.label), classes, options)
     logits = (queries.x - mean) / scale @ weight.T + bias
-    for k, share in top_accuracies(logits, queries.label).items():
+    for k, share in top_accuracies(logits, queries.label, among).items():
         yield f"fast_linear/top{k}", share
 
 

@@ -5,7 +5,7 @@ nearest rows of its shard, and sends them to the rank that has the query, which 
 whole bank, nor any N × N matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,16 +36,24 @@ class Neighbours:
     index: Tensor
 
 
-def evaluate(represent: Represent, train: Images, test: Images, options: KNNOptions) -> Iterator[tuple[str, float]]:
-    """Yields knn/top1: the share of test images whose neighbours among the training images vote for their class."""
-    yield "knn/top1", accuracy(extract(represent, train), extract(represent, test), options)
+def evaluate(
+    represent: Represent, train: Images, test: Images, options: KNNOptions, among: Sequence[int] | None = None
+) -> Iterator[tuple[str, float]]:
+    """Yields knn/top1: the share of test images whose neighbours among the training images vote for their class.
+
+    among: the classes whose votes count; None: all.
+    """
+    yield "knn/top1", accuracy(extract(represent, train), extract(represent, test), options, among)
 
 
-def accuracy(bank: Features, test: Features, options: KNNOptions, *, tile: int = TILE) -> float:
+def accuracy(
+    bank: Features, test: Features, options: KNNOptions, among: Sequence[int] | None = None, *, tile: int = TILE
+) -> float:
     """Top-1 in 0..1 over all ranks' test rows. Raises UserError where k is larger than the bank."""
     nearest = search(test.x, bank.x, options.k, tile=tile)
     labels = gather_rows(bank.label)
-    voted = vote(nearest.similarity, labels[nearest.index], int(labels.max()) + 1, options.temperature)
+    classes = max(int(labels.max()), *(among or [0])) + 1
+    voted = vote(nearest.similarity, labels[nearest.index], classes, options.temperature, among)
     tally = torch.stack([(voted == test.label).sum(), torch.full_like(voted.sum(), len(voted))])
     right, queries = collectives.all_reduce_sum(tally).tolist()
     return right / queries
@@ -78,11 +86,22 @@ def search(queries: Tensor, bank: Tensor, k: int, *, tile: int = TILE) -> Neighb
     return _unpack(torch.cat(answers))
 
 
-def vote(similarity: Tensor, label: Tensor, classes: int, temperature: float) -> Tensor:
-    """(n, k) cosines and labels -> (n,) the class with the largest sum of exp(cosine / temperature)."""
-    # Weights relative to the nearest neighbour give the same winner, and do not overflow at small temperatures.
-    weight = ((similarity - similarity[:, :1]).double() / temperature).exp()
-    return weight.new_zeros(len(label), classes).scatter_add_(1, label, weight).argmax(dim=1)
+def vote(
+    similarity: Tensor, label: Tensor, classes: int, temperature: float, among: Sequence[int] | None = None
+) -> Tensor:
+    """(n, k) cosines and labels -> (n,) the class with the largest sum of exp(cosine / temperature).
+
+    among: the classes whose votes count, None: all. -1 where no neighbour is of these, so that nothing is guessed.
+    """
+    counts = torch.ones_like(label, dtype=torch.bool)
+    if among is not None:
+        counts = torch.isin(label, torch.tensor(among, device=label.device))
+    # Weights relative to the nearest neighbour give the same winner, and neither over- nor underflow at small
+    # temperatures.
+    nearest = similarity.masked_fill(~counts, -2.0).amax(dim=1, keepdim=True)
+    weight = ((similarity - nearest).double() / temperature).exp().masked_fill(~counts, 0.0)
+    voted = weight.new_zeros(len(label), classes).scatter_add_(1, label, weight).argmax(dim=1)
+    return voted.masked_fill(~counts.any(dim=1), -1)
 
 
 def _nearest(queries: Tensor, bank: Tensor, first: int, k: int, tile: int) -> Tensor:

@@ -4,7 +4,7 @@ SimCLR, appendix B.6 (Chen et al. 2020; arXiv:2002.05709): SGD with Nesterov mom
 0.1 · batch / 256 falling to 0 by a cosine, no weight decay, random crop and flip alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from kilobatch.data.batch import Batch
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
+from kilobatch.trainer.evaluate.class_subset import only_among
 from kilobatch.trainer.evaluate.features import Images, Represent
 from kilobatch.trainer.evaluate.options import LinearOptions
 from kilobatch.trainer.ranks.heartbeat import heartbeat
@@ -37,9 +38,14 @@ def probe_views(views: Views) -> Views:
 
 
 def evaluate(
-    represent: Represent, train: Epochs, test: Images, classes: int, options: LinearOptions
+    represent: Represent,
+    train: Epochs,
+    test: Images,
+    classes: int,
+    options: LinearOptions,
+    among: Sequence[int] | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """Yields linear/top1 and linear/top5 (0..1)."""
+    """Yields linear/top1 and linear/top5 (0..1). among: the classes that may be predicted; None: all."""
     head = fit(represent, train, classes, options)
     logits, labels = [], []
     for batch in test:
@@ -47,7 +53,7 @@ def evaluate(
         labels.append(batch.label)
         heartbeat()
     empty = head.bias.new_zeros(0, classes), torch.zeros(0, dtype=torch.int64, device=head.bias.device)
-    for k, share in top_accuracies(torch.cat([empty[0], *logits]), torch.cat([empty[1], *labels])).items():
+    for k, share in top_accuracies(torch.cat([empty[0], *logits]), torch.cat([empty[1], *labels]), among).items():
         yield f"linear/top{k}", share
 
 
@@ -75,12 +81,14 @@ def fit(represent: Represent, train: Epochs, classes: int, options: LinearOption
     return head
 
 
-def top_accuracies(logits: Tensor, label: Tensor) -> dict[int, float]:
+def top_accuracies(logits: Tensor, label: Tensor, among: Sequence[int] | None = None) -> dict[int, float]:
     """{1: top-1, 5: top-5}: the shares of all ranks' rows whose class has one of the k largest logits.
 
-    With fewer than five classes, the second counts all of them.
+    With fewer than five classes, the second counts all of them. among: the classes that are predicted, and from which
+    labels come; None: all.
     """
-    ranked = logits.topk(min(5, logits.shape[1])).indices == label[:, None]  # (n, 5)
+    classes = logits.shape[1] if among is None else len(among)
+    ranked = only_among(logits, among).topk(min(5, classes)).indices == label[:, None]  # (n, 5)
     tally = torch.stack([ranked[:, :1].sum(), ranked.sum(), torch.full_like(ranked.sum(), len(label))])
     first, five, rows = collectives.all_reduce_sum(tally).tolist()
     return {1: first / rows, 5: five / rows}

@@ -6,7 +6,7 @@ themselves, those of the encoder before training and those of the trained encode
 clean test images, which shows how much accuracy the moving costs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -47,11 +47,18 @@ class Moved:
 
 
 def evaluate(
-    trained: Represent, untrained: Represent, train: Images, test: Images, mean: Triple, std: Triple
+    trained: Represent,
+    untrained: Represent,
+    train: Images,
+    test: Images,
+    mean: Triple,
+    std: Triple,
+    among: Sequence[int] | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Yields the top-1 accuracies moved/{clean,moved}/{pixels,untrained,trained}, in 0..1 over all ranks.
 
-    untrained: the encoder as the run's seed initialised it. mean, std: what the images are normalised with.
+    untrained: the encoder as the run's seed initialised it. mean, std: what the images are normalised with;
+    among: the classes whose votes count, None: all.
     """
 
     def pixels(images: Tensor) -> Tensor:
@@ -60,13 +67,13 @@ def evaluate(
     moved = Moved(test, mean, std)
     for name, represent in (("pixels", pixels), ("untrained", untrained), ("trained", trained)):
         bank = extract(represent, train)
-        yield f"moved/clean/{name}", accuracy(bank, extract(represent, test), NEIGHBOURS)
-        yield f"moved/moved/{name}", accuracy(bank, extract(represent, moved), NEIGHBOURS)
+        yield f"moved/clean/{name}", accuracy(bank, extract(represent, test), NEIGHBOURS, among)
+        yield f"moved/moved/{name}", accuracy(bank, extract(represent, moved), NEIGHBOURS, among)
 
 
-def table(values: dict[str, float]) -> Table:
-    """A table of the six numbers of evaluate()."""
-    result = Table(title="k-NN (k 5, cosine) from clean training images", title_justify="left")
+def table(values: dict[str, float], among: str = "") -> Table:
+    """A table of the six numbers of evaluate(). among: what to add to its title."""
+    result = Table(title=f"k-NN (k 5, cosine) from clean training images{among}", title_justify="left")
     result.add_column("test images")
     for name in ("raw pixels", "untrained encoder", "trained encoder"):
         result.add_column(name, justify="right")

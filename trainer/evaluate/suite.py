@@ -20,7 +20,8 @@ class EvaluationSuite:
     """The method and the images that evaluators work on.
 
     untrained: gives the method as its seed initialised it; train, test: clean images; probe: gives the augmented
-    training images of the linear protocol; classes: the labels' names; folder: the run's.
+    training images of the linear protocol; classes: the names of the training's classes, whose numbers all labels are;
+    among: the numbers of the test images' classes, where these are some of them; None: all; folder: the run's.
     """
 
     method: Method
@@ -30,6 +31,7 @@ class EvaluationSuite:
     probe: Callable[[], AbstractContextManager[Epochs]]
     views: Views
     classes: Sequence[str]
+    among: Sequence[int] | None
     options: EvaluateOptions
     folder: Path
 
@@ -39,29 +41,32 @@ class EvaluationSuite:
         with representing(self.method) as represent:
             match name:
                 case "knn":
-                    yield from knn.evaluate(represent, self.train, self.test, self.options.knn)
+                    yield from knn.evaluate(represent, self.train, self.test, self.options.knn, self.among)
                 case "linear":
                     with self.probe() as probe:
-                        yield from linear.evaluate(represent, probe, self.test, len(self.classes), self.options.linear)
+                        yield from linear.evaluate(
+                            represent, probe, self.test, len(self.classes), self.options.linear, self.among
+                        )
                 case "fast_linear":
                     yield from fast_linear.evaluate(
-                        represent, self.train, self.test, len(self.classes), self.options.fast_linear
+                        represent, self.train, self.test, len(self.classes), self.options.fast_linear, self.among
                     )
                 case "moved":
                     with representing(self.untrained()) as untrained:
-                        yield from moved.evaluate(represent, untrained, self.train, self.test, mean, std)
+                        yield from moved.evaluate(represent, untrained, self.train, self.test, mean, std, self.among)
                 case "classify":
                     with classifying(self.method) as logits:
-                        yield from classify.evaluate(logits, self.test, name)
+                        yield from classify.evaluate(logits, self.test, name, self.among)
                 case "classify_moved":
                     with classifying(self.method) as logits:
-                        yield from classify.evaluate(logits, moved.Moved(self.test, mean, std), name)
+                        yield from classify.evaluate(logits, moved.Moved(self.test, mean, std), name, self.among)
                 case "picture":
                     bank = self.image_sample(self.train, picture.BANK_IMAGES)
                     queries = self.image_sample(self._picture_queries(), picture.QUERY_IMAGES)
                     if collectives.rank() == 0:
                         path = self.folder / "pictures" / "neighbours.png"
-                        picture.draw(bank, queries, self.classes, f"{self.folder.name}: what the encoder sees", path)
+                        title = f"{self.folder.name}: what the encoder sees"
+                        picture.draw(bank, queries, self.classes, title, path, self.among)
 
     def image_sample(self, images: Images, most: int) -> ImageSample:
         """Some of the images with their features, the same on every rank."""

@@ -1,5 +1,6 @@
 """The images that have labels: balanced, nested shares; lists of names; loaders that keep or drop the others."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.loading.options import LabelOptions
 from kilobatch.data.loading.sampling import epoch_order, rank_batches
 from kilobatch.data.sources.convert import convert, prepare
+from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.specs import open_source
 from kilobatch.data.views.options import Views
 
@@ -71,6 +73,32 @@ def test_a_list_names_images_by_path_or_last_part(tmp_path: Path):
         file.write_text(text) if text else file.unlink()
         with pytest.raises(UserError, match=reason):
             samples_in_list(names, file, "x.beton")
+
+
+def test_a_list_names_images_of_any_name(tmp_path: Path):
+    folder, file = tmp_path / "in" / "cat", tmp_path / "some.txt"
+    folder.mkdir(parents=True)
+    odd = ["a\nb", "a\\nb", " a ", "a", "a\u2028b", "é", "e\u0301", "ö", os.fsdecode(b"\xff"), "#c"]
+    for name in odd:
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    names = Folder(tmp_path / "in", "train").names
+
+    def found(line: str, newline: str = "\n") -> list[str]:
+        file.write_bytes(os.fsencode(line + newline))
+        return [names[i] for i in samples_in_list(names, file, "x.beton")]
+
+    for name in names:  # the lines of FILE.names
+        assert found(name) == found(name, "\r\n") == found(name.removeprefix("cat/")) == [name]
+    assert found("cat/a\\nb.png") == ["cat/a\\nb.png"] != found("cat/a\\\\nb.png")  # FILE.names before the disk
+    assert found("o\u0308.png") == ["cat/ö.png"] and found("e\u0301.png") != found("é.png")
+    assert found("\ufeffa.png") == ["cat/a.png"] and found(" a.png") == ["cat/a.png"] and found("a\u2028b.png")
+    assert found(os.fsdecode(b"\xff.png")) == ["cat/\\udcff.png"]
+    (folder / "a\\nb.png").rename(folder / "a\\tb.png")
+    names = Folder(tmp_path / "in", "train").names
+    assert found("a\\tb.png") == ["cat/a\\\\tb.png"]  # as the disk has it
+    file.write_bytes("ö".encode("utf-16"))
+    with pytest.raises(UserError, match=r"some.txt is not a text file; write the name of an image in each line"):
+        samples_in_list(names, file, "x.beton")
 
 
 def indices(beton: Path, options: LabelOptions) -> list[int]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from kilobatch.data.beton import Writer
+from kilobatch.data.beton_note import note_path
+from kilobatch.data.beton_writer import write_samples
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.decoders import BatchRequest, ViewDecoder
 from kilobatch.data.loading.prefetch import OpenBeton, Prefetcher
@@ -32,6 +33,7 @@ from tests.helpers.loaders import (
 def damaged(beton: Path, tmp_path: Path, keep: float) -> Path:
     """A copy in which the JPEG of sample 40 is zeros after this fraction of it."""
     copy = tmp_path / "damaged.beton"
+    note_path(copy).write_bytes(note_path(beton).read_bytes())
     data = bytearray(beton.read_bytes())
     begin = [i for i in range(len(data) - 1) if data[i : i + 3] == b"\xff\xd8\xff"]
     stored = [i for i in range(SAMPLES) if max(40 + 7 * i % 60, 40 + 11 * i % 60) > 64]
@@ -45,7 +47,7 @@ def damaged(beton: Path, tmp_path: Path, keep: float) -> Path:
 @pytest.mark.parametrize("keep", [0.0, 0.3])
 def test_a_damaged_jpeg_is_refused_by_name(beton: Path, tmp_path: Path, keep: float):
     path = damaged(beton, tmp_path, keep)
-    with pytest.raises(UserError, match=r"damaged.beton, sample 40: .*convert it again"):
+    with pytest.raises(UserError, match=r"damaged.beton is damaged: the bytes of sample 40 have changed.*copy it"):
         list(plain(path))
     with loader(path, threads=2) as one, pytest.raises(UserError, match="sample 40"):
         for epoch in range(3):
@@ -53,15 +55,20 @@ def test_a_damaged_jpeg_is_refused_by_name(beton: Path, tmp_path: Path, keep: fl
     assert threads_of_loaders() == []
 
 
+def test_a_jpeg_that_was_damaged_before_it_was_stored_is_refused_by_name(tmp_path: Path):
+    stored = encode(photo(0, 80, 80), None, 90).data
+    path = tmp_path / "broken.beton"
+    write_samples(path, [(0, 80, 80, data, 0) for data in (stored, stored[:200])], ["a"])
+    with pytest.raises(UserError, match=r"broken.beton, sample 1: .*the file is damaged: convert it again"):
+        list(plain(path))
+
+
 def test_a_jpeg_that_only_draws_a_warning_is_shown(tmp_path: Path):
     image = photo(0, 80, 80)
     stored = encode(image, None, 90)
     marker = stored.data.index(b"\xff\xc0")
     path = tmp_path / "warning.beton"
-    with path.open("wb") as file:
-        writer = Writer(file, 1)
-        writer.append(0, 80, 80, stored.data[:marker] + b"\x00\x00" + stored.data[marker:], 0)
-        writer.finish()
+    write_samples(path, [(0, 80, 80, stored.data[:marker] + b"\x00\x00" + stored.data[marker:], 0)], ["a"])
     clean = write(tmp_path / "clean.beton", [image])
     with pytest.raises(AssertionError):  # libjpeg warns ...
         decode_without_pillow(path)
@@ -79,11 +86,21 @@ def decode_without_pillow(path: Path) -> None:
     next(Prefetcher(OpenBeton(path, images, CPU), iter([BatchRequest(0, 0, np.arange(1))])))
 
 
-def test_a_file_whose_tables_contradict_each_other_is_refused(beton: Path, tmp_path: Path):
-    short = tmp_path / "short.beton"
-    short.write_bytes(beton.read_bytes()[: -SAMPLES * 24])
-    with pytest.raises(UserError, match="short.beton is damaged"):
-        list(plain(short))
+def test_a_file_that_is_replaced_between_its_check_and_its_reading_is_refused(beton: Path, tmp_path: Path):
+    path = tmp_path / "replaced.beton"
+    for copy, original in ((path, beton), (note_path(path), note_path(beton))):
+        copy.write_bytes(original.read_bytes())
+    images = ViewDecoder(path, VIEWS, 0, 0, 1, CPU)
+    write(path, [photo(i, 40, 40) for i in range(SAMPLES)])
+    with pytest.raises(UserError, match="replaced.beton is damaged: its header, fields, rows or allocation table have"):
+        OpenBeton(path, images, CPU)
+
+
+def test_a_file_whose_tables_contradict_each_other_is_refused(tmp_path: Path):
+    path = tmp_path / "wrong.beton"
+    write_samples(path, [(1, 8, 8, bytes(3 * 8 * 7), 0)], ["a"])  # pixels of fewer rows than it says
+    with pytest.raises(UserError, match="wrong.beton is damaged: its tables do not fit"):
+        list(plain(path))
 
 
 def test_a_batch_that_does_not_divide_is_refused(beton: Path):

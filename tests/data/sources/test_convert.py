@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kilobatch.data import beton
 from kilobatch.data.beton import verify_beton
+from kilobatch.data.beton_layout import ALLOCATION, FIELD, HEADER, SAMPLE
+from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert, prepare
@@ -75,7 +76,7 @@ def test_the_layout_is_ffcvs_own(tmp_path: Path):
     from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
     from ffcv.writer import DatasetWriter
 
-    assert [t.itemsize for t in (beton.HEADER, beton.FIELD, beton.SAMPLE, beton.ALLOCATION)] == [
+    assert [t.itemsize for t in (HEADER, FIELD, SAMPLE, ALLOCATION)] == [
         t.itemsize
         for t in (HeaderType, FieldDescType, get_metadata_type([RGBImageField(), IntField()]), ALLOC_TABLE_TYPE)
     ]
@@ -98,8 +99,8 @@ def test_samples_do_not_cross_pages(tmp_path: Path):
 
     info = convert(Large(np.zeros((7, 1, 1), np.uint8), np.arange(7), ["a"] * 7), tmp_path / "a.beton", progress=False)
     data = (tmp_path / "a.beton").read_bytes()
-    table = np.frombuffer(data, beton.ALLOCATION, offset=info.alloc_table_ptr)
-    page = beton.Writer.PAGE
+    table = np.frombuffer(data, ALLOCATION, offset=info.alloc_table_ptr)
+    page = Writer.PAGE
     assert (table["ptr"] // page == (table["ptr"] + table["size"] - 1) // page).all()
     for row in table:
         assert data[row["ptr"] : row["ptr"] + row["size"]] == bytes([row["sample_id"] + 1]) * 3_000_000
@@ -117,7 +118,7 @@ def test_max_side_and_quality(tmp_path: Path):
     source = open_source(photos(tmp_path / "photos", side=200), "train")
     info = convert(source, tmp_path / "a.beton", max_side=100, progress=False)
     data = (tmp_path / "a.beton").read_bytes()
-    row = np.frombuffer(data, beton.SAMPLE, 1, 24 + 2 * 1041)[0]
+    row = np.frombuffer(data, SAMPLE, 1, 24 + 2 * 1041)[0]
     assert (row["mode"], row["width"], row["height"]) == (0, 100, 95)
     assert read_image(data[int(row["data_ptr"]) :], "a").shape == (95, 100, 3)
     assert info.max_side == 100

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.image_files import BrokenImage
-from kilobatch.data.sources.specs import count_images, open_source
+from kilobatch.data.sources.specs import absolute_spec, count_classes, count_images, open_source
 
 
 def image(path: Path, value: int = 0, side: int = 8) -> None:
@@ -43,6 +43,14 @@ def test_folder_takes_the_split_where_there_is_one(tmp_path: Path):
             image(tmp_path / split / "cat" / f"{i}.png")
     assert (count_images(f"folder:{tmp_path}", "train"), count_images(f"folder:{tmp_path}", "test")) == (3, 2)
     assert open_source(f"folder:{tmp_path}", "test").classes == ["cat"]
+
+
+def test_a_folder_may_end_in_beton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    image(tmp_path / "a: b.beton" / "cat" / "a.png")
+    for spec in ("folder:a: b.beton", "folder:a: b.beton/", f"folder:{tmp_path}/a: b.beton"):
+        assert count_images(spec, "train") == count_classes(spec, "train") == len(open_source(spec, "train")) == 1
+        assert absolute_spec(spec) == f"folder:{tmp_path}/a: b.beton"
 
 
 def test_folder_fingerprint_follows_names_and_contents(tmp_path: Path):

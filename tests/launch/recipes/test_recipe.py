@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import catalogue, overrides, recipe
 from kilobatch.launch.recipes.catalogue import FOLDER
 from kilobatch.launch.recipes.settings import Settings, dump, parse
@@ -56,12 +57,21 @@ def test_schema_knows_methods_bounds_and_requires_nothing():
         ("off", "off"), ("no", "no"), ("yes", "yes"), ("True", "True"), ("true", True), ("false", False),
         ("null", None), ("~", None), ("''", ""), ("'1e-6'", "1e-6"), ("[1, 2.5, a]", [1, 2.5, "a"]),
         ("folder:/data/a=b", "folder:/data/a=b"), ("{scale: [0.1, 1]}", {"scale": [0.1, 1]}), ("a.b", "a.b"),
+        # What the command line passes is the text itself: YAML's comments and mappings would name another folder.
+        ("folder:a #b", "folder:a #b"), ("folder:a: b", "folder:a: b"), ("folder: a ", "folder: a "),
+        ("folder:a\nb", "folder:a\nb"), ("a #b.beton", "a #b.beton"), ("'folder:a #b'", "folder:a #b"),
+        ("4.8 # c", 4.8),
     ],
 )  # fmt: skip
 def test_override_values(text: str, value: object):
     read = overrides.read_overrides([f"a.b={text}"]).values["a"]["b"]
     assert read == value
     assert type(read) is type(value)
+
+
+def test_an_override_with_bytes_that_are_not_utf8_is_refused():
+    with pytest.raises(UserError, match=r"has bytes that are not UTF-8, which no recipe can hold; rename"):
+        overrides.read_overrides(["data.train=folder:caf\udce9"])
 
 
 def test_any_values_survive_writing_and_reading():
