@@ -199,7 +199,9 @@ def convert(
     source: options.Source = None,
     out: options.BetonFile = None,
     max_side: options.MaxSide = None,
+    min_side: options.MinSide = None,
     quality: options.Quality = 90,
+    value_range: options.ValueRange = None,
     split: options.Split = "train",
     skip_broken: options.SkipBroken = False,
     verify: options.VerifiedFile = None,
@@ -217,7 +219,16 @@ def convert(
     elif verify is not None:
         verify_file(verify, source, out)
     else:
-        convert(source, out, split=split, max_side=max_side, quality=quality, skip_broken=skip_broken)
+        convert(
+            source,
+            out,
+            split=split,
+            max_side=max_side,
+            min_side=min_side,
+            quality=quality,
+            value_range=value_range,
+            skip_broken=skip_broken,
+        )
 
 
 @app.command()

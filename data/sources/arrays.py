@@ -1,11 +1,14 @@
 """A source of images that lie in memory as one array."""
 
 import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode
 
 
@@ -13,6 +16,7 @@ class Arrays:
     """images: (N, H, W, 3) uint8 RGB, or (N, H, W) grey; labels: (N,) integers, positions in `classes`."""
 
     names = None
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]):
         assert len(images) == len(labels) and images.dtype == np.uint8 and images.ndim in (3, 4)
@@ -26,12 +30,15 @@ class Arrays:
         rgb = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
         return np.ascontiguousarray(rgb), int(self.labels[i])
 
-    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+    def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
         image, label = self[i]
         try:
-            return encode(Image.fromarray(image), max_side, quality), label
+            return encode(Image.fromarray(image), encoding), label
         except ValueError as error:
             raise BrokenImage(f"image {i}: {error}") from error
+
+    def deep_values(self, i: int) -> None:
+        """Arrays have 8 bits."""
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BufferedRandom
 from pathlib import Path
 
@@ -20,10 +21,14 @@ from kilobatch.data.beton_note import NOTE_FORMAT, BetonInfo, names_path, note_p
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import cache_root, sync_folder, write_synced
-from kilobatch.data.sources.image_files import LONGEST, BrokenImage, EncodedImage
+from kilobatch.data.sources.deep_pixels import UnknownRangeError, range_of_bits
+from kilobatch.data.sources.encoding import Encoding, encoding_for_views
+from kilobatch.data.sources.image_files import LONGEST, BrokenImage, EncodedImage, listening_to_pillow
 from kilobatch.data.sources.specs import Source, Split, is_beton, open_source
+from kilobatch.data.sources.walk import describe_passed_over
 
-PREPARED_SIDE = 512  # pixels to which `prepare` scales large photos: a crop with 0.2 of the area still has 224 a side
+AS_IS = Encoding()
+CONVERTER = 2  # its version, for the cache: conversions of one source by two versions differ
 Sample = tuple[EncodedImage, int] | BrokenImage
 TASK_IMAGES = 16  # images in one task of a thread
 
@@ -32,8 +37,7 @@ def convert(
     source: Source,
     out: Path,
     *,
-    max_side: int | None = None,
-    quality: int = 90,
+    encoding: Encoding = AS_IS,
     threads: int | None = None,
     skip_broken: bool = False,
     progress: bool = True,
@@ -41,8 +45,9 @@ def convert(
     """Writes `source` as FFCV's .beton with fields image and label, and `out`.json beside it and, where the images have
     names, `out`.names; replaces older files.
 
-    JPEG files of up to `max_side` pixels are kept byte for byte, other photos become JPEGs of `quality`, images of up
-    to 64 pixels are stored as pixels. Broken images are left out with `skip_broken`; else all are found, and the
+    JPEG files that are small enough are kept byte for byte, other photos become JPEGs, images of up to 64 pixels are
+    stored as pixels. For images of more than 8 bits the range of values is measured over all of them, unless `encoding`
+    has it. Broken images are left out with `skip_broken`; else all are found, and the
     conversion is refused. A killed conversion leaves `out`.partial, which the next one to the same place overwrites.
     Raises UserError.
     """
@@ -50,10 +55,16 @@ def convert(
     files = out, names_path(out), note_path(out)
     partial, partial_names, partial_note = (path.with_name(path.name + ".partial") for path in files)
     try:
-        _check_arguments(out, max_side, quality, threads)
-        with _open_alone(partial) as file:
+        _check_arguments(out, encoding, threads)
+        with _open_alone(partial) as file, listening_to_pillow():
             try:
-                info, names = _write(source, file, out, max_side, quality, threads, skip_broken, progress)
+                try:
+                    info, names = _write(source, file, out, encoding, threads, skip_broken, progress)
+                except UnknownRangeError:  # the first image of more than 8 bits was met: now all are looked at
+                    file.truncate(0)
+                    measured = _measure_range(source, threads, progress)
+                    encoding = replace(encoding, value_range=measured, measured=True)
+                    info, names = _write(source, file, out, encoding, threads, skip_broken, progress)
                 if info.names_sha256 is not None:
                     write_synced(partial_names, [names])
                 write_synced(partial_note, [note_text(info)])
@@ -83,8 +94,7 @@ def _write(
     source: Source,
     file: BufferedRandom,
     out: Path,
-    max_side: int | None,
-    quality: int,
+    encoding: Encoding,
     threads: int,
     skip_broken: bool,
     progress: bool,
@@ -93,8 +103,10 @@ def _write(
     writer = Writer(file, len(source))
     names, written_names = source.names, bytearray()
     broken: list[str] = []
+    warned: list[str] = []
+    deep = False
     with _progress_bar(len(source), out, progress) as advance:
-        for i, sample in enumerate(_encode_all(source, max_side, quality, threads)):
+        for i, sample in enumerate(_encode_all(source, encoding, threads)):
             if isinstance(sample, BrokenImage):
                 broken.append(str(sample))
             elif (
@@ -102,6 +114,9 @@ def _write(
             ):  # else it will be refused, and the loop goes on only to find all broken images
                 image, label = sample
                 writer.append(image.mode, image.width, image.height, image.data, label)
+                deep |= image.deep
+                if image.warning is not None:
+                    warned.append(image.warning)
                 if names:
                     written_names += names[i].encode() + b"\n"
             advance()
@@ -111,30 +126,48 @@ def _write(
     info = BetonInfo(
         classes=source.classes,
         sha256=checksum(file),
-        max_side=max_side,
-        quality=quality,
+        max_side=encoding.max_side,
+        quality=encoding.quality,
+        passed_over=dict(source.passed_over),
         skipped=broken,
+        warned=warned,
+        value_range=encoding.value_range if deep else None,
         names_sha256=hashlib.sha256(written_names).hexdigest() if names else None,
         **written,
     )
     return info, bytes(written_names)
 
 
-def prepare(spec: str, split: Split) -> Path:
+def describe(info: BetonInfo) -> str:
+    """What a conversion took, left out and passed over, in one line: the counts add up to the files found."""
+    text = f"{info.samples:,} images in {len(info.classes):,} classes, {info.bytes:,} bytes"
+    others = sum(info.passed_over.values())
+    if info.skipped or others:
+        left = [f"{len(info.skipped):,} broken ones left out"] if info.skipped else []
+        left += [f"{others:,} passed over: {describe_passed_over(info.passed_over)}"] if others else []
+        text += f"; of {info.samples + len(info.skipped) + others:,} files {', '.join(left)}"
+    if info.value_range is not None:
+        low, high = info.value_range
+        text += f"; values from {low:,g} to {high:,g} of images with more than 8 bits became 0 to 255"
+    if info.warned:
+        text += f"; {len(info.warned):,} with warnings, such as {info.warned[0]}"
+    return text
+
+
+def prepare(spec: str, split: Split, encoding: Encoding | None = None) -> Path:
     """The .beton for data.train or data.test: that file itself, after the quick check, or the source, converted once.
 
     Conversions are kept in $KILOBATCH_CACHE (~/.cache/kilobatch), under a name made from everything that they depend
-    on, and downscaled to 512 pixels. Any number of processes may call this at once: one converts, the others wait.
-    Raises UserError.
+    on. Any number of processes may call this at once: one converts, the others wait. encoding: by default what views of
+    224 pixels need. Raises UserError.
     """
     if is_beton(spec):
         path = Path(spec).expanduser()
         verify_beton(path)
         return path
+    encoding = encoding or encoding_for_views(224)
     source = open_source(spec, split)
-    key = repr((NOTE_FORMAT, spec, split, PREPARED_SIDE, source.fingerprint()))
-    if source.names:
-        key += " with names"
+    key = repr((NOTE_FORMAT, CONVERTER, spec, split, encoding, source.fingerprint()))
     cache = cache_root()
     out = cache / f"{spec.partition(':')[0]}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.beton"
     try:
@@ -147,7 +180,7 @@ def prepare(spec: str, split: Split) -> Path:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_whole(out):
-            convert(source, out, max_side=PREPARED_SIDE)
+            print(f"converted {spec}: {describe(convert(source, out, encoding=encoding))}", file=sys.stderr, flush=True)
     return out
 
 
@@ -160,7 +193,7 @@ def _is_whole(cached: Path) -> bool:
     return True
 
 
-def _check_arguments(out: Path, max_side: int | None, quality: int, threads: int) -> None:
+def _check_arguments(out: Path, encoding: Encoding, threads: int) -> None:
     if out.suffix != ".beton":
         raise UserError(f"{out} does not end in .beton; write to {out.with_suffix('.beton')}")
     if out.is_dir():
@@ -168,12 +201,34 @@ def _check_arguments(out: Path, max_side: int | None, quality: int, threads: int
     if not out.parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}; make it first")
     for name, value, highest in (
-        ("max-side", max_side, LONGEST),
-        ("quality", quality, 100),
+        ("max-side", encoding.max_side, LONGEST),
+        ("min-side", encoding.min_side, LONGEST),
+        ("quality", encoding.quality, 100),
         ("threads", threads, 1024),
     ):
         if value is not None and not 1 <= value <= highest:
             raise UserError(f"--{name} is {value}; it must be from 1 to {highest}")
+    if encoding.min_side is not None and (encoding.max_side or 0) < encoding.min_side:
+        raise UserError(
+            f"--min-side {encoding.min_side} says how far --max-side may shrink the shorter side; give a --max-side of "
+            f"{encoding.min_side} or more"
+        )
+
+
+def _measure_range(source: Source, threads: int, progress: bool) -> tuple[float, float]:
+    """The range of values that becomes 0 to 255 in images of more than 8 bits: of as many bits as all of them use."""
+    with ThreadPoolExecutor(threads) as pool:
+        values = [found for found in pool.map(source.deep_values, range(len(source))) if found is not None]
+    low, high = min((low for low, _ in values), default=0), max((high for _, high in values), default=65_535)
+    taken = range_of_bits(low, high)
+    if progress:
+        print(
+            f"{len(values):,} images have more than 8 bits a channel, with values from {low:,g} to {high:,g}: from "
+            f"{taken[0]:,g} to {taken[1]:,g} they become 0 to 255 (another range: kilobatch convert --range LOW,HIGH)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return taken
 
 
 @contextmanager
@@ -191,14 +246,14 @@ def _open_alone(partial: Path) -> Iterator[BufferedRandom]:
         yield file
 
 
-def _encode_all(source: Source, max_side: int | None, quality: int, threads: int) -> Iterator[Sample]:
+def _encode_all(source: Source, encoding: Encoding, threads: int) -> Iterator[Sample]:
     """Encodes all samples, in order; threads work only a few tasks ahead, so that memory stays small."""
 
     def task(start: int) -> list[Sample]:
         samples: list[Sample] = []
         for i in range(start, min(start + TASK_IMAGES, len(source))):
             try:
-                samples.append(source.encode(i, max_side, quality))
+                samples.append(source.encode(i, encoding))
             except BrokenImage as broken:
                 samples.append(broken)
         return samples
@@ -239,7 +294,7 @@ def _progress_bar(total: int, out: Path, progress: bool) -> Iterator[Callable[[]
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(out.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
+        task = bar.add_task(out.name, total=total)
         yield lambda: bar.advance(task)

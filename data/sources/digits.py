@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kilobatch.data.sources.arrays import Arrays
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import EncodedImage
 
 DIGITS_SIZES = {"train": 1437, "test": 360}
@@ -23,6 +24,7 @@ class Digits:
     """
 
     names = None
+    passed_over = Arrays.passed_over
     classes = [str(digit) for digit in range(10)]
 
     def __init__(self, split: str) -> None:
@@ -34,8 +36,11 @@ class Digits:
     def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
         return self._arrays[i]
 
-    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
-        return self._arrays.encode(i, max_side, quality)
+    def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
+        return self._arrays.encode(i, encoding)
+
+    def deep_values(self, i: int) -> None:
+        """Digits have 8 bits."""
 
     def fingerprint(self) -> str:
         return f"{self.split} digits of scikit-learn {version('scikit-learn')}, enlarged by Pillow {PIL.__version__}"

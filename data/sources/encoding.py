@@ -12,13 +12,15 @@ class Encoding:
 
     max_side: pixels of the longer side, to which larger images are shrunk (None: not shrunk); min_side: but the shorter
     side is not shrunk below this; quality: of JPEGs, 1 to 100; value_range: of images with more than 8 bits, the values
-    that become 0 and 255 (None: to be measured over all files).
+    that become 0 and 255 (None: to be measured over all files); measured: whether that is what they were, so that
+    they say nothing of floating-point images.
     """
 
     max_side: int | None = None
     min_side: int | None = None
     quality: int = QUALITY
     value_range: tuple[float, float] | None = None
+    measured: bool = False
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height, in pixels, to which an image of this width and height is shrunk."""

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.sources.deep_pixels import values_of
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode_file, read_image
 from kilobatch.data.sources.listing import NOWHERE, Listing, cannot_be_read, list_folder, shape_of
 from kilobatch.data.sources.path_names import composed, escaped, existing_path, printable
@@ -54,9 +56,15 @@ class Folder:
         name, data = self._bytes(i)
         return read_image(data, name), int(self._labels[i])
 
-    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+    def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
         name, data = self._bytes(i)
-        return encode_file(data, name, max_side, quality), int(self._labels[i])
+        return encode_file(data, name, encoding), int(self._labels[i])
+
+    def deep_values(self, i: int) -> tuple[float, float] | None:
+        try:
+            return values_of(self._bytes(i)[1])
+        except BrokenImage:
+            return None
 
     def fingerprint(self) -> str:
         """A digest of all names, sizes, inodes and times of change, and of how many files are passed over.

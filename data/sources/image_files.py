@@ -1,7 +1,11 @@
 """Decodes an image file to upright RGB, and encodes it as a .beton stores it."""
 
 import io
-from dataclasses import dataclass
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +13,10 @@ from PIL import ExifTags, Image, JpegImagePlugin
 
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
+from kilobatch.data.sources.deep_pixels import UnknownRangeError, is_deep, read_deep, to_8_bits
+from kilobatch.data.sources.encoding import Encoding
+from kilobatch.data.sources.formats import HEIC_HINT, is_heic, open_image
+from kilobatch.data.sources.turbojpeg import judge_jpeg
 
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them
 LONGEST = 65_500  # libjpeg's limit; the .beton's own is 65,535
@@ -31,63 +39,158 @@ class BrokenImage(UserError):
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as a .beton holds it. mode 0: data is a JPEG file; mode 1: RGB pixels, (height, width, 3) uint8."""
+    """An image as a .beton holds it. mode 0: data is a JPEG file; mode 1: RGB pixels, (height, width, 3) uint8.
+
+    warning: what Pillow has to say of the file, such as unreadable EXIF; deep: it had more than 8 bits a channel.
+    """
 
     mode: int
     width: int
     height: int
     data: bytes
+    warning: str | None = None
+    deep: bool = False
 
 
-def read_image(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decodes an image file's first picture: upright RGB, (H, W, 3) uint8. Raises BrokenImage with `name` in it."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return np.array(_upright_rgb(image))
-    except MemoryError:
-        raise
-    except Exception as error:  # on foreign bytes Pillow's decoders raise nearly anything
-        raise _broken_image(data, name, error) from error
+def read_image(data: bytes, name: str, value_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """Decodes an image file's first picture: upright RGB, (H, W, 3) uint8. Raises BrokenImage with `name` in it.
 
-
-def encode_file(data: bytes, name: str, max_side: int | None, quality: int) -> EncodedImage:
-    """Encodes an image file for a .beton: its first picture, upright, RGB, no side longer than `max_side` pixels.
-
-    A JPEG file that needs no change is kept byte for byte, others are encoded with `quality`, small ones stored as
-    pixels. Every byte is decoded, so that a broken file is found here. Raises BrokenImage with `name` in its text.
+    value_range: of images with more than 8 bits, the values that become 0 and 255; None: 0 and 65,535.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if max_side is None or max(image.size) <= max_side:
-                image.load()
-                if max(image.size) > RAW_SIDE and _can_keep(image, data):
-                    return EncodedImage(0, *image.size, data)
-            else:
-                image.draft(None, (2 * max_side, 2 * max_side))  # JPEG: decode straight to a half, quarter or eighth
-                image.load()
-            return encode(_upright_rgb(image), max_side, quality)
+        with open_image(io.BytesIO(data)) as image:
+            return np.array(_upright_rgb(_load(image, data, value_range), _orientation(image)))
     except MemoryError:
         raise
     except Exception as error:  # on foreign bytes Pillow's decoders raise nearly anything
         raise _broken_image(data, name, error) from error
 
 
-def encode(image: Image.Image, max_side: int | None, quality: int) -> EncodedImage:
-    """Encodes an RGB image, downscaled (Lanczos) to `max_side`: as pixels up to 64 on the longer side, else as JPEG."""
-    longest = max(image.size)
-    if max_side is not None and longest > max_side:
-        width, height = (max(1, round(side * max_side / longest)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+def encode_file(data: bytes, name: str, encoding: Encoding) -> EncodedImage:
+    """Encodes an image file for a .beton: its first picture, upright and RGB, no larger than `encoding` says.
+
+    A JPEG file that needs no change is kept byte for byte, others are encoded anew, small ones stored as pixels. Every
+    byte is decoded, so that a broken file is found here. Raises BrokenImage with `name` in its text, and
+    UnknownRangeError where an image has more than 8 bits and `encoding` has no range.
+    """
+    _heard.messages = []
+    try:
+        with open_image(io.BytesIO(data)) as image:
+            encoded = _encode_opened(image, data, encoding)
+    except (MemoryError, UnknownRangeError):
+        raise
+    except Exception as error:  # on foreign bytes Pillow's decoders raise nearly anything
+        raise _broken_image(data, name, error) from error
+    if not _heard.messages:
+        return encoded
+    for message in _heard.messages:
+        if "truncated" in message.lower():
+            raise BrokenImage(f"{name}: {message}")
+    return replace(encoded, warning=f"{name}: {_heard.messages[0]}")
+
+
+def _encode_opened(image: Image.Image, data: bytes, encoding: Encoding) -> EncodedImage:
+    jpeg_is_whole = image.format in ("JPEG", "MPO") and _is_whole_jpeg(data)
+    target = encoding.size(*image.size)
+    if jpeg_is_whole and target == image.size and max(image.size) > RAW_SIDE and _can_keep(image, data):
+        return EncodedImage(0, *image.size, data)
+    if target != image.size:
+        image.draft(None, (2 * target[0], 2 * target[1]))  # JPEG: decodes straight to a half, quarter or eighth
+    deep = is_deep(image)
+    value_range = None if image.mode == "F" and encoding.measured else encoding.value_range
+    if deep and value_range is None and image.mode != "F":
+        raise UnknownRangeError
+    with BUDGET.of(8 * image.width * image.height if deep else 4 * image.width * image.height):
+        loaded = _load(image, data, value_range)
+        factor = min(loaded.width // (2 * target[0]), loaded.height // (2 * target[1]))
+        if factor > 1 and loaded.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):  # before anything makes copies of it
+            loaded = loaded.reduce(factor)
+        upright = _upright_rgb(loaded, _orientation(image))  # to look for a PNG's orientation decodes all of it
+        if max(target) > LONGEST:
+            raise ValueError(f"{max(target):,} pixels on a side, the most is {LONGEST:,}: give a --max-side")
+        size = target if loaded.size == upright.size else (target[1], target[0])
+        return replace(_encode_rgb(upright, size, encoding.quality), deep=deep)
+
+
+def encode(image: Image.Image, encoding: Encoding) -> EncodedImage:
+    """Encodes an RGB image, downscaled (Lanczos) as `encoding` says: as pixels up to 64 on the longer side, else as
+    JPEG, of which the decoder can leave out rows: each row of blocks begins with a restart marker."""
+    return _encode_rgb(image, encoding.size(*image.size), encoding.quality)
+
+
+def _encode_rgb(image: Image.Image, size: tuple[int, int], quality: int) -> EncodedImage:
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
     if max(image.size) <= RAW_SIDE:
         return EncodedImage(1, *image.size, image.tobytes())
     if max(image.size) > LONGEST:
         raise ValueError(f"{max(image.size):,} pixels on a side, the most is {LONGEST:,}: give a --max-side")
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality, restart_marker_rows=1)
     if len(file.getvalue()) > Writer.PAGE:
         raise ValueError(f"{len(file.getvalue()):,} bytes as JPEG, the most is {Writer.PAGE:,}: give a --max-side")
     return EncodedImage(0, *image.size, file.getvalue())
+
+
+class MemoryBudget:
+    """Bytes of decoded images that threads may hold together. One image may take more, but then alone."""
+
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        """Waits until there is room for `size` bytes, and holds it."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
+            self.used += size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= size
+                self.changed.notify_all()
+
+
+BUDGET = MemoryBudget(1 << 30)
+
+
+class _Heard(threading.local):
+    """What Pillow has warned of in this thread."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+
+_heard = _Heard()
+
+
+@contextmanager
+def listening_to_pillow() -> Iterator[None]:
+    """Has Pillow's warnings, in all threads, kept for the file that they are about, and lets it open large images."""
+
+    def hear(message: Warning | str, *_: object) -> None:
+        _heard.messages.append(" ".join(str(message).split()))
+
+    most = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = hear
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
+
+
+def _is_whole_jpeg(data: bytes) -> bool:
+    """Whether libjpeg-turbo decodes a JPEG file, without a warning. Raises ValueError with the warning where it finds
+    damage, which Pillow would not tell; what libjpeg-turbo cannot decode at all is left to Pillow."""
+    verdict = judge_jpeg(np.frombuffer(data, np.uint8))
+    if verdict.problem is not None and not verdict.fatal:
+        raise ValueError(verdict.problem)
+    return verdict.problem is None
 
 
 def _can_keep(image: Image.Image, data: bytes) -> bool:
@@ -106,21 +209,25 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Converts grey, palette, CMYK and 16 bits to RGB, and turns upright; transparent parts become white."""
-    transpose = _TO_UPRIGHT.get(_orientation(image))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 bits")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 65_535:
-            raise ValueError("its pixels have 32 bits; save it with 8 or 16")
-        image = Image.fromarray((wide.astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
+def _load(image: Image.Image, data: bytes, value_range: tuple[float, float] | None) -> Image.Image:
+    """The decoded image, with 8 bits a channel."""
+    if is_deep(image):
+        if value_range is None and image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers of unknown range; give it with --range LOW,HIGH")
+        return to_8_bits(read_deep(data), value_range or (0, 65_535))
+    image.load()
+    return image
+
+
+def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
+    """Converts grey, palette and CMYK to RGB, and turns upright; transparent parts become white."""
+    transpose = _TO_UPRIGHT.get(orientation)
+    if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     return image if transpose is None else image.transpose(transpose)
 
 
@@ -128,5 +235,7 @@ def _broken_image(data: bytes, name: str, error: Exception) -> BrokenImage:
     if not data:
         return BrokenImage(f"{name}: the file is empty")
     if isinstance(error, Image.UnidentifiedImageError):
+        if is_heic(data[:12]):
+            return BrokenImage(f"{name}: it is one of the {HEIC_HINT}")
         return BrokenImage(f"{name}: not an image, or of an unknown format")
     return BrokenImage(f"{name}: {error}")

@@ -15,6 +15,7 @@ from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folder, open_cifar
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage
 from kilobatch.data.sources.npz import classes_of_npz, count_npz, open_npz
@@ -54,8 +55,13 @@ class Source(Protocol):
         """Image i as upright RGB, (H, W, 3), and its label. Raises BrokenImage."""
         ...
 
-    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
-        """Image i as a .beton holds it, and its label. Called by many threads. Raises BrokenImage."""
+    def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
+        """Image i as a .beton holds it, and its label. Called by many threads. Raises BrokenImage, and
+        UnknownRangeError where the image has more than 8 bits and the encoding no range."""
+        ...
+
+    def deep_values(self, i: int) -> tuple[float, float] | None:
+        """The lowest and highest value of image i where it has more than 8 bits. Called by many threads."""
         ...
 
     def fingerprint(self) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FATAL = 1  # tjGetErrorCode: no image, or not all of it; 0: a warning
-RGB = 0  # TJPF_RGB
+RGB, CMYK = 0, 11  # TJPF_RGB, TJPF_CMYK
+OF_FOUR = (3, 4)  # TJCS_CMYK, TJCS_YCCK
 REDUCTION = 8  # decoding to an eighth reads all data, and spares most of the arithmetic
 
 
@@ -33,17 +34,18 @@ def judge_jpeg(data: NDArray[np.uint8]) -> JpegVerdict:
     """Decodes a JPEG file, (bytes,). Any number of threads may call it at once."""
     library, handle = _library(), _handle()
     width, height = ctypes.c_int(), ctypes.c_int()
-    unused = ctypes.byref(ctypes.c_int())
+    unused, colours = ctypes.byref(ctypes.c_int()), ctypes.c_int()
     data = np.ascontiguousarray(data)
     address, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_ulong(len(data))
     failed = library.tjDecompressHeader3(
-        handle, address, size, ctypes.byref(width), ctypes.byref(height), unused, unused
+        handle, address, size, ctypes.byref(width), ctypes.byref(height), unused, ctypes.byref(colours)
     )
     if not failed:
         columns, rows = (-(-side.value // REDUCTION) for side in (width, height))
-        out = np.empty((rows, columns, 3), np.uint8)
+        channels, form = (4, CMYK) if colours.value in OF_FOUR else (3, RGB)
+        out = np.empty((rows, columns, channels), np.uint8)
         pixels = ctypes.c_void_p(out.ctypes.data)
-        failed = library.tjDecompress2(handle, address, size, pixels, columns, 0, rows, RGB, 0)
+        failed = library.tjDecompress2(handle, address, size, pixels, columns, 0, rows, form, 0)
     if not failed:
         return JpegVerdict(width.value, height.value, None, False)
     problem = library.tjGetErrorStr2(handle).decode(errors="replace")

@@ -1,5 +1,6 @@
 """`kilobatch convert`, `export` and `import`: checks their arguments and prints their results."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -7,24 +8,45 @@ from kilobatch.data import beton
 from kilobatch.data.beton_note import note_path
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.convert import convert as convert_source
+from kilobatch.data.sources.convert import describe
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.specs import Split, open_source
 
 
 def convert(
-    source: str | None, out: Path | None, *, split: Split, max_side: int | None, quality: int, skip_broken: bool
+    source: str | None,
+    out: Path | None,
+    *,
+    split: Split,
+    max_side: int | None,
+    min_side: int | None,
+    quality: int,
+    value_range: str | None,
+    skip_broken: bool,
 ) -> None:
     """Writes `out`. Raises UserError where an argument is missing, and as data.sources.convert.convert does."""
     if source is None or out is None:
         raise UserError("convert needs a source and a file to write: kilobatch convert folder:photos/train train.beton")
-    info = convert_source(open_source(source, split), out, max_side=max_side, quality=quality, skip_broken=skip_broken)
-    print(f"wrote {out}: {_describe(info)}")
+    encoding = Encoding(max_side, min_side, quality, None if value_range is None else _read_range(value_range))
+    info = convert_source(open_source(source, split), out, encoding=encoding, skip_broken=skip_broken)
+    print(f"wrote {out}: {describe(info)}")
+
+
+def _read_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"--range is '{text}'; give the values that become 0 and 255, as in --range 0,4095")
+    return low, high
 
 
 def verify_file(file: Path, source: str | None, out: Path | None) -> None:
     """Reads every byte of a .beton. Raises UserError where it is damaged."""
     if source is not None or out is not None:
         raise UserError("convert --verify FILE checks one file; leave out the source and the file to write")
-    print(f"{file} is whole: {_describe(beton.verify_beton(file, full=True))}")
+    print(f"{file} is whole: {describe(beton.verify_beton(file, full=True))}")
 
 
 def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path | None, label: str | None) -> None:
@@ -34,8 +56,7 @@ def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path |
     if source is not None or out is not None:
         raise UserError("convert --adopt FILE checks one file; leave out the source and the file to write")
     info = adopt(file, classes=classes, label=label)
-    warned = f"; {len(info.warned):,} with warnings, such as {info.warned[0]}" if info.warned else ""
-    print(f"adopted {file}, wrote {note_path(file).name}: {_describe(info)}{warned}")
+    print(f"adopted {file}, wrote {note_path(file).name}: {describe(info)}")
 
 
 def refuse_without_adopt(**options: object) -> None:
@@ -49,9 +70,11 @@ def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
     """Writes the encoder or, with `whole`, the whole method. run: a run, or the folder of one of its checkpoints.
     Raises UserError, as trainer.checkpoint.export.export does."""
     from kilobatch.launch.runs import run_folder
+    from kilobatch.trainer.checkpoint.description import is_checkpoint
     from kilobatch.trainer.checkpoint.export import export as export_encoder
 
-    source = Path(run) if Path(run).is_dir() else run_folder.find_run(run)
+    path = Path(run).expanduser()
+    source = path if is_checkpoint(path) else run_folder.find_run(run)  # by a name alone, as all commands find a run
     metadata = export_encoder(source, out, force=force, whole=whole, report=lambda line: print(line, file=sys.stderr))
     print(f"wrote {out}: {metadata['encoder']} of step {metadata['step']}, for {metadata['loads_into']}")
 
@@ -81,8 +104,3 @@ def import_tensorflow(
         print(f"left out: {', '.join(sorted(imported.left_out)[:6])}{', …' if len(imported.left_out) > 6 else ''}")
     encoder = " ".join(f"encoder.{name}={value}" for name, value in imported.encoder.items())
     print(f"recipes that start from it want {encoder} data.views.mean=[0,0,0] data.views.std=[1,1,1]")
-
-
-def _describe(info: beton.BetonInfo) -> str:
-    skipped = f", {len(info.skipped):,} broken ones left out" if info.skipped else ""
-    return f"{info.samples:,} images in {len(info.classes)} classes, {info.bytes:,} bytes{skipped}"

@@ -173,7 +173,22 @@ Source = Annotated[
     str | None, typer.Argument(help="The images to read: folder:PATH, cifar10:PATH, npz:PATH, digits, …")
 ]
 BetonFile = Annotated[Path | None, typer.Argument(help="The .beton file to write.")]
-MaxSide = Annotated[int | None, typer.Option(help="Shrink larger images to this many pixels.")]
+MaxSide = Annotated[
+    int | None, typer.Option(help="Shrink images whose longer side has more pixels than this.", show_default=False)
+]
+MinSide = Annotated[
+    int | None,
+    typer.Option(help="With --max-side: but leave the shorter side this many pixels.", show_default=False),
+]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        help="In images of more than 8 bits, the values that become black and white. Default: measured over all.",
+        metavar="LOW,HIGH",
+        show_default=False,
+    ),
+]
 Quality = Annotated[int, typer.Option(help="Quality of the JPEGs that are written, from 1 to 100.")]
 Split = Annotated[Literal["train", "test"], typer.Option(help="The part to read, of sources that have two.")]
 SkipBroken = Annotated[

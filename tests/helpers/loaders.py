@@ -14,6 +14,7 @@ from torch import Tensor
 from kilobatch.data.batch import Batch
 from kilobatch.data.beton_writer import write_samples
 from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import encode
 from kilobatch.data.views.options import Affine, Solarize, Views
 
@@ -30,7 +31,7 @@ def photo(i: int, width: int, height: int) -> Image.Image:
 
 
 def write(path: Path, images: list[Image.Image]) -> Path:
-    stored = [encode(image, None, 90) for image in images]
+    stored = [encode(image, Encoding()) for image in images]
     samples = [(image.mode, image.width, image.height, image.data, label) for label, image in enumerate(stored)]
     write_samples(path, samples, [str(label) for label in range(len(images))])
     return path

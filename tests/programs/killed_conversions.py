@@ -19,16 +19,17 @@ from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import EncodedImage
 
 
 class KillingArrays(Arrays):
     """Images of which the one of index 40 of 64 kills the process."""
 
-    def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+    def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
         if i == 40:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().encode(i, max_side, quality)
+        return super().encode(i, encoding)
 
 
 def images(value: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:

@@ -17,6 +17,7 @@ from kilobatch.data.beton_note import BetonInfo, names_path, note_path
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.adopt import adopt
 from kilobatch.data.sources.convert import convert
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.launch.cli.convert import adopt_file
 from tests.helpers.ffcv_files import IMAGES, ffcv_file
@@ -208,7 +209,7 @@ def test_a_file_of_an_older_kilobatch_keeps_its_classes_and_names(tmp_path: Path
         (tmp_path / "in" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         photo(i, 80, 90).save(tmp_path / "in" / "ab"[i % 2] / f"{i}.jpg")
     beton = tmp_path / "a.beton"
-    new = convert(Folder(tmp_path / "in", "train"), beton, max_side=100, progress=False)
+    new = convert(Folder(tmp_path / "in", "train"), beton, encoding=Encoding(100), progress=False)
     names = read_names(beton)
     old = make_old(beton)
     with pytest.raises(UserError, match="format 1, .*kilobatch convert --adopt"):

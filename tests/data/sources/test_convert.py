@@ -18,6 +18,7 @@ from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert, prepare
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import EncodedImage, read_image
 from kilobatch.data.sources.specs import count_images, open_source
 from tests.helpers.programs import PROGRAMS
@@ -61,7 +62,7 @@ def test_ffcv_reads_the_same_images_and_labels(tmp_path: Path):
         ("jpeg", open_source(photos(tmp_path / "photos"), "train"), 2.0),
         ("raw", numbers(), 0.0),
     ):
-        info = convert(source, tmp_path / f"{name}.beton", quality=95, progress=False)
+        info = convert(source, tmp_path / f"{name}.beton", encoding=Encoding(quality=95), progress=False)
         assert info.samples == len(source) and info.classes == source.classes and not info.skipped
         found = list(read_back(tmp_path / f"{name}.beton", os_cache=name == "jpeg"))
         for i, (image, label) in enumerate(found):
@@ -94,7 +95,7 @@ def test_the_layout_is_ffcvs_own(tmp_path: Path):
 
 def test_samples_do_not_cross_pages(tmp_path: Path):
     class Large(Arrays):
-        def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+        def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
             return EncodedImage(0, 70, 70, bytes([i + 1]) * 3_000_000), i
 
     info = convert(Large(np.zeros((7, 1, 1), np.uint8), np.arange(7), ["a"] * 7), tmp_path / "a.beton", progress=False)
@@ -110,22 +111,22 @@ def test_bytes_depend_on_the_images_alone(tmp_path: Path):
     source = open_source(photos(tmp_path / "photos", 50), "train")
     sums = {convert(source, tmp_path / "a.beton", threads=t, progress=False).sha256 for t in (1, 3)}
     assert len(sums) == 1
-    other = convert(source, tmp_path / "a.beton", quality=50, progress=False)
+    other = convert(source, tmp_path / "a.beton", encoding=Encoding(quality=50), progress=False)
     assert other.sha256 not in sums and verify_beton(tmp_path / "a.beton", full=True) == other
 
 
 def test_max_side_and_quality(tmp_path: Path):
     source = open_source(photos(tmp_path / "photos", side=200), "train")
-    info = convert(source, tmp_path / "a.beton", max_side=100, progress=False)
+    info = convert(source, tmp_path / "a.beton", encoding=Encoding(100), progress=False)
     data = (tmp_path / "a.beton").read_bytes()
     row = np.frombuffer(data, SAMPLE, 1, 24 + 2 * 1041)[0]
     assert (row["mode"], row["width"], row["height"]) == (0, 100, 95)
     assert read_image(data[int(row["data_ptr"]) :], "a").shape == (95, 100, 3)
     assert info.max_side == 100
     with pytest.raises(UserError, match="--max-side is 0; it must be from 1 to"):
-        convert(source, tmp_path / "b.beton", max_side=0, progress=False)
+        convert(source, tmp_path / "b.beton", encoding=Encoding(0), progress=False)
     with pytest.raises(UserError, match="--quality is 101; it must be from 1 to 100"):
-        convert(source, tmp_path / "b.beton", quality=101, progress=False)
+        convert(source, tmp_path / "b.beton", encoding=Encoding(quality=101), progress=False)
     with pytest.raises(UserError, match="--threads is 0; it must be from 1"):
         convert(source, tmp_path / "b.beton", threads=0, progress=False)
 
@@ -156,7 +157,7 @@ def test_nothing_readable_is_refused_even_when_skipping(tmp_path: Path):
 
 def test_a_source_that_fails_stops_the_conversion_and_leaves_nothing(tmp_path: Path):
     class Failing(Arrays):
-        def encode(self, i: int, max_side: int | None, quality: int) -> tuple[EncodedImage, int]:
+        def encode(self, i: int, encoding: Encoding) -> tuple[EncodedImage, int]:
             raise RuntimeError("the source's own fault")
 
     with pytest.raises(RuntimeError, match="own fault"):
