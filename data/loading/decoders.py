@@ -56,7 +56,7 @@ class ViewDecoder(Operation):
         self.info = verify_beton(beton)
         self.beton, self.views, self.device = beton, views, device
         # always the same types: the loops are compiled once more for any other
-        self.crop_plan = CropPlan(views.plans(), int(seed), float(central), int(scratch_length(views)))
+        self.crop_plan = CropPlan(views.plans(), int(seed), float(central), views.filter, int(scratch_length(views)))
         self.planar = device.type == "cpu"
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views") if threads > 1 else None

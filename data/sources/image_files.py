@@ -13,12 +13,14 @@ from PIL import ExifTags, Image, JpegImagePlugin
 
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
+from kilobatch.data.sources.damage import is_whole_jpeg, refuse_damage
 from kilobatch.data.sources.deep_pixels import UnknownRangeError, is_deep, read_deep, to_8_bits
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.formats import HEIC_HINT, is_heic, open_image
-from kilobatch.data.sources.turbojpeg import judge_jpeg
+from kilobatch.data.sources.png_chunks import bands, has_rows_for_bands, without_pixels
 
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them
+BAND = 1 << 22  # bytes of a large PNG's pixels that are decoded at once
 LONGEST = 65_500  # libjpeg's limit; the .beton's own is 65,535
 
 # The operation that turns an image of each EXIF orientation upright, as a viewer does.
@@ -90,26 +92,45 @@ def encode_file(data: bytes, name: str, encoding: Encoding) -> EncodedImage:
 
 
 def _encode_opened(image: Image.Image, data: bytes, encoding: Encoding) -> EncodedImage:
-    jpeg_is_whole = image.format in ("JPEG", "MPO") and _is_whole_jpeg(data)
+    turbojpeg_reads_it = image.format in ("JPEG", "MPO") and is_whole_jpeg(data)
+    refuse_damage(image, data)
     target = encoding.size(*image.size)
-    if jpeg_is_whole and target == image.size and max(image.size) > RAW_SIDE and _can_keep(image, data):
+    if turbojpeg_reads_it and target == image.size and max(image.size) > RAW_SIDE and _can_keep(image, data):
         return EncodedImage(0, *image.size, data)
     if target != image.size:
         image.draft(None, (2 * target[0], 2 * target[1]))  # JPEG: decodes straight to a half, quarter or eighth
+    factor = min(image.width // (2 * target[0]), image.height // (2 * target[1]))
+    if factor > 1 and has_rows_for_bands(image):
+        with BUDGET.of(8 * BAND), open_image(io.BytesIO(without_pixels(data))) as described:
+            return _encode_upright(_reduced_png(data, factor), _orientation(described), target, encoding.quality)
     deep = is_deep(image)
     value_range = None if image.mode == "F" and encoding.measured else encoding.value_range
     if deep and value_range is None and image.mode != "F":
         raise UnknownRangeError
-    with BUDGET.of(8 * image.width * image.height if deep else 4 * image.width * image.height):
+    with BUDGET.of((16 if deep else 4) * image.width * image.height):
         loaded = _load(image, data, value_range)
-        factor = min(loaded.width // (2 * target[0]), loaded.height // (2 * target[1]))
         if factor > 1 and loaded.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):  # before anything makes copies of it
             loaded = loaded.reduce(factor)
-        upright = _upright_rgb(loaded, _orientation(image))  # to look for a PNG's orientation decodes all of it
-        if max(target) > LONGEST:
-            raise ValueError(f"{max(target):,} pixels on a side, the most is {LONGEST:,}: give a --max-side")
-        size = target if loaded.size == upright.size else (target[1], target[0])
-        return replace(_encode_rgb(upright, size, encoding.quality), deep=deep)
+        # To look for a PNG's orientation decodes all of it, so it comes after the pixels.
+        return replace(_encode_upright(loaded, _orientation(image), target, encoding.quality), deep=deep)
+
+
+def _reduced_png(data: bytes, factor: int) -> Image.Image:
+    """A large PNG in RGB, shrunk by a whole number, of which a few rows at a time are decoded."""
+    with open_image(io.BytesIO(data)) as image:
+        width, height = image.size
+    rows = max(1, BAND // (4 * width * factor))
+    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for i, band in enumerate(bands(data, rows * factor)):
+        reduced.paste(_upright_rgb(band, 1).reduce(factor), (0, i * rows))
+    return reduced
+
+
+def _encode_upright(image: Image.Image, orientation: int, target: tuple[int, int], quality: int) -> EncodedImage:
+    """target: size of the image before it is turned upright."""
+    width, height = target
+    size = (height, width) if orientation in (5, 6, 7, 8) else target
+    return _encode_rgb(_upright_rgb(image, orientation), size, quality)
 
 
 def encode(image: Image.Image, encoding: Encoding) -> EncodedImage:
@@ -182,15 +203,6 @@ def listening_to_pillow() -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = most
-
-
-def _is_whole_jpeg(data: bytes) -> bool:
-    """Whether libjpeg-turbo decodes a JPEG file, without a warning. Raises ValueError with the warning where it finds
-    damage, which Pillow would not tell; what libjpeg-turbo cannot decode at all is left to Pillow."""
-    verdict = judge_jpeg(np.frombuffer(data, np.uint8))
-    if verdict.problem is not None and not verdict.fatal:
-        raise ValueError(verdict.problem)
-    return verdict.problem is None
 
 
 def _can_keep(image: Image.Image, data: bytes) -> bool:

@@ -1,10 +1,10 @@
-"""Vector instructions on pixels for compiled loops: each function makes 16 bytes of a resized row.
+"""Vector instructions on bytes and pixels for compiled loops: 16 bytes at a time.
 
-numba has no vectors of bytes, and LLVM does not make them from loops over pixels of three bytes; so these are written
-in LLVM's own language, for any processor. Addresses are plain numbers. Results are rounded to the nearest, halves up.
+numba has no vectors of bytes, and LLVM makes none of loops over pixels of three bytes; so these are written in LLVM's
+language, for any processor. Addresses are plain numbers. Results are rounded to the nearest, halves up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import llvmlite.binding
@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kilobatch.data.numba_jit import COMMON  # noqa: F401
+from kilobatch.data.numba_jit import Integer
 
 BYTES = 16  # made by each call
 FRACTION = 15  # bits of the weights of `mix_rows` and `mix_pixels`
@@ -62,6 +62,11 @@ def _plus(builder: Any, address: Any, constant: int) -> Any:
     return builder.add(address, address.type(constant))
 
 
+def _joined(builder: Any, both: Sequence[Any]) -> Any:
+    first, second = both
+    return _shuffle(builder, first, second, list(range(2 * first.type.count)))
+
+
 def _splat(builder: Any, value: Any, lanes: int) -> Any:
     undefined = ir.Constant(_vector(value.type, lanes), ir.Undefined)
     return _shuffle(builder, builder.insert_element(undefined, value, I32(0)), undefined, [0] * lanes)
@@ -72,8 +77,9 @@ def _call(builder: Any, instruction: str, result: ir.Type, *arguments: Any) -> A
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, instruction), arguments)
 
 
-def _mix(builder: Any, first: Any, second: Any, weight: Any) -> Any:
+def _mix(builder: Any, both: Sequence[Any], weight: Any) -> Any:
     """(8,) int16: first + (second - first) * weight."""
+    first, second = both
     difference = builder.sub(second, first)
     if SCALE:
         return builder.add(first, _call(builder, SCALE, first.type, difference, weight))
@@ -110,8 +116,8 @@ def _pick(builder: Any, window: Any, picks: Any) -> Any:
 
 def _to_bytes(builder: Any, sums: list[Any]) -> Any:
     """Four times (4,) int32 in [0, 255] -> (16,) bytes."""
-    first, second = (_shuffle(builder, *sums[i : i + 2], list(range(8))) for i in (0, 2))
-    return builder.trunc(_shuffle(builder, first, second, list(range(16))), _vector(I8, 16))
+    halves = [_joined(builder, sums[i : i + 2]) for i in (0, 2)]
+    return builder.trunc(_joined(builder, halves), _vector(I8, 16))
 
 
 class _Sums:
@@ -156,9 +162,9 @@ def _mix_rows(_typing: object, to: Any, first: Any, second: Any, weight: Any) ->
         weight = _splat(builder, weight, 8)
         halves = []
         for half in range(2):
-            rows = (_load(builder, _plus(builder, row, 8 * half), I8, 8) for row in (first, second))
-            halves.append(_mix(builder, *(builder.zext(row, _vector(I16, 8)) for row in rows), weight))
-        _store(builder, builder.trunc(_shuffle(builder, *halves, list(range(16))), _vector(I8, BYTES)), to)
+            rows = [_load(builder, _plus(builder, row, 8 * half), I8, 8) for row in (first, second)]
+            halves.append(_mix(builder, [builder.zext(row, _vector(I16, 8)) for row in rows], weight))
+        _store(builder, builder.trunc(_joined(builder, halves), _vector(I8, BYTES)), to)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, types.int16), generate
@@ -173,12 +179,12 @@ def _mix_pixels(
         for half in range(2):
             window = _load(builder, builder.add(row, _load_address(builder, windows, half)), I8, WINDOW)
             left = _load(builder, _plus(builder, picks, 16 * half), I8, 16)
-            pixels = (
+            pixels = [
                 builder.bitcast(_pick(builder, window, which), _vector(I16, 8))
                 for which in (left, builder.add(left, next_pixel))
-            )
-            halves.append(_mix(builder, *pixels, _load(builder, _plus(builder, weights, 16 * half), I16, 8)))
-        _store(builder, builder.trunc(_shuffle(builder, *halves, list(range(16))), _vector(I8, BYTES)), to)
+            ]
+            halves.append(_mix(builder, pixels, _load(builder, _plus(builder, weights, 16 * half), I16, 8)))
+        _store(builder, builder.trunc(_joined(builder, halves), _vector(I8, BYTES)), to)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), generate
@@ -192,13 +198,13 @@ def _filter_rows(
         sums = [_Sums(builder) for _ in range(4)]
         with cgutils.for_range(builder, pairs) as loop:
             of_pair = builder.add(rows, builder.mul(loop.index, loop.index.type(16)))
-            lines = [
+            first, second = (
                 _load(builder, builder.add(_load_address(builder, of_pair, row), at), I8, BYTES) for row in range(2)
-            ]
+            )
             both = _two_weights(builder, builder.add(weights, builder.mul(loop.index, loop.index.type(8))))
             for quarter, part in enumerate(sums):
                 lanes = [4 * quarter + i // 2 + BYTES * (i % 2) for i in range(8)]
-                part.add(_shuffle(builder, *lines, lanes), both)
+                part.add(_shuffle(builder, first, second, lanes), both)
         _store(builder, _to_bytes(builder, [part.result() for part in sums]), to)
         return context.get_dummy_value()
 
@@ -225,15 +231,39 @@ def _filter_pixels(
     return types.void(*[types.intp] * 4, types.intp), generate
 
 
+def _copy(_typing: object, to: Any, source: Any, length: Any) -> tuple[Any, Callable[..., Any]]:
+    def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
+        to, source, length = values
+        pointer = I8.as_pointer()
+        cgutils.raw_memcpy(builder, builder.inttoptr(to, pointer), builder.inttoptr(source, pointer), length, 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+def _find(_typing: object, source: Any, byte: Any) -> tuple[Any, Callable[..., Any]]:
+    def generate(_context: Any, builder: Any, _signature: object, values: Any) -> Any:
+        source, byte = values
+        equal = builder.icmp_unsigned("==", _load(builder, source, I8, BYTES), _splat(builder, byte, BYTES))
+        return builder.zext(builder.cttz(builder.bitcast(equal, I16), ir.IntType(1)(0)), source.type)
+
+    return types.intp(types.intp, types.uint8), generate
+
+
 Operation = Callable[..., None]
 # mix_rows(to, first, second, weight): BYTES bytes between those of two rows
 mix_rows = cast(Operation, intrinsic(_mix_rows))
 # mix_pixels(to, row, windows, picks, weights): BYTES bytes. Each half lies between the bytes that its eight picks name
-# in its window, windows[half] bytes from `row` on, and those three bytes further. windows: (2,) int64; picks: (16, 2) uint8, the second of each NOTHING; weights: (16,) int16
+# in its window, windows[half] bytes from `row` on, and those three bytes further.
+# windows: (2,) int64; picks: (16, 2) uint8, the second of each NOTHING; weights: (16,) int16
 mix_pixels = cast(Operation, intrinsic(_mix_pixels))
-# filter_rows(to, rows, at, weights, pairs): BYTES bytes, the weighted sums of those of 2 * pairs rows from byte `at` on.
+# filter_rows(to, rows, at, weights, pairs): BYTES bytes, weighted sums of those of 2 * pairs rows from byte `at` on.
 # rows: their addresses; weights: (pairs, 2, 2) int16, of each pair the high parts and the low parts
 filter_rows = cast(Operation, intrinsic(_filter_rows))
-# filter_pixels(to, row, starts, weights, pairs): four pixels, and four bytes without meaning; the weighted sums of
+# filter_pixels(to, row, starts, weights, pairs): four pixels, and four bytes without meaning; weighted sums of
 # 2 * pairs pixels each, the first of them starts[i] bytes from `row` on. starts: (4,) int64; weights: (4, pairs, 2, 2)
 filter_pixels = cast(Operation, intrinsic(_filter_pixels))
+# copy_bytes(to, source, length)
+copy_bytes = cast(Operation, intrinsic(_copy))
+# find_byte(source, byte): which of BYTES bytes is the first of this value; BYTES if none is
+find_byte = cast(Callable[..., Integer], intrinsic(_find))

@@ -16,6 +16,8 @@ import numpy as np
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue in a pixel's grey
 
+BILINEAR, BICUBIC = 0, 1  # filters that resize
+
 FLIP_DRAW = 40
 FIRST_DRAW = 64
 JIGSAW_DRAW = 1024

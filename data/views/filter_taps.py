@@ -1,92 +1,78 @@
 """The pixels that a filter weighs for each pixel of a resized line, and their weights: those of Pillow's filters.
 
-Both filters are bilinear (support 1) or bicubic (support 2, a = -0.5); where a line is made shorter they are stretched
-by the ratio, which is antialiasing.
+They are bilinear or bicubic, and stretched by the ratio where a line is made shorter, which is antialiasing.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.numba_jit import Integer, Real, exact
 from kilobatch.data.views.byte_vectors import FRACTION, LOW_BITS, WEIGHT_BITS
+from kilobatch.data.views.columns import BICUBIC, BILINEAR
 
-BILINEAR, BICUBIC = 0, 1
-A = -0.5  # of the bicubic filter; Keys, 1981
+A = -0.5  # of the bicubic filter: Keys, 1981
 ROUND = 4  # lines are filled up to a multiple of this, for loops that make four pixels at once
 
 
-class Taps(NamedTuple):
-    """For each pixel of a line, the first pixel that it is made of, and the weights of those from there on.
-
-    The weights are those of `byte_vectors`: one a pixel for a mixture of two pixels, else for each pair of pixels the
-    two high parts and the two low parts.
-    """
-
-    start: NDArray[np.int64]  # (size rounded up,)
-    weights: NDArray[np.int16]  # (size rounded up * 2 * count,)
-
-
 @exact
-def count_taps(length: Integer, size: Integer, interpolation: Integer) -> Integer:
-    """Weights a pixel, an even number, of a line of `length` pixels that is resized to `size`; no less for more."""
-    support = (2 if interpolation == BICUBIC else 1) * max(length / size, 1.0)
-    return (np.int64(math.ceil(2 * support)) + 1) // 2 * 2
-
-
-@exact
-def make_taps(length: Integer, size: Integer, interpolation: Integer) -> Taps:
-    """Room for lines of up to `length` pixels."""
-    filled = (size + ROUND - 1) // ROUND * ROUND
-    return Taps(np.empty(filled, np.int64), np.empty(filled * 2 * count_taps(length, size, interpolation), np.int16))
+def count_pairs(length: Integer, size: Integer, interpolation: Integer) -> Integer:
+    """Pairs of weights a pixel of a line of `length` pixels that is resized to `size`; no less for a longer line."""
+    support = (2 if interpolation == BICUBIC else 1) * (length / size if length > size else 1.0)
+    return (np.int64(math.ceil(2 * support)) + 1) // 2
 
 
 @exact
 def weight_at(x: Real, interpolation: Integer) -> Real:
     x = abs(x)
     if interpolation == BILINEAR:
-        return max(0.0, 1.0 - x)
+        return 1.0 - x if x < 1 else 0.0
     if x < 1:
         return ((A + 2) * x - (A + 3)) * x * x + 1
     return (((x - 5) * x + 8) * x - 4) * A if x < 2 else 0.0
 
 
 @exact
-def fill_mixture(taps: Taps, length: Integer, size: Integer) -> None:
-    """Fills in, of the bilinear filter where a line does not become shorter, the first of two pixels, and the second's
-    weight, one a pixel."""
-    for i in range(len(taps.start)):
-        centre = max(0.0, (min(i, size - 1) + 0.5) * length / size - 0.5)
-        start = min(np.int64(centre), length - 1)
-        taps.start[i] = start
-        fraction = centre - start if start < length - 1 else 0.0
-        taps.weights[i] = min(np.int64(fraction * (1 << FRACTION) + 0.5), (1 << FRACTION) - 1)
+def fill_taps(
+    start: NDArray[np.int64],
+    weights: NDArray[np.int16],
+    length: Integer,
+    size: Integer,
+    interpolation: Integer,
+    flip: Integer,
+) -> Integer:
+    """For each pixel of a line the first pixel that it is made of, and the weights of those from there on.
 
-
-@exact
-def fill_taps(taps: Taps, length: Integer, size: Integer, interpolation: Integer) -> None:
-    """Fills in all weights, for `count_taps` pixels each: to the bit those of Pillow's `precompute_coeffs`."""
+    start: (size rounded up,). Returns 0 if a pixel lies between two neighbours, as it does bilinearly where the line
+    does not become shorter; then there is one weight for each, of the second. Else returns the number of pairs, and
+    weights are (size rounded up, pairs, 2, 2): of each pair the high parts and the low parts. Together they have the
+    bits of Pillow's. flip: 1 for from the last pixel to the first; a
+    constant of type bool would be a type of its own, and be compiled once more.
+    """
     ratio = length / size
-    stretch = max(ratio, 1.0)
+    stretch = ratio if length > size else 1.0
     support = (2 if interpolation == BICUBIC else 1) * stretch
-    count = count_taps(length, size, interpolation)
-    row = np.empty(count, np.float64)
-    taps.weights[: 2 * count * len(taps.start)] = 0
-    for i in range(len(taps.start)):
-        centre = (min(i, size - 1) + 0.5) * ratio
-        start = max(0, np.int64(centre - support + 0.5))
-        inside = min(count, min(length, np.int64(centre + support + 0.5)) - start)
-        total = 0.0
-        for k in range(inside):
-            row[k] = weight_at((k + start - centre + 0.5) * (1.0 / stretch), interpolation)
-            total += row[k]
-        for k in range(inside):
-            share = row[k] / total * (1 << WEIGHT_BITS)
-            weight = np.int64(share - 0.5) if share < 0 else np.int64(share + 0.5)
-            at = 2 * (count * i + k - k % 2) + k % 2
-            high = (weight + (1 << LOW_BITS - 1)) >> LOW_BITS
-            taps.weights[at] = high
-            taps.weights[at + 2] = weight - (high << LOW_BITS)
-        taps.start[i] = start
+    pairs = 0 if interpolation == BILINEAR and length <= size else count_pairs(length, size, interpolation)
+    weights[: 4 * pairs * len(start)] = 0
+    for i in range(len(start)):
+        pixel = size - 1 if i >= size else size - 1 - i if flip == 1 else i
+        centre = (pixel + 0.5) * ratio
+        if pairs == 0:
+            left = centre - 0.5 if centre > 0.5 else 0.0
+            first = np.int64(left)
+            part = 0 if first >= length - 1 else np.int64((left - first) * (1 << FRACTION) + 0.5)
+            start[i], weights[i] = min(first, length - 1), min(part, (1 << FRACTION) - 1)
+            continue
+        first = max(0, np.int64(centre - support + 0.5))
+        count = min(2 * pairs, min(length, np.int64(centre + support + 0.5)) - first)
+        start[i], total = first, 0.0
+        for k in range(count):
+            total += weight_at((k + first - centre + 0.5) * (1.0 / stretch), interpolation)
+        for k in range(count):
+            share = weight_at((k + first - centre + 0.5) * (1.0 / stretch), interpolation) / total
+            weight = np.int64(math.floor(abs(share) * (1 << WEIGHT_BITS) + 0.5))
+            weight = -weight if share < 0 else weight
+            at, high = 2 * (2 * pairs * i + k - k % 2) + k % 2, (weight + (1 << LOW_BITS - 1)) >> LOW_BITS
+            weights[at], weights[at + 2] = high, weight - (high << LOW_BITS)
+    return pairs

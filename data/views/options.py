@@ -1,7 +1,7 @@
 """Options of views, recipe section `data.views`: crop, colours, blur and the rest. The defaults are SimCLR's."""
 
 import math
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,7 @@ class Views(Options):
     count: Annotated[int, Field(ge=1, le=64)] = 2
     size: Annotated[int, Field(ge=8, le=2048)] = 224  # pixels, of both sides
     crop: Crop | None = Crop()  # without: the whole image, resized
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # Pillow's, antialiased where the image shrinks
     flip: Probability = 0.5
     affine: Affine | None = None
     jitter: Jitter | None = Jitter()
@@ -105,6 +106,11 @@ class Views(Options):
     second: Second | None = None  # of two views; without: as the first
     mean: tuple[Fraction, Fraction, Fraction] = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]
     std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = (0.229, 0.224, 0.225)
+
+    @property
+    def filter(self) -> int:
+        """The interpolation's number in compiled loops."""
+        return columns.BICUBIC if self.interpolation == "bicubic" else columns.BILINEAR
 
     @property
     def blur_kernel(self) -> int:

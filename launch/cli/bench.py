@@ -40,7 +40,7 @@ def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file
     if file is not None:
         text = json.dumps({"rates": rates, "rows": [asdict(row) for row in rows]}, indent=2)
         write_whole(file, [text.encode()])
-        console.print(f"written: {file}; kilobatch plan RECIPE --measured {file}")
+        console.print(f"written: {file}; kilobatch plan RECIPE --measured {file}", markup=False)
 
 
 def _number_of_ranks(device: "torch.device", ranks: int | None) -> int:

@@ -51,10 +51,10 @@ def verify_file(file: Path, source: str | None, out: Path | None) -> None:
 
 def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path | None, label: str | None) -> None:
     """Checks a .beton that FFCV or an older kilobatch wrote, and writes its note. Raises UserError as adopt does."""
-    from kilobatch.data.sources.adopt import adopt
-
     if source is not None or out is not None:
         raise UserError("convert --adopt FILE checks one file; leave out the source and the file to write")
+    from kilobatch.data.sources.adopt import adopt
+
     info = adopt(file, classes=classes, label=label)
     print(f"adopted {file}, wrote {note_path(file).name}: {describe(info)}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.sources.path_names import composed
 from kilobatch.data.sources.specs import describe_class_difference, is_beton, open_source
 from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, STAGES, Pipeline
 from kilobatch.launch.recipes import catalogue, overrides, references
@@ -143,8 +144,9 @@ def _check_same_classes(teacher: Stage, student: Stage) -> None:
 
 
 def _classes(spec: str) -> list[str]:
-    """The names of the classes of a data set. Decodes no image."""
-    return verify_beton(Path(spec).expanduser()).classes if is_beton(spec) else open_source(spec, "train").classes
+    """The names of the classes of a data set, in one Unicode form. Decodes no image."""
+    classes = verify_beton(Path(spec).expanduser()).classes if is_beton(spec) else open_source(spec, "train").classes
+    return [composed(name) for name in classes]
 
 
 @dataclass(frozen=True)

@@ -46,22 +46,21 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     Warns of images that are smaller than the views. Raises UserError, also where labels or pixels of training and test
     images do not mean the same.
     """
-    train = _prepare(recipe, recipe.data.train, "train")
-    if recipe.data.test is None:
-        return PreparedData(train=train)
-    test = _prepare(recipe, recipe.data.test, "test")
-    infos = verify_beton(train.beton), verify_beton(test.beton)
-    _refuse_other_classes(recipe, *infos)
-    _refuse_other_range(recipe, *infos)
+    size = recipe.data.views.size
+    train = _prepare(recipe.data.train, "train", size)
+    test = None if recipe.data.test is None else _prepare(recipe.data.test, "test", size)
+    if test is not None:
+        infos = verify_beton(train.beton), verify_beton(test.beton)
+        _refuse_other_classes(recipe, *infos)
+        _refuse_other_range(recipe, *infos)
+        _warn_of_small_images(test.beton, f"data.test '{recipe.data.test}'", size)
+    _warn_of_small_images(train.beton, f"data.train '{recipe.data.train}'", size)
     return PreparedData(train=train, test=test)
 
 
-def _prepare(recipe: Recipe, spec: str, split: Split) -> PreparedFile:
-    size = recipe.data.views.size
-    beton = prepare(spec, split).absolute()
-    info = verify_beton(beton)
-    _warn_of_small_images(beton, f"data.{split} '{spec}'", size)
-    return PreparedFile(beton=beton, sha256=info.sha256)
+def _prepare(spec: str, split: Split, size: int) -> PreparedFile:
+    beton = prepare(spec, split, encoding_for_views(size)).absolute()
+    return PreparedFile(beton=beton, sha256=verify_beton(beton).sha256)
 
 
 def _warn_of_small_images(beton: Path, name: str, size: int) -> None:

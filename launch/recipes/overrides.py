@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from kilobatch.data.errors import UserError
-from kilobatch.data.sources.specs import FORMS
 from kilobatch.launch.recipes.settings import Key, Settings, parse
 
 SHORT = {"seed": "run.seed"}  # keys that may be written without their section
+NULL = ("null", "~")
 
 
 def read_overrides(overrides: Sequence[str]) -> Settings:
@@ -37,16 +39,33 @@ def _read_override(text: str) -> Settings:
 
 
 def _read_value(text: str, source: str) -> tuple[Any, dict[Key, str]]:
-    """A value and the origins in it. Text without quotes is meant as it stands: YAML would cut it off at " #", and take
-    "folder:a: b" for a mapping. Raises UserError for broken YAML."""
+    """A value and the origins in it: a list, a mapping or text in quotes as YAML reads them; a number, true, false or
+    null; else the text itself. YAML would cut that off at " #", and take "folder:a: b" for a mapping.
+
+    Raises UserError for broken YAML, and where something stands after a list, a mapping or quotes.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(
             f"{source} has bytes that are not UTF-8, which no recipe can hold; rename what it names"
         ) from None
-    if text.partition(":")[0] in FORMS:
-        return text, {(): source}
-    value, inner = parse(text, source, lines=False)
-    plain = isinstance(value, str) and text.lstrip()[0] not in "\"'|>!"
-    return (text.strip() if plain else value), inner
+    if text.lstrip()[0] in "[{\"'":
+        value, inner = parse(text, source, lines=False)
+        refuse_rest(text, source)
+        return value, inner
+    plain = text, {(): source}
+    if text.strip() in NULL:
+        return None, {(): source}
+    try:
+        value, inner = parse(text, source, lines=False)
+    except UserError:  # such as "@photos", which YAML keeps for itself
+        return plain
+    return (value, inner) if isinstance(value, bool | int | float) else plain
+
+
+def refuse_rest(text: str, source: str) -> None:
+    """Raises UserError where the YAML in a text ends before the text does: YAML takes the rest for a comment."""
+    rest = text[yaml.compose(text, Loader=yaml.SafeLoader).end_mark.index :].strip()
+    if rest:
+        raise UserError(f"{source}: '{rest}' after the value would be left out; put quotes around the whole value")

@@ -39,7 +39,8 @@ def locate_reference(where: str) -> Path:
 def absolute_reference(where: str) -> str:
     """A reference as an absolute path, so that it can be used from any folder."""
     paths = Path(where).expanduser(), run_folder.FOLDER / where
-    return str(next((path for path in paths if path.exists()), paths[0]).absolute())
+    found = (path for path in paths if path.is_file() or is_checkpoint(path) or (path / "recipe.yaml").is_file())
+    return str(next(found, paths[0]).absolute())
 
 
 def recipe_of(where: str) -> Recipe:

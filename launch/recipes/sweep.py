@@ -45,6 +45,7 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     values, _ = parse(listed, f"--sweep {sweep}", lines=False)
     if not values or not isinstance(values, list) or not text.strip():
         raise UserError(f"--sweep {sweep} has no values; write it as optimizer.lr=0.3,0.6,1.2")
+    overrides.refuse_rest(listed, f"--sweep {sweep}")
     nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value  # a list, since `parse` above has read one
     texts = [listed[node.start_mark.index : node.end_mark.index] for node in nodes]
     for n, value in enumerate(values):

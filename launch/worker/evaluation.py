@@ -129,8 +129,8 @@ def _refuse_other_images(recipe: Recipe, data: PreparedData, saved: Saved) -> No
         spec = recipe.data.train
         start = "" if absolute_spec(spec) == spec else ", or evaluate in the folder that the run was started in"
         raise UserError(
-            f"{saved.folder} was trained on other images than data.train '{spec}' holds now ({data.train.beton}): their "
-            f"SHA-256 is {trained[:12]}…, now {now[:12]}…; put the old ones back{start}"
+            f"{saved.folder} was trained on other images than data.train '{spec}' holds now ({data.train.beton}): of "
+            f"SHA-256 {trained[:12]}…, now {now[:12]}…; put the old ones back{start}"
         )
 
 

@@ -37,7 +37,7 @@ def main(
     def prepare() -> list[str]:
         if "unprepared" in arguments:
             raise UserError("no images there")
-        return []
+        return ["of node 0"] if module == "scripted_worker" else []
 
     outcome = agent.run_node(
         folder,

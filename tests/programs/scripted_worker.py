@@ -21,7 +21,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "GLOO_SOCKET_IFNAME")
-    print(" ".join(os.environ[name] for name in names), flush=True)
+    print(" ".join([*(os.environ[name] for name in names), *sys.argv[3:]]), flush=True)
     while len(list(folder.glob("pid-*"))) < world:
         time.sleep(0.02)
     match what:

@@ -38,9 +38,10 @@ def field(rng: np.random.Generator, frequency: NDArray[np.float64], height: int,
     return (values - values.mean()) / values.std()
 
 
-def jpeg(i: int) -> bytes:
+def jpeg(i: int, restarts: bool = False) -> bytes:
+    """restarts: with a marker after each row of blocks, as conversion writes them."""
     file = io.BytesIO()
-    photo(i).save(file, "JPEG", quality=JPEG_QUALITY)
+    photo(i).save(file, "JPEG", quality=JPEG_QUALITY, restart_marker_rows=int(restarts))
     return file.getvalue()
 
 

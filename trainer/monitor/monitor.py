@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from kilobatch.data.files import write_whole
+from kilobatch.data.sources.path_names import printable
 from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.images import Triple, grid, png, to_bytes
 from kilobatch.trainer.monitor.progress_bar import Bar, Lines
@@ -108,7 +109,8 @@ class Monitor:
         rows = min(len(sample), (8192 // side) ** 2)  # the projector's sprite is at most 8192 pixels wide
         self._tensorboard.add_embedding(
             sample.x[:rows],
-            metadata=[classes[label] for label in sample.label[:rows].tolist()],
+            # One line each: the projector drops an empty one, and then names the points after it wrongly.
+            metadata=[printable(classes[int(label)]).strip() or "''" for label in sample.label[:rows]],
             label_img=sample.image[:rows].float() / 255,
             global_step=step,
             tag="encoder",

@@ -12,8 +12,8 @@ from kilobatch.data.sources.convert import convert, describe
 from kilobatch.data.sources.deep_pixels import UnknownRangeError, range_of_bits, read_deep, values_of
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
-from kilobatch.data.sources.image_files import encode_file, read_image
-from tests.helpers.deep_images import png_16, tiff_16
+from kilobatch.data.sources.image_files import BrokenImage, encode_file, read_image
+from tests.helpers.deep_images import netpbm_16, png_16, sgi_16, tiff_16
 from tests.helpers.stored_images import stored_pixels
 
 
@@ -24,16 +24,68 @@ def values(*shape: int, high: int = 65_535) -> NDArray[np.uint16]:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_png_is_read_to_the_last_bit(channels: int):
     pixels = values(7, 9, channels) if channels > 1 else values(7, 9)
-    np.testing.assert_array_equal(read_deep(png_16(pixels)), pixels)
+    np.testing.assert_array_equal(read_deep(png_16(pixels)).values, pixels)
 
 
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_tiff_in_colour_is_read_to_the_last_bit(order: str):
+def test_a_tiff_in_colour_is_read_to_the_last_bit(order: str, separate: bool):
     pixels = values(7, 9, 3)
-    data = tiff_16(pixels, order)
-    np.testing.assert_array_equal(read_deep(data), pixels)
+    data = tiff_16(pixels, order, separate=separate)
+    np.testing.assert_array_equal(read_deep(data).values, pixels)
     assert values_of(data) == (pixels.min(), pixels.max())
     np.testing.assert_array_equal(read_image(data, "a"), np.round(pixels / 257))
+
+
+def test_separate_planes_that_are_not_read_are_refused():
+    """Pillow would show the high bytes twice."""
+    data = bytearray(tiff_16(values(7, 9, 3), separate=True))
+    at = data.index(b"\x03\x01\x03\0\x01\0\0\0\x01\0")  # the field of the compression
+    data[at + 8] = 8  # zlib
+    with pytest.raises(BrokenImage, match="a: its channels of more than 8 bits stand in separate planes.*interleaved"):
+        encode_file(bytes(data), "a", Encoding(value_range=(0, 4095)))
+
+
+def test_opacity_is_no_part_of_the_range():
+    """Colours that are stored multiplied with their opacity are divided by it; on white they are what they were."""
+    colours, opacity = values(7, 9, 3, high=4095).astype(float), 5 * values(7, 9, 1, high=13_107)
+    plain = np.concatenate([colours, opacity], 2).astype(np.uint16)
+    multiplied = np.concatenate([(colours * opacity / 65_535).round(), opacity], 2).astype(np.uint16)
+    on_white = (colours / 4095 * 255 * opacity + 255 * (65_535.0 - opacity)) / 65_535
+    for data in (tiff_16(plain, extra=2), tiff_16(multiplied, extra=1), png_16(plain)):
+        assert np.abs(read_image(data, "a", (0, 4095)) - on_white).max() < 1.6
+    assert values_of(tiff_16(plain, extra=2)) == (colours.min(), colours.max())
+
+
+def test_a_grey_tiff_whose_white_is_zero():
+    """X-ray images; of 8 bits Pillow turns them, of 16 it does not."""
+    pixels = np.array([[0, 1000, 4095]], np.uint16)
+    grey = read_image(tiff_16(pixels, photometric=0), "a", (0, 4095))[0, :, 0]
+    assert [*grey] == [255, 193, 0]
+    assert values_of(tiff_16(pixels, photometric=0)) == (0, 4095)
+
+
+def test_large_unsigned_numbers_are_not_taken_for_negative():
+    pixels = np.array([[0, 3_000_000_000, 4_000_000_000]], np.uint32)
+    assert values_of(tiff_16(pixels, photometric=1)) == (0, 4_000_000_000)
+    np.testing.assert_array_equal(read_deep(tiff_16(pixels, photometric=1)).values, pixels)
+
+
+@pytest.mark.parametrize("highest", [4095, 65_535])
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3)])
+def test_netpbm_is_read_as_it_is_stored(shape: tuple[int, ...], plain: bool, highest: int):
+    """Pillow stretches its values to the highest that the header allows."""
+    pixels = values(*shape, high=4000)
+    data = netpbm_16(pixels, highest, plain=plain)
+    np.testing.assert_array_equal(read_deep(data).values, pixels)
+    with pytest.raises(BrokenImage):
+        encode_file(data[:-9], "a", Encoding(value_range=(0, 4095)))
+
+
+def test_sgi_is_read_to_the_last_bit():
+    pixels = values(7, 9, 3)
+    np.testing.assert_array_equal(read_deep(sgi_16(pixels)).values, pixels)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "resume on workers that do not divide": (["resume", "demo-2", "--workers", "4"], ["478", "4 workers"]),
     "resume what has finished": (["resume", "finished"], ["has finished", "kilobatch eval"]),
     "export without a checkpoint": (["export", "demo-2", "e.safetensors"], ["checkpoint"]),
+    "export beside a folder of that name": (["export", "finished", "e.safetensors"], ["runs/finished holds no chec"]),
     "export to a wrong name": (["export", "demo-2", "e.pt"], ["e.pt", "safetensors"]),
     "verify an unknown method": (["verify", "simclrr"], ["simclrr", "did you mean 'simclr'?"]),
 }
@@ -145,7 +146,8 @@ def damaged_files_and_runs(tmp_path: Path) -> None:
     from kilobatch.launch.recipes import recipe
     from kilobatch.launch.runs import run_folder
 
-    (tmp_path / "cache").mkdir()
+    for name in ("cache", "finished"):  # the latter has the name of a run
+        (tmp_path / name).mkdir()
     (tmp_path / "short.beton").write_bytes(b"\x02\x00\x00")
     (tmp_path / "foreign.beton").write_bytes(np.random.default_rng(0).bytes(5000))
     np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
@@ -240,10 +242,13 @@ def test_as_a_process(tmp_path: Path):
 
 
 def test_train_and_test_of_other_classes(kilobatch: Callable, tmp_path: Path):
-    np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
+    names = np.array(["0", "1", "ten"])
+    np.savez(tmp_path / "three.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3), class_names=names)
     result = kilobatch("train", "demo", "data.test=npz:three.npz")
     message = result.err[result.err.index("kilobatch: ") :]  # the progress of the conversions comes before
-    assert_refused(result.code, message, ["npz:three.npz", "3 classes", "digits", "10", "data.test=null"])
+    assert_refused(
+        result.code, message, ["npz:/", "three.npz", "3 classes", "digits", "10", ": ten;", "data.test=null"]
+    )
     assert not (tmp_path / "runs").exists()
 
 

@@ -38,7 +38,8 @@ def test_long_work_ends_at_a_signal_and_does_not_begin_after_one(signals: Signal
         time.sleep(60)
         done.append("ended")
 
-    signals.run_unless_stopped(work)
+    assert signals.run_unless_stopped(lambda: "result") == "result"
+    assert signals.run_unless_stopped(work) is None
     os.kill(os.getpid(), signal.SIGTERM)  # nothing is interrupted between the two calls
-    signals.run_unless_stopped(work)
+    assert signals.run_unless_stopped(work) is None
     assert done == ["begun"]

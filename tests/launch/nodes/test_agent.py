@@ -91,7 +91,8 @@ def test_three_nodes_meet_and_finish(nodes: Nodes):
     assert nodes.run(3, "finishes").kind == "finished"
     for rank in range(6):
         written = (nodes.folder / "logs" / f"rank-{rank}.log").read_text().split()[1:]
-        assert written == [str(rank), "6", str(rank % 2), "2", "127.0.0.1", "lo"]
+        prepared = ["of", "node", "0"] if rank < 2 else []  # what node 0 has prepared it names to its own workers
+        assert written == [str(rank), "6", str(rank % 2), "2", "127.0.0.1", "lo", *prepared]
     assert list((nodes.folder / "meeting").iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kilobatch.data.errors import UserError
-from kilobatch.launch.recipes import catalogue, overrides, recipe
+from kilobatch.launch.recipes import catalogue, overrides, recipe, sweep
 from kilobatch.launch.recipes.catalogue import FOLDER
 from kilobatch.launch.recipes.settings import Settings, dump, parse
 
@@ -60,6 +60,11 @@ def test_schema_knows_methods_bounds_and_requires_nothing():
         # What the command line passes is the text itself: YAML's comments and mappings would name another folder.
         ("folder:a #b", "folder:a #b"), ("folder:a: b", "folder:a: b"), ("folder: a ", "folder: a "),
         ("folder:a\nb", "folder:a\nb"), ("a #b.beton", "a #b.beton"), ("'folder:a #b'", "folder:a #b"),
+        ("folder:[x]", "folder:[x]"), ("folder:{a}", "folder:{a}"), ("npz:*x", "npz:*x"), ("a: b", "a: b"),
+        ("- a", "- a"), ("? a", "? a"), ("# a", "# a"), ("---", "---"), ("null.beton", "null.beton"),
+        ("@a", "@a"), ("%a", "%a"), ("!a", "!a"), ("! a", "! a"), ("!!str a", "!!str a"), ("&a b", "&a b"),
+        ("*a", "*a"), ("`a", "`a"), ("|a", "|a"), ("> a", "> a"), ("null #a", "null #a"), (" a ", " a "),
+        ("\ta", "\ta"), ("a\\b", "a\\b"), (" null ", None), (" 5 ", 5),
         ("4.8 # c", 4.8),
     ],
 )  # fmt: skip
@@ -67,6 +72,30 @@ def test_override_values(text: str, value: object):
     read = overrides.read_overrides([f"a.b={text}"]).values["a"]["b"]
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("text", ["'a' #b.beton", '"a" # b', "[a, b] # c", "{a: 1} #"])
+def test_an_override_of_which_yaml_would_leave_something_out_is_refused(text: str):
+    with pytest.raises(UserError, match=r"override 'a.b=.*: '#.*' after the value would be left out; put quotes"):
+        overrides.read_overrides([f"a.b={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("folder:a: b,folder:[x]", ["folder:a: b", "folder:[x]"]),
+        ("'a, #b',c", ["'a, #b'", "c"]),
+        ("a #b,c", None),
+        ("a ]#,b", None),
+        ("@a,b", None),
+    ],
+)
+def test_a_sweep_of_names_is_as_typed_or_refused(text: str, changes: list[str] | None):
+    if changes is None:
+        with pytest.raises(UserError, match=r"^--sweep a.b="):
+            sweep.points([f"a.b={text}"])
+    else:
+        assert [point.changes for point in sweep.points([f"a.b={text}"])] == [[f"a.b={value}"] for value in changes]
 
 
 def test_an_override_with_bytes_that_are_not_utf8_is_refused():

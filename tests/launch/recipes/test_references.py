@@ -194,6 +194,7 @@ def test_submitted_recipes_name_absolute_places(folder: Path) -> None:
     from kilobatch.launch.recipes.data import with_absolute_paths
 
     (folder / "runs" / "pre").rename(folder / "pre")
+    (folder / "fine").mkdir()  # a folder of this name that is no run
     recipe = resolve_recipe("demo", [*DISTILL[1:], "method.start=pre", "data.labels.list=some.txt"])
     rooted = with_absolute_paths(recipe)
     places = references.references(rooted)

@@ -1,0 +1,129 @@
+"""The files with the images: the same on every rank, and those that the checkpoint was trained on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kilobatch.data.errors import UserError
+from kilobatch.data.sources.arrays import Arrays
+from kilobatch.data.sources.convert import convert
+from kilobatch.launch.recipes import data as recipe_data
+from kilobatch.launch.recipes.data import PreparedData, prepare_data
+from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
+from kilobatch.launch.worker import components, evaluation
+from kilobatch.launch.worker.components import data_of, data_sha256
+from kilobatch.launch.worker.process_group import World
+from kilobatch.methods import collectives
+from kilobatch.methods.method import Method
+from kilobatch.trainer.evaluate.options import EvaluateOptions
+from tests.helpers.process_groups import run_ranks
+
+
+class Pixels(Method):
+    """The pixels as features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Flatten()
+
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def beton(path: Path, labels: list[int], classes: list[str], seed: int = 0) -> str:
+    images = np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
+    convert(Arrays(images, np.array(labels), classes), path, progress=False)
+    return str(path)
+
+
+def recipe(tmp_path: Path, *changes: str) -> Recipe:
+    train = beton(tmp_path / "train.beton", [0, 1, 2, 0], NAMES)
+    test = beton(tmp_path / "test.beton", [0, 0, 1], ["cat", "ant"], seed=1)
+    paths = [f"data.train={train}", f"data.test={test}"]
+    return resolve_recipe("demo", ["data.views.size=8", "encoder.width=2", *paths, *changes])
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(rank, size, rank, size, torch.device("cpu"))
+
+
+def found(changes: list[str], given: PreparedData | None) -> tuple[PreparedData, int]:
+    """What a rank finds, and how often it looked; only rank 0 is given anything."""
+    looked: list[Recipe] = []
+    original = recipe_data.prepare_data
+
+    def counted(recipe: Recipe) -> PreparedData:
+        looked.append(recipe)
+        return original(recipe)
+
+    components.prepare_data = counted
+    rank = collectives.rank()
+    ours = resolve_recipe("demo", changes)
+    return data_of(ours, world(rank, collectives.world_size()), None if rank else given), len(looked)
+
+
+def test_ranks_take_what_the_launcher_found(tmp_path: Path) -> None:
+    ours = recipe(tmp_path)
+    data = prepare_data(ours)
+    changes = [f"data.train={ours.data.train}", f"data.test={ours.data.test}", "data.views.size=8"]
+    assert run_ranks(2, found, changes, data) == [(data, 0), (data, 0)]
+    assert run_ranks(2, found, changes, None) == [(data, 1), (data, 0)]  # started by torchrun
+
+
+def test_a_file_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
+    ours = recipe(tmp_path)
+    data = prepare_data(ours)
+    beton(tmp_path / "test.beton", [0, 0, 1], ["cat", "ant"], seed=2)
+    with pytest.raises(
+        UserError, match=r"data.test .*test.beton holds other images on .* than where the run was started"
+    ):
+        data_of(ours, world(), data)
+    (tmp_path / "train.beton").unlink()
+    with pytest.raises(
+        UserError, match=r"data.train .*rank 0 has .*train.beton, which is not there on .* all nodes see"
+    ):
+        data_of(ours, world(), data)
+    source = resolve_recipe("demo", ["data.train=folder:photos", "data.test=null"])
+    with pytest.raises(UserError, match=r"converted it to .*all nodes see, by KILOBATCH_CACHE=FOLDER"):
+        data_of(source, world(), data)
+
+
+def test_an_evaluation_refuses_other_training_images(tmp_path: Path) -> None:
+    ours = recipe(tmp_path)
+    data, saved = prepare_data(ours), SimpleNamespace(meta={}, folder=Path("step-3"))
+    saved.meta["images_sha256"] = data.train.sha256
+    evaluation._refuse_other_images(ours, data, saved)  # pyright: ignore[reportArgumentType]
+    saved.meta = {"data_sha256": data_sha256(data, None)}  # of an earlier version
+    evaluation._refuse_other_images(ours, data, saved)  # pyright: ignore[reportArgumentType]
+    for meta in ({"images_sha256": "0" * 64}, {"data_sha256": "0" * 64}):
+        saved.meta = meta
+        says = (
+            rf"step-3 was trained on other images than data.train '.*train.beton' .*000…, now {data.train.sha256[:12]}"
+        )
+        with pytest.raises(UserError, match=says):
+            evaluation._refuse_other_images(ours, data, saved)  # pyright: ignore[reportArgumentType]
+
+
+def test_test_images_of_some_classes_are_evaluated_among_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = recipe(tmp_path)
+    ours = ours.model_copy(update={"evaluate": EvaluateOptions.model_validate({"knn": {"k": 4}})})
+    data = prepare_data(ours)
+    suite = evaluation.suite_of(tmp_path, ours, data, world(), Pixels())
+    assert suite is not None
+    assert (suite.classes, suite.among) == (NAMES, [0, 2])
+    assert torch.cat([batch.label for batch in suite.test]).tolist() == [2, 2, 0]  # cat, cat, ant
+    values: dict[str, float] = {name: value for of in ("knn", "fast_linear") for name, value in suite.evaluate(of)}
+    evaluation._print_values(values, ours, suite)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(", among the 2 classes of the test images: " in line for line in lines)
+    whole = evaluation.suite_of(tmp_path, ours, data.model_copy(update={"test": data.train}), world(), Pixels())
+    assert whole is not None and whole.among is None
+    evaluation._print_values(values, ours, whole)
+    assert "among" not in capsys.readouterr().out
