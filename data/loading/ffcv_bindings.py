@@ -1,4 +1,4 @@
-"""Imports FFCV without its side effects, and two of its C functions for compiled code. Import FFCV from here only."""
+"""Imports FFCV without its side effects, and its JPEG decoder for compiled code. Import FFCV from here only."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -52,7 +52,6 @@ __all__ = [
     "PipelineSpec",
     "State",
     "imdecode",
-    "resize",
     "keep_torch_threads",
 ]
 
@@ -99,13 +98,4 @@ imdecode = bind_c_function(
     *(types.uintp, types.uint64, types.uint32, types.uint32),  # file: address, bytes; height, width
     *(types.uintp, types.uint32, types.uint32),  # pixels: address; height, width
     *(types.uint32, types.uint32, types.uint32, types.uint32, types.uint32, types.uint32),  # offset, scale, crop, flip
-)
-
-# OpenCV's resize, INTER_AREA, of a part of an RGB image
-resize = bind_c_function(
-    "resize",
-    types.void,
-    *(types.int64, types.int64, types.int64, types.int64),  # unused; image: address, height, width
-    *(types.int64, types.int64, types.int64, types.int64),  # part: rows from, to; columns from, to
-    *(types.int64, types.int64, types.int64),  # result: address, height, width
 )

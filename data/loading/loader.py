@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from kilobatch.data.counter_rng import keys
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import UNLABELLED
 from kilobatch.data.loading.sampling import epoch_order, rank_batches, rank_block
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.options import Interpolation, Views
 
 if TYPE_CHECKING:
     from kilobatch.data.loading.decoders import BatchRequest
@@ -164,10 +164,10 @@ class PlainLoader:
         worker: LoaderWorker,
         *,
         batch: int,
+        interpolation: Interpolation = "bilinear",
     ):
-        self.views = Views(
-            count=1, size=size, crop=None, flip=0, jitter=None, grey=0, blur=None, solarize=None, mean=mean, std=std
-        )
+        plain: dict[str, Any] = {"crop": None, "flip": 0, "jitter": None, "grey": 0, "blur": None, "solarize": None}
+        self.views = Views(count=1, size=size, interpolation=interpolation, mean=mean, std=std, **plain)
         self.beton = open_beton(beton, self.views, 0, CENTRAL if size >= CENTRAL_FROM else 0, worker)
         self.samples = self.beton.samples
         self.index = rank_block(self.samples, worker.rank, worker.world)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.numba_jit import Integer, Real, exact
-from kilobatch.data.views.byte_vectors import FRACTION, LOW_BITS, WEIGHT_BITS
 from kilobatch.data.views.columns import BICUBIC, BILINEAR
+from kilobatch.data.views.pixel_vectors import FRACTION, LOW_BITS, WEIGHT_BITS
 
 A = -0.5  # of the bicubic filter: Keys, 1981
 ROUND = 4  # lines are filled up to a multiple of this, for loops that make four pixels at once
@@ -40,21 +40,23 @@ def fill_taps(
     length: Integer,
     size: Integer,
     interpolation: Integer,
+    mixed: bool,
     flip: Integer,
 ) -> Integer:
     """For each pixel of a line the first pixel that it is made of, and the weights of those from there on.
 
-    start: (size rounded up,). Returns 0 if a pixel lies between two neighbours, as it does bilinearly where the line
-    does not become shorter; then there is one weight for each, of the second. Else returns the number of pairs, and
-    weights are (size rounded up, pairs, 2, 2): of each pair the high parts and the low parts. Together they have the
-    bits of Pillow's. flip: 1 for from the last pixel to the first; a
+    start: (size rounded up,). mixed: a pixel lies between two neighbours, as it does bilinearly where the line does not
+    become shorter; then there is one weight for each, of the second, and the result is 0. Else it is the number of
+    pairs, and weights are (size rounded up, pairs, 2, 2): of each pair the high parts and the low parts. Together they
+    have the bits of Pillow's. flip: 1 for from the last pixel to the first; a
     constant of type bool would be a type of its own, and be compiled once more.
     """
     ratio = length / size
     stretch = ratio if length > size else 1.0
     support = (2 if interpolation == BICUBIC else 1) * stretch
-    pairs = 0 if interpolation == BILINEAR and length <= size else count_pairs(length, size, interpolation)
-    weights[: 4 * pairs * len(start)] = 0
+    pairs = 0 if mixed else count_pairs(length, size, interpolation)
+    row = np.empty(2 * pairs, np.float64)
+    inverse = 1.0 / stretch
     for i in range(len(start)):
         pixel = size - 1 if i >= size else size - 1 - i if flip == 1 else i
         centre = (pixel + 0.5) * ratio
@@ -68,11 +70,14 @@ def fill_taps(
         count = min(2 * pairs, min(length, np.int64(centre + support + 0.5)) - first)
         start[i], total = first, 0.0
         for k in range(count):
-            total += weight_at((k + first - centre + 0.5) * (1.0 / stretch), interpolation)
+            row[k] = weight_at((k + first - centre + 0.5) * inverse, interpolation)
+            total += row[k]
         for k in range(count):
-            share = weight_at((k + first - centre + 0.5) * (1.0 / stretch), interpolation) / total
-            weight = np.int64(math.floor(abs(share) * (1 << WEIGHT_BITS) + 0.5))
-            weight = -weight if share < 0 else weight
-            at, high = 2 * (2 * pairs * i + k - k % 2) + k % 2, (weight + (1 << LOW_BITS - 1)) >> LOW_BITS
+            share = row[k] / total * (1 << WEIGHT_BITS)
+            weight = np.int64(share - 0.5 if share < 0 else share + 0.5)
+            at, high = 2 * (2 * pairs * i + k - (k & 1)) + (k & 1), (weight + (1 << LOW_BITS - 1)) >> LOW_BITS
             weights[at], weights[at + 2] = high, weight - (high << LOW_BITS)
+        for k in range(count, 2 * pairs):
+            at = 2 * (2 * pairs * i + k - (k & 1)) + (k & 1)
+            weights[at] = weights[at + 2] = 0
     return pairs

@@ -24,6 +24,7 @@ Ratio = Annotated[float, Field(ge=0.01, le=100)]  # a ratio of two lengths
 Sigma = Annotated[float, Field(ge=0.01, le=100)]
 Strength = Annotated[float, Field(ge=0, le=10)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Options(BaseModel):
@@ -96,7 +97,7 @@ class Views(Options):
     count: Annotated[int, Field(ge=1, le=64)] = 2
     size: Annotated[int, Field(ge=8, le=2048)] = 224  # pixels, of both sides
     crop: Crop | None = Crop()  # without: the whole image, resized
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # Pillow's, antialiased where the image shrinks
+    interpolation: Interpolation = "bilinear"  # Pillow's, antialiased where the image shrinks
     flip: Probability = 0.5
     affine: Affine | None = None
     jitter: Jitter | None = Jitter()

@@ -52,7 +52,8 @@ def suite_of(run: Path, recipe: Recipe, data: PreparedData, world: World, method
     views, options = recipe.data.views, recipe.evaluate
 
     def clean(beton: Path) -> PlainLoader:
-        return PlainLoader(beton, views.size, views.mean, views.std, loader_worker(recipe, world), batch=256)
+        worker, filter_ = loader_worker(recipe, world), views.interpolation
+        return PlainLoader(beton, views.size, views.mean, views.std, worker, batch=256, interpolation=filter_)
 
     return EvaluationSuite(
         method=method,

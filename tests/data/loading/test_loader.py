@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kilobatch.data.augment.cpu.flip import mirror
 from kilobatch.data.augment.device import augment
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.cpus import spare_threads
@@ -113,15 +112,6 @@ def test_views_without_augmentation_are_the_images(beton: Path):
         image = photo(i, 40 + 7 * i % 60, 40 + 11 * i % 60).resize((24, 24), Image.Resampling.BOX)
         expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
         assert (view - expected).abs().mean() < 4 / 255
-
-
-@pytest.mark.parametrize("width", [1, 2, 5, 6, 11, 224])
-def test_mirrors(width: int):
-    image = np.random.default_rng(0).integers(0, 256, (4, width, 3), dtype=np.uint8)
-    flipped = image.copy()
-    mirror(flipped[1:3])
-    assert (flipped[1:3] == image[1:3, ::-1]).all()
-    assert (flipped[[0, 3]] == image[[0, 3]]).all()
 
 
 def test_flips_turn_every_second_view_left_to_right(beton: Path):

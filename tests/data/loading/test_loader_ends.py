@@ -15,6 +15,7 @@ from kilobatch.data.beton_writer import write_samples
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.decoders import BatchRequest, ViewDecoder
 from kilobatch.data.loading.prefetch import OpenBeton, Prefetcher
+from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import encode
 from tests.helpers.loaders import (
     CPU,
@@ -56,7 +57,7 @@ def test_a_damaged_jpeg_is_refused_by_name(beton: Path, tmp_path: Path, keep: fl
 
 
 def test_a_jpeg_that_was_damaged_before_it_was_stored_is_refused_by_name(tmp_path: Path):
-    stored = encode(photo(0, 80, 80), None, 90).data
+    stored = encode(photo(0, 80, 80), Encoding()).data
     path = tmp_path / "broken.beton"
     write_samples(path, [(0, 80, 80, data, 0) for data in (stored, stored[:200])], ["a"])
     with pytest.raises(UserError, match=r"broken.beton, sample 1: .*the file is damaged: convert it again"):
@@ -65,7 +66,7 @@ def test_a_jpeg_that_was_damaged_before_it_was_stored_is_refused_by_name(tmp_pat
 
 def test_a_jpeg_that_only_draws_a_warning_is_shown(tmp_path: Path):
     image = photo(0, 80, 80)
-    stored = encode(image, None, 90)
+    stored = encode(image, Encoding())
     marker = stored.data.index(b"\xff\xc0")
     path = tmp_path / "warning.beton"
     write_samples(path, [(0, 80, 80, stored.data[:marker] + b"\x00\x00" + stored.data[marker:], 0)], ["a"])

@@ -13,8 +13,8 @@ from kilobatch.data.sources.deep_pixels import UnknownRangeError, range_of_bits,
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import BrokenImage, encode_file, read_image
+from tests.helpers.beton_contents import stored_pixels
 from tests.helpers.deep_images import netpbm_16, png_16, sgi_16, tiff_16
-from tests.helpers.stored_images import stored_pixels
 
 
 def values(*shape: int, high: int = 65_535) -> NDArray[np.uint16]:

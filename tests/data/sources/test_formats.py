@@ -17,8 +17,8 @@ from kilobatch.data.sources import formats
 from kilobatch.data.sources.convert import convert, describe
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
+from tests.helpers.beton_contents import stored_files
 from tests.helpers.deep_images import png_16, tiff_16
-from tests.helpers.stored_images import stored_files
 
 pytest.importorskip("pillow_heif")
 
