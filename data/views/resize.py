@@ -136,8 +136,7 @@ def resize(image: Bytes, box: Box, flip: bool, interpolation: Integer, out: Byte
 
     places, windows = scratch.places, scratch.places[2 * filled : 2 * filled + halves]
     across, start, lines = places[:filled], places[filled : 2 * filled], places[2 * filled + halves :]
-    weights_across = scratch.weights
-    mixed = interpolation == BILINEAR and rows <= size and columns <= size
+    weights_across, mixed = scratch.weights, interpolation == BILINEAR and rows <= size and columns <= size
     pairs = fill_taps(across, weights_across, columns, size, interpolation, mixed, 1 if flip else 0)
     down = weights_across[max(1, 4 * pairs) * filled :]
     row_pairs = fill_taps(start, down, rows, size, interpolation, mixed, 0)
