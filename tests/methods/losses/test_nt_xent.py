@@ -11,6 +11,10 @@ from kilobatch.data.errors import UserError
 from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.losses.nt_xent import CPU_TILE
 
+# Of exponentials of similarities near 50 in fp32, each a sum of 128 products: 2e-5 on processors with AVX2, 5e-6 with
+# AVX-512.
+ROUNDING = 4e-5
+
 
 def plain(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     n = len(z1)
@@ -78,9 +82,9 @@ def test_tiny_loss_keeps_its_digits_in_fp32() -> None:
     assert 1e-12 < exact < 1e-9
     assert abs(plain(z1, z2, 0.02).double() / exact - 1) > 0.5
     ours = nt_xent(z1, z2, 0.02)
-    assert abs(ours.double() / exact - 1) < 1e-5
+    assert abs(ours.double() / exact - 1) < ROUNDING
     want = gradients(exact, z1, z2)
-    assert (gradients(ours, z1, z2) - want).norm() < 1e-5 * want.norm()
+    assert (gradients(ours, z1, z2) - want).norm() < ROUNDING * want.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
