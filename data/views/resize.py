@@ -1,8 +1,8 @@
-"""Resizes a part of an image as Pillow does, bilinearly or bicubically.
+"""Resizes a part of an image as Pillow does, bilinearly or bicubically: at most 1 of 255 apart.
 
-Lines are resized first, and rows of the result are then made of them. Both are sums of weighted pixels, with Pillow's
-bits, unless a bilinear part is shrunk in neither direction: then a pixel lies between two neighbours each time, which
-takes a quarter of the time and is at most 1 of 255 apart. Only pixels of the part count.
+Lines are resized first, and rows of the result are then made of them. Between the two there are more bits than Pillow
+keeps; only where a part is shrunk to an eighth and less, bicubically to a quarter, are sums Pillow's to the bit. Only
+pixels of the part count.
 """
 
 from typing import NamedTuple
@@ -12,21 +12,33 @@ from numpy.typing import NDArray
 
 from kilobatch.data.numba_jit import Bytes, Integer, exact
 from kilobatch.data.views.byte_vectors import BYTES, copy_bytes, load_word
-from kilobatch.data.views.columns import BILINEAR
-from kilobatch.data.views.filter_taps import ROUND, count_pairs, fill_taps
+from kilobatch.data.views.columns import BICUBIC
+from kilobatch.data.views.filter_taps import (
+    EXACT,
+    MIXED,
+    MOST_WEIGHED,
+    ROUND,
+    WEIGHED,
+    count_taps,
+    fill_taps,
+    kind_of_sums,
+)
 from kilobatch.data.views.pixel_vectors import (
-    NOTHING,
+    SHORT_BITS,
+    WIDE,
     WINDOW,
-    filter_four_rows,
     filter_pixels,
-    filter_pixels_by_four,
     filter_rows,
     mix_pixels,
     mix_rows,
+    weigh_pixels,
+    weigh_rows,
 )
+from kilobatch.data.views.vector_instructions import NOTHING
 
 HALF = BYTES // 2  # bytes that `mix_pixels` makes from one window
 LEAST_SIZE = 6  # pixels of a resized row: BYTES are stored at a time
+SPREAD = 16  # weights that `weigh_pixels` reads for four of them
 
 Box = tuple[Integer, Integer, Integer, Integer]  # top, left, rows, columns
 
@@ -42,11 +54,21 @@ class ResizeScratch(NamedTuple):
 class LinePlan(NamedTuple):
     """How lines are resized; the last three are addresses."""
 
-    pairs: Integer  # of taps; 0: each pixel lies between two
+    kind: Integer  # of sums
+    groups: Integer  # of weights
     chunks: Integer  # calls that make a line
     starts: Integer
     weights: Integer
     picks: Integer
+
+
+class RowPlan(NamedTuple):
+    """How rows are made of lines."""
+
+    kind: Integer
+    taps: Integer  # lines that a row is made of
+    step: Integer  # weights a row
+    weights: Integer  # their address
 
 
 @exact
@@ -58,13 +80,14 @@ def address(array: NDArray[np.generic]) -> Integer:
 @exact
 def make_scratch(height: Integer, width: Integer, size: Integer, interpolation: Integer) -> ResizeScratch:
     """For parts of images of up to (height, width), resized to (size, size)."""
-    across, down = count_pairs(width, size, interpolation), count_pairs(height, size, interpolation)
+    across, down = count_taps(width, size, interpolation) + 1, count_taps(height, size, interpolation) + 1
     filled, halves = (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
-    line, resized = 3 * (width + 2 * across) + WINDOW, 6 * filled + 4 * BYTES
+    line, resized = 3 * (width + across + MOST_WEIGHED) + WIDE, 6 * filled + 2 * WIDE
+    spread = max(halves * HALF, SPREAD * ((min(across, MOST_WEIGHED) + 3) // 4) * filled)
     return ResizeScratch(
-        np.empty(line + BYTES * halves + 2 * max(1, down) * resized + BYTES * (height + 1), np.uint8),
-        np.empty(4 * (across + down) * filled + halves * HALF, np.int16),
-        np.empty(2 * filled + halves + 2 * max(1, down), np.int64),
+        np.empty(line + BYTES * halves + (down + 1) * resized + BYTES * (height + 1), np.uint8),
+        np.empty(2 * (across + down + 4) * filled + spread + 1, np.int16),
+        np.empty(2 * filled + halves + down + 1, np.int64),
     )
 
 
@@ -89,38 +112,78 @@ def plan_mixed_line(
 
 
 @exact
-def resize_line(source: Integer, plan: LinePlan, to: Integer) -> None:
-    """Resizes the line at address `source` to address `to`, where there must be room for BYTES more."""
-    starts, weights = plan.starts, plan.weights
-    for chunk in range(plan.chunks):
-        if plan.pairs == 0:
-            mix_pixels(
-                to + 2 * BYTES * chunk, source, starts + 16 * chunk, plan.picks + 32 * chunk, weights + 32 * chunk
-            )
-        elif plan.pairs == 2:
-            filter_pixels_by_four(to + 12 * chunk, source, starts + 32 * chunk, weights + 64 * chunk)
-        else:
-            taps = weights + 32 * plan.pairs * chunk
-            filter_pixels(to + 12 * chunk, source, starts + 32 * chunk, taps, plan.pairs)
+def spread_weights(weights: NDArray[np.int16], fours: Integer, pixels: Integer, spread: NDArray[np.int16]) -> None:
+    """Fills in what `weigh_pixels` reads of the weights (pixels, fours, 4)."""
+    for i in range(pixels):
+        for k in range(4 * fours):
+            four, pair = k // 4, k % 4 // 2
+            at = SPREAD * (4 * (i // 4 * fours + four) + i % 4 // 2 * 2 + pair) + i % 2 * (SPREAD // 2) + k % 2
+            weight = weights[4 * fours * i + k]
+            spread[at] = spread[at + 2] = spread[at + 4] = spread[at + 6] = weight
 
 
 @exact
-def make_row(to: Integer, length: Integer, lines: NDArray[np.int64], weights: Integer, pairs: Integer) -> None:
-    """Makes a row of the lines at these addresses: `length` bytes, and no less than BYTES, to address `to`.
+def plan_lines(
+    columns: Integer, size: Integer, interpolation: Integer, kind: Integer, flip: bool, scratch: ResizeScratch
+) -> tuple[LinePlan, Integer]:
+    """The plan, and how many of the scratch's weights it uses."""
+    filled, halves = (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
+    starts, windows = scratch.places[:filled], scratch.places[filled : filled + halves]
+    groups = fill_taps(starts, scratch.weights, columns, size, interpolation, kind, 1 if flip else 0)
+    used, own = max(1, 4 * groups) * filled, address(scratch.weights)
+    more, picks = scratch.weights[used:], scratch.bytes
+    if kind == MIXED:
+        plan_mixed_line(size, starts, scratch.weights, windows, picks, more)
+        plan = LinePlan(kind, groups, halves // 2, address(windows), address(more), address(picks))
+        return plan, used + halves * HALF
+    for i in range(filled):
+        starts[i] *= 3  # bytes
+    if kind == EXACT:
+        return LinePlan(kind, groups, filled // ROUND, address(starts), own, np.int64(0)), used
+    spread_weights(scratch.weights, groups, filled, more)
+    plan = LinePlan(kind, groups, filled // ROUND, address(starts), address(more), np.int64(0))
+    return plan, used + SPREAD * groups * filled
 
-    lines: (2 * pairs,), or two of which the row is a mixture; weights: the address of the row's.
+
+@exact
+def resize_line(source: Integer, plan: LinePlan, to: Integer) -> None:
+    """Resizes the line at address `source` to address `to`, where there must be room for WIDE bytes more.
+
+    EXACT sums make bytes, others numbers of 16 bits.
     """
-    first, second, word, chunks = lines[0], lines[1], load_word(weights), (length + BYTES - 1) // BYTES
-    third, fourth, more = (lines[2], lines[3], load_word(weights + 8)) if pairs == 2 else (first, second, word)
-    weight, addresses = np.int16(word & 0xFFFF), address(lines)
-    for chunk in range(chunks):
-        at = min(BYTES * chunk, length - BYTES) if chunk > 0 else 0
-        if pairs == 0:
-            mix_rows(to + at, first + 2 * at, second + 2 * at, weight)
-        elif pairs == 2:
-            filter_four_rows(to + at, first + at, second + at, third + at, fourth + at, word, more)
+    starts, weights = plan.starts, plan.weights
+    for chunk in range(plan.chunks):
+        if plan.kind == MIXED:
+            mix_pixels(
+                to + 2 * BYTES * chunk, source, starts + 16 * chunk, plan.picks + 32 * chunk, weights + 32 * chunk
+            )
+        elif plan.kind == WEIGHED:
+            taps = weights + 8 * SPREAD * plan.groups * chunk
+            weigh_pixels(to + 24 * chunk, source, starts + 32 * chunk, taps, plan.groups)
         else:
-            filter_rows(to + at, addresses, at, weights, pairs)
+            taps = weights + 32 * plan.groups * chunk
+            filter_pixels(to + 12 * chunk, source, starts + 32 * chunk, taps, plan.groups)
+
+
+@exact
+def make_row(to: Integer, length: Integer, lines: NDArray[np.int64], y: Integer, plan: RowPlan) -> None:
+    """Makes row y of the lines at these addresses (plan.taps,): `length` bytes to address `to`.
+
+    There must be room for WIDE bytes, or BYTES if the sums are EXACT.
+    """
+    weights = plan.weights + 2 * plan.step * y
+    if plan.kind == EXACT:
+        for chunk in range((length + BYTES - 1) // BYTES):
+            at = min(BYTES * chunk, length - BYTES) if chunk > 0 else 0
+            filter_rows(to + at, address(lines), at, weights, plan.step // 4)
+        return
+    weight = np.int16(load_word(weights) & 0xFFFF)
+    for chunk in range((length + WIDE - 1) // WIDE):
+        at = min(WIDE * chunk, length - WIDE) if chunk > 0 else 0
+        if plan.kind == MIXED:
+            mix_rows(to + at, lines[0] + 2 * at, lines[1] + 2 * at, weight)
+        else:
+            weigh_rows(to + at, address(lines), 2 * at, weights, plan.taps)
 
 
 @exact
@@ -131,43 +194,31 @@ def resize(image: Bytes, box: Box, flip: bool, interpolation: Integer, out: Byte
     """
     top, left, rows, columns = box
     size, step, end = out.shape[0], 3 * image.shape[1], address(image) + image.size
-    source, to = address(image) + top * step + 3 * left, address(out)
+    source, to, length = address(image) + top * step + 3 * left, address(out), 3 * out.shape[0]
     filled, halves = (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
-
-    places, windows = scratch.places, scratch.places[2 * filled : 2 * filled + halves]
-    across, start, lines = places[:filled], places[filled : 2 * filled], places[2 * filled + halves :]
-    weights_across, mixed = scratch.weights, interpolation == BILINEAR and rows <= size and columns <= size
-    pairs = fill_taps(across, weights_across, columns, size, interpolation, mixed, 1 if flip else 0)
-    down = weights_across[max(1, 4 * pairs) * filled :]
-    row_pairs = fill_taps(start, down, rows, size, interpolation, mixed, 0)
-    per_row, count, taps = max(1, 4 * row_pairs), max(2, 2 * row_pairs), address(down)
-    if pairs == 0:
-        weights, picks = down[per_row * filled :], scratch.bytes
-        plan_mixed_line(size, across, weights_across, windows, picks, weights)
-        plan = LinePlan(0, halves // 2, address(windows), address(weights), address(picks))
-    else:
-        for i in range(filled):
-            across[i] *= 3  # bytes
-        plan = LinePlan(pairs, filled // ROUND, address(across), address(weights_across), np.int64(0))
-    resized, stride = address(scratch.bytes) + BYTES * halves, 6 * filled + 4 * BYTES
-    line, reach = resized + count * stride, 3 * columns + 6 * pairs + WINDOW
-
+    kind = kind_of_sums(rows, columns, size, interpolation)
+    plan, used = plan_lines(columns, size, interpolation, kind, flip, scratch)
+    start, down = scratch.places[filled + halves : 2 * filled + halves], scratch.weights[used:]
     # Bicubic sums are cut to [0, 255] on the way, so the order matters. This is Pillow's rule since version 13; before,
     # lines always came first.
-    if rows > size and rows - size > 2 * (columns - size):
+    rows_first = rows > size and rows - size > 2 * (columns - size) and (kind == EXACT or interpolation == BICUBIC)
+    kind = EXACT if rows_first else kind
+    groups, taps = fill_taps(start, down, rows, size, interpolation, kind, 0), count_taps(rows, size, interpolation)
+    count = 2 if kind == MIXED else taps if kind == WEIGHED else 2 * groups
+    row_plan = RowPlan(kind, count, max(1, 4 * groups), address(down))
+    lines, stride = scratch.places[2 * filled + halves :], 6 * filled + 2 * WIDE
+    for k in range(count):
+        lines[k] = address(scratch.bytes) + BYTES * halves + k * stride
+    line, reach = lines[0] + count * stride, 3 * (columns + max(MOST_WEIGHED, 2 * plan.groups)) + WINDOW
+    if rows_first:
         if 3 * columns < BYTES:  # what lies after the image may not be readable
             for row in range(rows):
                 copy_bytes(line + reach + 3 * columns * row, source + row * step, 3 * columns)
             source, step = line + reach, 3 * columns
-        for y in range(size):
-            for k in range(count):
-                lines[k] = source + min(start[y] + k, rows - 1) * step
-            make_row(line, 3 * columns, lines, taps + 2 * per_row * y, row_pairs)
-            resize_line(line, plan, resized)
-            copy_bytes(to + 3 * size * y, resized, 3 * size)
+        scratch.weights[-1] = 1 << SHORT_BITS
+        buffers = line, lines[0], lines[1], address(scratch.weights[-1:])
+        resize_rows_first((source, step, rows, columns), plan, start, row_plan, lines, buffers, out)
         return
-    for k in range(count):
-        lines[k] = resized + k * stride
     first, made = np.int64(0), np.int64(0)  # lines[k] is for row first + k; rows below `made` have been resized
     for y in range(size):
         while first < start[y]:
@@ -183,4 +234,34 @@ def resize(image: Bytes, box: Box, flip: bool, interpolation: Integer, out: Byte
                 of_row = line
             resize_line(of_row, plan, lines[row - first])
         made = max(made, min(rows, first + count))
-        make_row(to + 3 * size * y, 3 * size, lines, taps + 2 * per_row * y, row_pairs)
+        if length >= WIDE:
+            make_row(to + length * y, length, lines, y, row_plan)
+        else:
+            make_row(line, length, lines, y, row_plan)
+            copy_bytes(to + length * y, line, length)
+
+
+@exact
+def resize_rows_first(
+    part: tuple[Integer, Integer, Integer, Integer],
+    plan: LinePlan,
+    start: NDArray[np.int64],
+    row_plan: RowPlan,
+    lines: NDArray[np.int64],
+    buffers: tuple[Integer, Integer, Integer, Integer],
+    out: Bytes,
+) -> None:
+    """part: the address of its first pixel, bytes from a row to the next, rows, columns; buffers: for a row of the
+    part, for two resized ones, and the weight 1."""
+    source, step, rows, columns = part
+    line, resized, whole, one = buffers
+    length = 3 * out.shape[1]
+    for y in range(out.shape[0]):
+        for k in range(row_plan.taps):
+            lines[k] = source + min(start[y] + k, rows - 1) * step
+        make_row(line, 3 * columns, lines, y, row_plan)
+        resize_line(line, plan, resized)
+        if plan.kind == WEIGHED:
+            lines[0] = resized
+            make_row(whole, length, lines, 0, RowPlan(WEIGHED, np.int64(1), np.int64(4), one))
+        copy_bytes(address(out) + length * y, whole if plan.kind == WEIGHED else resized, length)
