@@ -85,8 +85,8 @@ def read_names(path: Path) -> list[str]:
     info = verify_beton(path)
     if info.names_sha256 is None:
         raise UserError(
-            f"{path} does not know the names of its images: it was made from a source without any, or before names "
-            f"were kept; convert the folder again: kilobatch convert folder:PATH {path}"
+            f"{path} does not know the names of its images: it was made from a source without any, by FFCV's own "
+            "writer, or before names were kept; convert their folder: kilobatch convert folder:PATH FILE.beton"
         )
     return checked_names(path, info.names_sha256)
 

@@ -212,6 +212,8 @@ def convert(
     """Writes images to a .beton file for training, checks such a file, or adopts one that FFCV wrote."""
     from kilobatch.launch.cli.convert import adopt_file, convert, refuse_without_adopt, verify_file
 
+    if adopt is not None and verify is not None:
+        raise UserError(f"--adopt checks every byte of a file, as --verify does; leave out --verify {verify}")
     if adopt is None:
         refuse_without_adopt(classes=classes, label=label)
     if adopt is not None:

@@ -4,6 +4,7 @@ Every sample is checked once, and the note is written beside the file, which its
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from kilobatch.data.files import parse_model, write_whole
 from kilobatch.data.sources.beton_fields import read_layout
 from kilobatch.data.sources.image_files import BrokenImage, read_image
 from kilobatch.data.sources.path_names import composed
+from kilobatch.data.sources.specs import BETON_SUFFIXES
 from kilobatch.data.sources.turbojpeg import judge_jpeg
 
 JPEG, RAW = 0, 1  # RGBImageField's modes
@@ -74,6 +76,7 @@ def adopt(
     and names it keeps. Raises UserError where a sample is broken, after checking all; no note is written then.
     """
     header, before, old = read_header(beton), _state(beton), _old_note(beton)
+    _refuse_other_suffix(beton)
     if old is not None and (classes, label) != (None, None):
         raise UserError(f"{note_path(beton)} has the names of the classes already; leave out --classes and --label")
     layout, tables = _read(beton, header, label)
@@ -113,6 +116,16 @@ def adopt(
             "room, or move the file to where one may write"
         ) from error
     return info
+
+
+def _refuse_other_suffix(beton: Path) -> None:
+    """Raises UserError for a name that no recipe could give."""
+    if beton.suffix not in BETON_SUFFIXES:
+        raise UserError(
+            f"{beton} does not end in {' or '.join(BETON_SUFFIXES)}, by which recipes know such files; rename it, or "
+            f"adopt a link to it, made in its folder by: ln -s {shlex.quote(beton.name)} "
+            f"{shlex.quote(beton.name + '.beton')}"
+        )
 
 
 def _read(beton: Path, header: np.void, label: str | None) -> tuple[RowLayout, Tables]:

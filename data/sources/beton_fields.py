@@ -77,7 +77,11 @@ def _choose(beton: Path, fields: list[tuple[int, str]], kind: int, wanted: str |
             f"type {type_name}"
         )
     if not names:
-        raise UserError(f"{beton} has no {type_name} to take the {usual} from: its fields are {described}")
+        unknown = ", of zeros where there are no labels" if kind == INT else ""
+        raise UserError(
+            f"{beton} has no {type_name} to take the {usual} from: its fields are {described}; write the file again "
+            f"with one{unknown}"
+        )
     if len(names) == 1:
         return names[0]
     if usual in names:

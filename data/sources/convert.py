@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,14 +21,17 @@ from kilobatch.data.beton_note import NOTE_FORMAT, BetonInfo, names_path, note_p
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import cache_root, sync_folder, write_synced
+from kilobatch.data.sources.arguments import check_arguments, partial_files
 from kilobatch.data.sources.deep_pixels import UnknownRangeError, range_of_bits
 from kilobatch.data.sources.encoding import Encoding, encoding_for_views
-from kilobatch.data.sources.image_files import LONGEST, BrokenImage, EncodedImage, listening_to_pillow
+from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, listening_to_pillow
+from kilobatch.data.sources.path_names import printable
+from kilobatch.data.sources.progress_bar import progress_bar
 from kilobatch.data.sources.specs import Source, Split, is_beton, open_source
 from kilobatch.data.sources.walk import describe_passed_over
 
 AS_IS = Encoding()
-CONVERTER = 2  # its version, for the cache: conversions of one source by two versions differ
+CONVERTER = 3  # its version, for the cache: conversions of one source by two versions differ
 Sample = tuple[EncodedImage, int] | BrokenImage
 TASK_IMAGES = 16  # images in one task of a thread
 
@@ -52,10 +55,9 @@ def convert(
     Raises UserError.
     """
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    files = out, names_path(out), note_path(out)
-    partial, partial_names, partial_note = (path.with_name(path.name + ".partial") for path in files)
     try:
-        _check_arguments(out, encoding, threads)
+        check_arguments(out, encoding, threads)
+        partial, partial_names, partial_note = partial_files(out)
         with _open_alone(partial) as file, listening_to_pillow():
             try:
                 try:
@@ -84,8 +86,8 @@ def convert(
             sync_folder(out.parent)
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written: {error.strerror}; nothing of it is left: name a place with room, that may be "
-            "written to"
+            f"{printable(str(out))} cannot be written: {error.strerror}; nothing of it is left: name a place with "
+            "room, that may be written to"
         ) from error
     return info
 
@@ -104,16 +106,16 @@ def _write(
     names, written_names = source.names, bytearray()
     broken: list[str] = []
     warned: list[str] = []
+    held = [False] * len(source.classes)
     deep = False
-    with _progress_bar(len(source), out, progress) as advance:
+    with progress_bar(len(source), out, progress) as advance:
         for i, sample in enumerate(_encode_all(source, encoding, threads)):
             if isinstance(sample, BrokenImage):
                 broken.append(str(sample))
-            elif (
-                skip_broken or not broken
-            ):  # else it will be refused, and the loop goes on only to find all broken images
+            elif skip_broken or not broken:  # else it is refused, and the loop goes on to find all broken images
                 image, label = sample
                 writer.append(image.mode, image.width, image.height, image.data, label)
+                held[label] = True
                 deep |= image.deep
                 if image.warning is not None:
                     warned.append(image.warning)
@@ -121,6 +123,10 @@ def _write(
                     written_names += names[i].encode() + b"\n"
             advance()
     _refuse_broken(broken, len(source), skip_broken)
+    if broken and not all(held):
+        raise UserError(
+            f"class '{source.classes[held.index(False)]}' has no images but broken ones; mend one, or remove the class"
+        )
     written = writer.finish()
     os.fsync(file.fileno())
     info = BetonInfo(
@@ -193,28 +199,6 @@ def _is_whole(cached: Path) -> bool:
     return True
 
 
-def _check_arguments(out: Path, encoding: Encoding, threads: int) -> None:
-    if out.suffix != ".beton":
-        raise UserError(f"{out} does not end in .beton; write to {out.with_suffix('.beton')}")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; give the name of a file to write")
-    if not out.parent.is_dir():
-        raise UserError(f"{out} cannot be written: there is no folder {out.parent}; make it first")
-    for name, value, highest in (
-        ("max-side", encoding.max_side, LONGEST),
-        ("min-side", encoding.min_side, LONGEST),
-        ("quality", encoding.quality, 100),
-        ("threads", threads, 1024),
-    ):
-        if value is not None and not 1 <= value <= highest:
-            raise UserError(f"--{name} is {value}; it must be from 1 to {highest}")
-    if encoding.min_side is not None and (encoding.max_side or 0) < encoding.min_side:
-        raise UserError(
-            f"--min-side {encoding.min_side} says how far --max-side may shrink the shorter side; give a --max-side of "
-            f"{encoding.min_side} or more"
-        )
-
-
 def _measure_range(source: Source, threads: int, progress: bool) -> tuple[float, float]:
     """The range of values that becomes 0 to 255 in images of more than 8 bits: of as many bits as all of them use."""
     with ThreadPoolExecutor(threads) as pool:
@@ -281,20 +265,3 @@ def _refuse_broken(broken: list[str], images: int, skip_broken: bool) -> None:
             f"{len(broken):,} of {images:,} images are broken; mend or remove them, or leave them out with: "
             f"kilobatch convert --skip-broken{shown}{more}"
         )
-
-
-@contextmanager
-def _progress_bar(total: int, out: Path, progress: bool) -> Iterator[Callable[[], object]]:
-    """Yields a function to call after each image: a progress bar on a terminal, elsewhere one line at the start."""
-    if not progress or not sys.stderr.isatty():
-        if progress:
-            print(f"converting {total:,} images to {out}", file=sys.stderr, flush=True)
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(out.name, total=total)
-        yield lambda: bar.advance(task)

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from kilobatch.data.sources.formats import open_image
+from kilobatch.data.sources.damage import refuse_damage
+from kilobatch.data.sources.formats import may_exceed_memory, open_image
+from kilobatch.data.sources.memory_budget import BUDGET, DEEP_BYTES
 
 _COLOURS = re.compile(r"(L|LA|RGB|RGBA|RGBa|RGBX);16([BLN])")
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B"}  # N is this machine's order: little-endian
 # Of TIFF's fields.
-_BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _STRIP_BYTES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = (
-    *(258, 259, 262, 273, 277, 279, 284, 338, 339),
+_BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _ORIENTATION, _SAMPLES, _STRIP_BYTES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = (
+    *(258, 259, 262, 273, 274, 277, 279, 284, 338, 339),
 )
 _SEPARATE, _UNCOMPRESSED, _WHITE_IS_ZERO, _PREMULTIPLIED, _UNSPECIFIED, _UNSIGNED = 2, 1, 0, (1,), (0,), (1,)
 _ROWS = 256  # brought to 8 bits at once: so many rows of floating-point numbers are held, not all
@@ -46,7 +48,10 @@ class DeepPixels(NamedTuple):
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened, not yet decoded image has more than 8 bits a channel."""
+    """Whether an opened, not yet decoded image has more than 8 bits a channel. Raises ValueError where Pillow reads
+    8 of them alone."""
+    if image.format == "JPEG2000" and image.mode != "I;16" and (bits := _bits_of_jpeg2000(image)) > 8:
+        raise ValueError(f"JPEG 2000 in colour or with opacity is read with 8 bits, not {bits}: save it as PNG or TIFF")
     return (
         image.mode == "F"
         or image.mode.startswith("I")
@@ -61,7 +66,12 @@ def read_deep(data: bytes) -> DeepPixels:
     """The pixels of an image file with more than 8 bits a channel. Raises what Pillow does, and ValueError."""
     with open_image(io.BytesIO(data)) as image:
         fields = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-        return DeepPixels(_values(image, fields, data), fields.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+        values = _values(image, fields, data)
+        transparent = image.info.get("transparency") if image.format == "PNG" else None
+        if transparent is not None:  # Pillow's number or colour, of 16 bits
+            opacity = 65_535 * np.atleast_3d(values != np.array(transparent, np.uint16)).any(2, keepdims=True)
+            values = np.concatenate([np.atleast_3d(values), opacity.astype(np.uint16)], 2)
+        return DeepPixels(values, fields.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
 def to_8_bits(pixels: DeepPixels, value_range: tuple[float, float]) -> Image.Image:
@@ -82,16 +92,22 @@ def to_8_bits(pixels: DeepPixels, value_range: tuple[float, float]) -> Image.Ima
 def values_of(data: bytes) -> tuple[float, float] | None:
     """The lowest and the highest value of an image file's colours; None: it has 8 bits, floating-point
     numbers, or is no image."""
+    width = height = 0
     try:
         with open_image(io.BytesIO(data)) as image:
+            width, height = image.size
             if not is_deep(image) or image.mode == "F":
                 return None
-        colours = read_deep(data).colours
+            refuse_damage(image, data)  # else noise in a file that is left out would darken all others
+        with BUDGET.of(DEEP_BYTES * width * height):
+            colours = read_deep(data).colours
+            return float(colours.min()), float(colours.max())
     except MemoryError:
-        raise
+        if not may_exceed_memory(width, height):
+            raise
+        return None
     except Exception:  # a broken file, which is refused when it is encoded
         return None
-    return float(colours.min()), float(colours.max())
 
 
 def range_of_bits(low: float, high: float) -> tuple[float, float]:
@@ -118,8 +134,14 @@ def _values(image: Image.Image, fields: TiffImagePlugin.ImageFileDirectory_v2 | 
         high, low = (_decode(data, image.mode, f"{colours[1].replace('a', 'A')};16{order}") for order in orders)
         values = np.stack([low, high], -1).view("<u2")[..., 0]
     else:
+        unstretched = 16 - _bits_of_jpeg2000(image) if image.format == "JPEG2000" else 0
+        header = data[: image.tile[0][2]] if image.format == "FITS" else b""  # pyright: ignore[reportAttributeAccessIssue]
         image.load()
         values = np.asarray(image)
+        if header:
+            return _fits_numbers(values, header)
+        if unstretched > 0:  # Pillow stretches the values to 16 bits
+            return values >> unstretched
         if values.dtype == np.int32 and fields and fields.get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED:
             return values.view(np.uint32)  # Pillow has no such numbers: the large ones would be negative
     return _without_premultiplying(values) if fields.get(_EXTRA) == _PREMULTIPLIED else values
@@ -198,10 +220,40 @@ def _read_planes(
     strips = zip(fields[_STRIPS], fields[_STRIP_BYTES], strict=True)
     content = b"".join(data[start : start + size] for start, size in strips)
     order = ">" if data[:2] == b"MM" else "<"
-    planes = np.frombuffer(content, f"{order}u2").reshape(fields[_SAMPLES], image.height, image.width)
+    orientation = fields.get(_ORIENTATION, 1)
+    size = (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    planes = np.frombuffer(content, f"{order}u2").reshape(fields[_SAMPLES], *size)
     if fields.get(_EXTRA) == _UNSPECIFIED:
         planes = planes[:-1]
+    if orientation in (5, 6, 7, 8):
+        planes = planes.swapaxes(1, 2)
+    if orientation in (2, 3, 6, 7):
+        planes = planes[:, :, ::-1]
+    if orientation in (3, 4, 7, 8):
+        planes = planes[:, ::-1]
     return np.moveaxis(planes.astype(np.uint16), 0, 2)
+
+
+def _bits_of_jpeg2000(image: Image.Image) -> int:
+    """The most bits of a channel, as the codestream's header says; 8 where there is none, which Pillow will refuse."""
+    file = image.fp  # pyright: ignore[reportAttributeAccessIssue]
+    file.seek(0)
+    data = file.read()
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or at + 42 > len(data):
+        return 8
+    channels = int.from_bytes(data[at + 40 : at + 42])
+    return max(((depth & 127) + 1 for depth in data[at + 42 : at + 42 + 3 * channels : 3]), default=8)
+
+
+def _fits_numbers(values: NDArray[np.generic], header: bytes) -> NDArray[np.generic]:
+    """Numbers of a FITS file, which are signed, as its header scales and shifts them: unsigned ones are shifted."""
+    cards = {header[at : at + 8].strip(): header[at + 10 : at + 80] for at in range(0, len(header), 80)}
+    scale, zero = (
+        float(cards.get(key, default).split(b"/")[0]) for key, default in ((b"BSCALE", b"1"), (b"BZERO", b"0"))
+    )
+    signed = values.view(np.int16) if values.dtype == np.uint16 else values
+    return signed.astype(np.float64) * scale + zero
 
 
 def _without_premultiplying(values: NDArray[np.uint16]) -> NDArray[np.uint16]:

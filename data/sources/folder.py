@@ -17,7 +17,7 @@ from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode_file, read_image
 from kilobatch.data.sources.listing import NOWHERE, Listing, cannot_be_read, list_folder, shape_of
 from kilobatch.data.sources.path_names import composed, escaped, existing_path, printable
-from kilobatch.data.sources.splits import Shape, Split, choose_split, refuse_splits_again, split_folders
+from kilobatch.data.sources.splits import Shape, Split, choose_split, likely_splits, refuse_splits_again, split_folders
 from kilobatch.data.sources.walk import NO_CLASS, OUTSIDE, Walk, describe_passed_over
 from kilobatch.data.sources.walk_cache import walk_once
 
@@ -136,9 +136,22 @@ def _split_folder(path: Path, split: Split) -> Path:
             )
     chosen = choose_split(path, split, _shapes(path, top))
     if chosen is None:
+        _refuse_likely_splits(path, top)
         return path
-    refuse_splits_again(path / chosen, _shapes(path / chosen, list_folder(str(path / chosen))))
+    within = list_folder(str(path / chosen))
+    refuse_splits_again(path / chosen, within.folders, _shapes(path / chosen, within))
     return path / chosen
+
+
+def _refuse_likely_splits(path: Path, top: Listing) -> None:
+    likely = likely_splits(top.folders)
+    others = [shape_of(str(path / name)) for name in top.folders if likely and name not in likely]
+    if likely and not any(shape.images or shape.images_below for shape in others):
+        shown = ", ".join(printable(name) for name in likely[:5])
+        raise UserError(
+            f"folder:{path} has images in {len(likely):,} folders alone, which are named as splits are ({shown}) and "
+            f"would be its classes; give one of them, such as folder:{path / likely[0]}, or rename them"
+        )
 
 
 def _shapes(path: Path, listing: Listing) -> dict[str, Shape]:

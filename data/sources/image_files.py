@@ -3,20 +3,23 @@
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.damage import is_whole_jpeg, refuse_damage
 from kilobatch.data.sources.deep_pixels import UnknownRangeError, is_deep, read_deep, to_8_bits
 from kilobatch.data.sources.encoding import Encoding
-from kilobatch.data.sources.formats import HEIC_HINT, is_heic, open_image
+from kilobatch.data.sources.formats import HEIC_HINT, is_unread_heic, may_exceed_memory, open_image
+from kilobatch.data.sources.libtiff import hearing_errors
+from kilobatch.data.sources.memory_budget import BUDGET, DEEP_BYTES
+from kilobatch.data.sources.path_names import printable
 from kilobatch.data.sources.png_chunks import bands, has_rows_for_bands, without_pixels
 
 RAW_SIDE = 64  # up to this side pixels are stored as they are: decoding a JPEG would cost more than reading them
@@ -59,6 +62,7 @@ def read_image(data: bytes, name: str, value_range: tuple[float, float] | None =
 
     value_range: of images with more than 8 bits, the values that become 0 and 255; None: 0 and 65,535.
     """
+    _heard.messages, _heard.errors = [], []
     try:
         with open_image(io.BytesIO(data)) as image:
             return np.array(_upright_rgb(_load(image, data, value_range), _orientation(image)))
@@ -75,20 +79,27 @@ def encode_file(data: bytes, name: str, encoding: Encoding) -> EncodedImage:
     byte is decoded, so that a broken file is found here. Raises BrokenImage with `name` in its text, and
     UnknownRangeError where an image has more than 8 bits and `encoding` has no range.
     """
-    _heard.messages = []
+    _heard.messages, _heard.errors = [], []
+    width = height = 0
     try:
         with open_image(io.BytesIO(data)) as image:
+            width, height = image.size
             encoded = _encode_opened(image, data, encoding)
-    except (MemoryError, UnknownRangeError):
+            if image.format == "TIFF":  # whose directory says where the pixels are; elsewhere only EXIF is cut short
+                _heard.errors += [message for message in _heard.messages if "truncated" in message.lower()]
+    except UnknownRangeError:
         raise
+    except MemoryError as error:
+        if not may_exceed_memory(width, height):
+            raise
+        raise BrokenImage(
+            f"{name}: memory does not hold its {width:,} x {height:,} pixels; its header may be damaged"
+        ) from error
     except Exception as error:  # on foreign bytes Pillow's decoders raise nearly anything
         raise _broken_image(data, name, error) from error
-    if not _heard.messages:
-        return encoded
-    for message in _heard.messages:
-        if "truncated" in message.lower():
-            raise BrokenImage(f"{name}: {message}")
-    return replace(encoded, warning=f"{name}: {_heard.messages[0]}")
+    if _heard.errors:
+        raise BrokenImage(f"{name}: {_heard.errors[0]}")
+    return replace(encoded, warning=f"{name}: {_heard.messages[0]}") if _heard.messages else encoded
 
 
 def _encode_opened(image: Image.Image, data: bytes, encoding: Encoding) -> EncodedImage:
@@ -107,10 +118,12 @@ def _encode_opened(image: Image.Image, data: bytes, encoding: Encoding) -> Encod
     value_range = None if image.mode == "F" and encoding.measured else encoding.value_range
     if deep and value_range is None and image.mode != "F":
         raise UnknownRangeError
-    with BUDGET.of((16 if deep else 4) * image.width * image.height):
+    with BUDGET.of((DEEP_BYTES if deep else 4) * image.width * image.height):
         loaded = _load(image, data, value_range)
-        if factor > 1 and loaded.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):  # before anything makes copies of it
-            loaded = loaded.reduce(factor)
+        if factor > 1:  # before anything makes copies of it
+            rows = _rows_at_once(loaded.width, factor)
+            boxes = ((0, top, loaded.width, min(top + rows, loaded.height)) for top in range(0, loaded.height, rows))
+            loaded = _reduced(map(loaded.crop, boxes), loaded.size, factor)
         # To look for a PNG's orientation decodes all of it, so it comes after the pixels.
         return replace(_encode_upright(loaded, _orientation(image), target, encoding.quality), deep=deep)
 
@@ -118,12 +131,24 @@ def _encode_opened(image: Image.Image, data: bytes, encoding: Encoding) -> Encod
 def _reduced_png(data: bytes, factor: int) -> Image.Image:
     """A large PNG in RGB, shrunk by a whole number, of which a few rows at a time are decoded."""
     with open_image(io.BytesIO(data)) as image:
-        width, height = image.size
-    rows = max(1, BAND // (4 * width * factor))
-    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    for i, band in enumerate(bands(data, rows * factor)):
-        reduced.paste(_upright_rgb(band, 1).reduce(factor), (0, i * rows))
+        size = image.size
+    return _reduced(bands(data, _rows_at_once(size[0], factor)), size, factor)
+
+
+def _reduced(parts: Iterable[Image.Image], size: tuple[int, int], factor: int) -> Image.Image:
+    """An image in RGB, shrunk by a whole number. parts: its rows from top to bottom, _rows_at_once in each but the
+    last."""
+    width, height = size
+    reduced, top = Image.new("RGB", (-(-width // factor), -(-height // factor))), 0
+    for part in parts:
+        shrunk = _upright_rgb(part, 1).reduce(factor)
+        reduced.paste(shrunk, (0, top))
+        top += shrunk.height
     return reduced
+
+
+def _rows_at_once(width: int, factor: int) -> int:
+    return max(1, BAND // (4 * width * factor)) * factor
 
 
 def _encode_upright(image: Image.Image, orientation: int, target: tuple[int, int], quality: int) -> EncodedImage:
@@ -153,35 +178,12 @@ def _encode_rgb(image: Image.Image, size: tuple[int, int], quality: int) -> Enco
     return EncodedImage(0, *image.size, file.getvalue())
 
 
-class MemoryBudget:
-    """Bytes of decoded images that threads may hold together. One image may take more, but then alone."""
-
-    def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Waits until there is room for `size` bytes, and holds it."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
-            self.used += size
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.used -= size
-                self.changed.notify_all()
-
-
-BUDGET = MemoryBudget(1 << 30)
-
-
 class _Heard(threading.local):
-    """What Pillow has warned of in this thread."""
+    """What Pillow has warned of in this thread; and the first error of libtiff, after which Pillow may go on."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.errors: list[str] = []
 
 
 _heard = _Heard()
@@ -189,15 +191,20 @@ _heard = _Heard()
 
 @contextmanager
 def listening_to_pillow() -> Iterator[None]:
-    """Has Pillow's warnings, in all threads, kept for the file that they are about, and lets it open large images."""
+    """Has Pillow's warnings and libtiff's errors, in all threads, kept for the file that they are about, and lets
+    Pillow open large images."""
 
     def hear(message: Warning | str, *_: object) -> None:
         _heard.messages.append(" ".join(str(message).split()))
 
+    def hear_error(message: str) -> None:
+        if not _heard.errors:  # a fax has one for each of its rows
+            _heard.errors.append(message)
+
     most = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), hearing_errors(hear_error):
             warnings.simplefilter("always")
             warnings.showwarning = hear
             yield
@@ -215,9 +222,13 @@ def _can_keep(image: Image.Image, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns these itself, as it decodes them
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, KeyError, EOFError):  # an unreadable EXIF block is ignored, as viewers do
+    except MemoryError:
+        raise
+    except Exception:  # an unreadable EXIF block is ignored, as viewers do; Pillow raises nearly anything
         return 1
 
 
@@ -247,7 +258,8 @@ def _broken_image(data: bytes, name: str, error: Exception) -> BrokenImage:
     if not data:
         return BrokenImage(f"{name}: the file is empty")
     if isinstance(error, Image.UnidentifiedImageError):
-        if is_heic(data[:12]):
+        if is_unread_heic(data[:12]):
             return BrokenImage(f"{name}: it is one of the {HEIC_HINT}")
         return BrokenImage(f"{name}: not an image, or of an unknown format")
-    return BrokenImage(f"{name}: {error}")
+    reason = _heard.errors[0] if _heard.errors else str(error) or type(error).__name__  # "IndexError", for one
+    return BrokenImage(f"{name}: {printable(' '.join(reason.split()))}")

@@ -22,6 +22,7 @@ from kilobatch.data.sources.npz import classes_of_npz, count_npz, open_npz
 from kilobatch.data.sources.path_names import existing_path
 from kilobatch.data.sources.splits import Split as Split
 
+BETON_SUFFIXES = (".beton", ".ffcv")  # the second in files of others
 FORMS = {
     "folder": "folder:PATH",
     "cifar10": "cifar10:ROOT",
@@ -71,6 +72,8 @@ class Source(Protocol):
 
 def open_source(spec: str, split: Split) -> Source:
     """Opens `spec`, without decoding its images. Raises UserError where it does not exist or has the wrong form."""
+    if is_beton(spec):
+        raise UserError(f"{spec} is named as a .beton, which is no source of images; give what it was made from")
     scheme, where = _parse(spec)
     if scheme == "digits":
         return Digits(split)
@@ -132,7 +135,7 @@ def absolute_spec(spec: str) -> str:
 
 def is_beton(spec: str) -> bool:
     """Whether the spec names a .beton file, not a source; folder:PATH is one whatever PATH ends in."""
-    return spec.endswith(".beton") and spec.partition(":")[0] not in FORMS
+    return spec.endswith(BETON_SUFFIXES) and spec.partition(":")[0] not in FORMS
 
 
 def _parse(spec: str) -> tuple[str, Path]:

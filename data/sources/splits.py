@@ -28,6 +28,9 @@ _NAME = re.compile(
     rf"(?:(.+?)[-_. ]+)?({'|'.join(_TRAIN + _TEST)})([-_. ]?(\d+|sets?|data|dataset|splits?|images?|imgs?|standard))?"
 )
 
+# The same with anything behind it, as in "train.X1"; but not "train (class)", which messages recommend for a class.
+_LIKELY = re.compile(rf"(?:(.+?)[-_. ]+)?({'|'.join(_TRAIN + _TEST)})(?:[-_. ]?\d.*|[-_. ]+[^\W_].*)?")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -45,10 +48,18 @@ def split_folders(names: Iterable[str]) -> dict[str, Split]:
     return {name: split for name, (word, split) in parsed.items() if not word or word in pairs}
 
 
+def likely_splits(names: Iterable[str]) -> list[str]:
+    """Folders that are named as splits are, but with something behind it that says nothing of splits: "train.X1" and
+    "val.X". None unless both splits are among them, and all have one word before it, or none has."""
+    found = {name: match for name in names if (match := _LIKELY.fullmatch(name.strip().casefold()))}
+    kinds = {match[2] in _TRAIN for match in found.values()}
+    return list(found) if len(kinds) == 2 and len({match[1] for match in found.values()}) == 1 else []
+
+
 @lru_cache(maxsize=65_536)
 def _parse(name: str) -> tuple[str, Split] | None:
     """The word before a split's name, and the split; None for any other name."""
-    found = _NAME.fullmatch(name.casefold())
+    found = _NAME.fullmatch(name.strip().casefold())
     return None if found is None else (found[1] or "", "train" if found[2] in _TRAIN else "test")
 
 
@@ -82,9 +93,12 @@ def choose_split(root: Path, split: Split, shapes: Mapping[str, Shape]) -> str |
     )
 
 
-def refuse_splits_again(root: Path, shapes: Mapping[str, Shape]) -> None:
-    """Refuses a split's folder whose own folders are named after splits; shapes: as for choose_split."""
-    for name in _named_after_splits(shapes):
+def refuse_splits_again(root: Path, folders: Iterable[str], shapes: Mapping[str, Shape]) -> None:
+    """Refuses a split's folder whose own folders are named after splits, as seg_train/seg_train. folders: the names of
+    these; shapes: as for choose_split."""
+    word = (_parse(root.name) or ("", "train"))[0]
+    again = [name for name in folders if word and (_parse(name) or ("", "train"))[0] == word]
+    for name in (*again, *_named_after_splits(shapes)):
         raise UserError(
             f"folder:{root} is a split, and its folder '{name}' is named after one again; if that is a class, rename "
             f"it, for example to '{name} (class)', else give folder:{root / name}"

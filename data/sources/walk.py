@@ -14,6 +14,7 @@ from kilobatch.data.sources.listing import Listing, cannot_be_read, list_folder,
 from kilobatch.data.sources.splits import refuse_mixed_splits, split_folders
 
 OUTSIDE = "images outside the class folders"
+SAID = 12  # reasons; files that are numbered behind a dot have a suffix each
 NO_CLASS = -1  # the label of a link that leads nowhere and lies in no class folder
 
 
@@ -63,8 +64,12 @@ def walk(root: Path) -> Walk:
 
 
 def describe_passed_over(passed_over: Mapping[str, int]) -> str:
-    """Counts and reasons, the most frequent first: "3 not images (.txt), 1 hidden files"."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in Counter(passed_over).most_common())
+    """Counts and reasons, the most frequent first: "3 not images (.txt), 1 hidden files". Many become few, and the
+    sum of the others."""
+    reasons = Counter(passed_over).most_common()
+    others = sum(count for _, count in reasons[SAID:])
+    said = [f"{count:,} {reason}" for reason, count in reasons[:SAID]]
+    return ", ".join(said + ([f"{others:,} for {len(reasons) - SAID:,} other reasons"] if others else []))
 
 
 class _Walker:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from kilobatch.data import beton
 from kilobatch.data.beton_note import note_path
-from kilobatch.data.errors import UserError
+from kilobatch.data.errors import UserError, warn
 from kilobatch.data.sources.convert import convert as convert_source
 from kilobatch.data.sources.convert import describe
 from kilobatch.data.sources.encoding import Encoding
+from kilobatch.data.sources.path_names import printable
 from kilobatch.data.sources.specs import Split, open_source
 
 
@@ -29,7 +30,9 @@ def convert(
         raise UserError("convert needs a source and a file to write: kilobatch convert folder:photos/train train.beton")
     encoding = Encoding(max_side, min_side, quality, None if value_range is None else _read_range(value_range))
     info = convert_source(open_source(source, split), out, encoding=encoding, skip_broken=skip_broken)
-    print(f"wrote {out}: {describe(info)}")
+    print(f"wrote {printable(str(out))}: {describe(info)}")
+    if value_range is not None and info.value_range is None:
+        warn(f"--range {value_range} changed nothing: no image has more than 8 bits a channel")
 
 
 def _read_range(text: str) -> tuple[float, float]:
@@ -46,7 +49,7 @@ def verify_file(file: Path, source: str | None, out: Path | None) -> None:
     """Reads every byte of a .beton. Raises UserError where it is damaged."""
     if source is not None or out is not None:
         raise UserError("convert --verify FILE checks one file; leave out the source and the file to write")
-    print(f"{file} is whole: {describe(beton.verify_beton(file, full=True))}")
+    print(f"{printable(str(file))} is whole: {describe(beton.verify_beton(file, full=True))}")
 
 
 def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path | None, label: str | None) -> None:
@@ -56,7 +59,7 @@ def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path |
     from kilobatch.data.sources.adopt import adopt
 
     info = adopt(file, classes=classes, label=label)
-    print(f"adopted {file}, wrote {note_path(file).name}: {describe(info)}")
+    print(f"adopted {printable(str(file))}, wrote {printable(note_path(file).name)}: {describe(info)}")
 
 
 def refuse_without_adopt(**options: object) -> None:

@@ -154,7 +154,7 @@ def _report(faults: list[Fault], difference: float) -> bool:
     table = Table("what happened", "steps lost", "until it went on")
     for fault in faults:
         table.add_row(fault.name, str(fault.steps_lost), f"{fault.seconds:.0f} s")
-    Console().print(table)
+    Console(emoji=False).print(table)
     equal = difference == 0
     print("final weights: " + ("equal to the bit" if equal else f"they differ by up to {difference:.1e}"))
     return equal and faults[0].steps_lost == 0

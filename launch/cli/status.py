@@ -31,9 +31,9 @@ def status(runs: Sequence[str], sweep: str | None, *, everything: bool, watch: b
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in found.rows], indent=1))
         return
-    console = Console()
+    console = Console(emoji=False)
     if not console.is_terminal:
-        console = Console(width=UNLIMITED_WIDTH)  # the reader is a pipe or a file, which needs whole lines
+        console = Console(width=UNLIMITED_WIDTH, emoji=False)  # the reader is a pipe or a file, which needs whole lines
     if not watch:
         console.print(render(found, console))
         for top in filter(None, map(find_pipeline, runs)):
@@ -59,7 +59,7 @@ def render(found: Overview, console: Console) -> Group:
         return Group(Text("no runs here yet (kilobatch train, or submit)"), *below)
     columns = [name for name in COLUMNS if any(COLUMNS[name](row) != UNKNOWN for row in found.rows)]
     # A table is never measured wider than the console that measures it, so another console does.
-    table, measuring = _table(columns, found.rows), Console(width=UNLIMITED_WIDTH)
+    table, measuring = _table(columns, found.rows), Console(width=UNLIMITED_WIDTH, emoji=False)
     for name in DROPPED_WHEN_NARROW:
         if measuring.measure(table).maximum <= console.width:
             break

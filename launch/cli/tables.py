@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import catalogue, method_options
@@ -17,8 +18,8 @@ def print_recipes() -> None:
     """Prints the recipes with the opening lines of their files."""
     table = Table("recipe", "what it is", show_lines=True)
     for name in catalogue.recipe_names():
-        table.add_row(name, "\n".join(catalogue.opening(name)))
-    Console().print(table)
+        table.add_row(name, Text("\n".join(catalogue.opening(name))))  # not markup: it may say evaluate.final=[knn]
+    Console(emoji=False).print(table)
 
 
 def verify(method: str | None, everything: bool) -> bool:
@@ -47,14 +48,15 @@ def print_parity(methods: Sequence[str]) -> bool:
 
     tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()))
     for name, rows in tables.items():
-        Console().print(_table(name, rows))
+        Console(emoji=False).print(_table(name, rows))
     if len(tables) > 1:
-        Console().print(_summary(tables))
+        Console(emoji=False).print(_summary(tables))
     missing = [name for name in methods if name not in tables]
     for name in missing:
-        Console().print(f"[bold red]{name}: no table[/]; its formula should stand in methods/parity/formulas/{name}.py")
+        place = f"methods/parity/formulas/{name}.py"
+        Console(emoji=False).print(f"[bold red]{name}: no table[/]; its formula should stand in {place}")
     limits = ", ".join(f"{limit:.0e} in {precision}" for precision, limit in LIMIT.items())
-    Console().print(f"agrees: error at most {limits}")
+    Console(emoji=False).print(f"agrees: error at most {limits}")
     return not missing and all(row.ok for rows in tables.values() for row in rows)
 
 

@@ -74,8 +74,8 @@ def print_results(rows: list[StageRow]) -> None:
         accuracies = [f"{row.values[name]:.1%}" if name in row.values else "–" for name in columns]
         labels = f"{row.labels:,} of {row.images:,}" if row.labels else "–"
         table.add_row(NAMES[row.stage], row.encoder, f"{row.parameters / 1e6:.3f} M", labels, *accuracies)
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=200).print(table)
+    console = Console(emoji=False)
+    console.print(table) if console.is_terminal else Console(width=200, emoji=False).print(table)
 
 
 def _row(run: Path) -> StageRow:

@@ -8,7 +8,7 @@ from kilobatch.launch.planning.plan import Plan
 
 
 def print_plan(plan: Plan) -> None:
-    console = Console()
+    console = Console(emoji=False)
     console.print(_memory(plan), _stages(plan), _sent(plan), sep="\n")
     console.print("\n".join(_time(plan)))
     console.print(

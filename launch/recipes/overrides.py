@@ -59,7 +59,7 @@ def _read_value(text: str, source: str) -> tuple[Any, dict[Key, str]]:
         return None, {(): source}
     try:
         value, inner = parse(text, source, lines=False)
-    except UserError:  # such as "@photos", which YAML keeps for itself
+    except ValueError:  # such as "@photos", which YAML keeps for itself; or a number of thousands of digits
         return plain
     return (value, inner) if isinstance(value, bool | int | float) else plain
 

@@ -137,7 +137,7 @@ def _refuse_other_images(recipe: Recipe, data: PreparedData, saved: Saved) -> No
 
 def _print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:
     among = "" if suite.among is None else f", among the {len(suite.among)} classes of the test images"
-    console = Console()
+    console = Console(emoji=False)
     if any(name.startswith("moved/") for name in values):
         console.print(moved.table(values, among))
     for name, value in values.items():

@@ -36,8 +36,8 @@ class Typeface:
 
     def text(self, name: str, most: int) -> str:
         """A name on one line of at most `most` columns (a Chinese letter takes two); a letter that no font has is
-        written as its code point, such as U+4E2D."""
-        letters = [f"U+{ord(letter):04X} " if letter in self.absent else letter for letter in printable(name)]
+        written as its code point, such as U+4E2D, and left out where it has no shape anyway."""
+        letters = [letter if letter not in self.absent else _code_point(letter) for letter in printable(name)]
         text = "".join(letters).strip() or "''"
         return text if cell_len(text) <= most else set_cell_size(text, most - 1).rstrip() + "…"
 
@@ -106,10 +106,21 @@ def _family_of(file: str) -> str:
     return name
 
 
+def _has_no_shape(letter: str) -> bool:
+    """Whether the letter only says how its neighbours are drawn: joiners, marks of direction, and the selectors of
+    variants, such as the one that asks for an emoji in colours."""
+    return unicodedata.category(letter) == "Cf" or "VARIATION SELECTOR" in unicodedata.name(letter, "")
+
+
+def _code_point(letter: str) -> str:
+    return "" if _has_no_shape(letter) else f"U+{ord(letter):04X} "
+
+
 @cache
-def _warn_of_missing(letters: str) -> None:
-    """Says which fonts to install for letters; not for control characters, which none has."""
-    scripts = sorted({_font_for(letter) for letter in letters if unicodedata.category(letter)[0] != "C"})
+def _warn_of_missing(missing: str) -> None:
+    """Says which fonts to install for letters; not for control characters and the like, which none has."""
+    letters = "".join(x for x in missing if unicodedata.category(x)[0] != "C" and not _has_no_shape(x))
+    scripts = sorted({*map(_font_for, letters)})
     if scripts:
         shown = " ".join(f"{letter} (U+{ord(letter):04X})" for letter in letters[:5])
         more = f" and {len(letters) - 5:,} more letters" if len(letters) > 5 else ""

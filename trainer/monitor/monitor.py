@@ -33,7 +33,7 @@ class Monitor:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        console = console or Console(soft_wrap=True)
+        console = console or Console(soft_wrap=True, emoji=False)
         self.folder, self.total_steps = folder, total_steps
         truncate_metrics(folder / "metrics.jsonl", start_step)
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")

@@ -16,7 +16,7 @@ from kilobatch.data.beton_layout import ALLOCATION, FIELD, HEADER
 from kilobatch.data.beton_note import BetonInfo, names_path, note_path
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.adopt import adopt
-from kilobatch.data.sources.convert import convert
+from kilobatch.data.sources.convert import convert, prepare
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.launch.cli.convert import adopt_file
@@ -115,6 +115,22 @@ def test_the_labels_field_and_the_names_of_classes_are_given(tmp_path: Path):
         adopt(theirs, label="fine", progress=False)
 
 
+def test_a_file_that_no_recipe_could_name_is_adopted_by_a_link(theirs: bytes, tmp_path: Path):
+    """ffcv-imagenet's files end in .ffcv, which recipes know."""
+    known, file = tmp_path / "train_500_0.50_90.ffcv", tmp_path / "train.bin"
+    for path in (known, file):
+        path.write_bytes(theirs)
+    link = tmp_path / "train.bin.beton"
+    with pytest.raises(UserError, match=f"does not end in .beton or .ffcv, .* by: ln -s {file.name} {link.name}$"):
+        adopt(file, progress=False)
+    link.symlink_to(file.name)
+    for path in (link, known):
+        adopt(path, progress=False)
+        assert len(read_labels(prepare(str(path), "train"))) == IMAGES
+    with pytest.raises(UserError, match="by FFCV's own writer"):
+        read_names(link)
+
+
 def test_the_command_says_what_it_found(beton: Path, capsys: pytest.CaptureFixture[str]):
     adopt_file(beton, None, None, None, None)
     size = f"{beton.stat().st_size:,} bytes"
@@ -167,8 +183,12 @@ DAMAGE = {
     "cut": (cut, "was never finished, or is cut short"),
     "type": (descriptor(2, 0, 9), r"field 3, score, is of a type that FFCV does not have \(number 9\); known: Float"),
     "array": (descriptor(2, 0, 4), "field 3, score, does not say what arrays it holds"),
-    "no image": (descriptor(1, 0, 1), r"has no RGBImageField to take the image from: .* score \(FloatField\)"),
-    "no label": (descriptor(0, 0, 0), r"has no IntField to take the label from: its fields are label \(FloatField\)"),
+    "no image": (descriptor(1, 0, 1), r"has no RGBImageField to take the image from: .*FloatField\); .* with one$"),
+    "no label": (
+        descriptor(0, 0, 0),
+        r"has no IntField to take the label from: its fields are label \(FloatField\), .*;"
+        " write the file again with one, of zeros where",
+    ),
     "name": (descriptor(2, 1, 200), "field 3 has no name that FFCV can read"),
 }
 

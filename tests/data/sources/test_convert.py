@@ -19,6 +19,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert, prepare
 from kilobatch.data.sources.encoding import Encoding
+from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage, read_image
 from kilobatch.data.sources.specs import count_images, open_source
 from tests.helpers.programs import PROGRAMS
@@ -169,12 +170,36 @@ def test_places_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "folder.beton").mkdir()
     for name, message in (
         ("a.txt", r"a\.txt does not end in \.beton; write to .*a\.beton"),
-        ("folder.beton", "is a folder; give the name of a file"),
+        ("folder.beton", "is a folder; give another name"),
+        ("..", r"is a folder; give the name of a file to write, such as .*train\.beton"),
         ("none/a.beton", "no folder .*none; make it first"),
         ("x" * 250 + ".beton", "cannot be written: File name too long.*name a place"),
     ):
         with pytest.raises(UserError, match=message):
             convert(numbers(), tmp_path / name, progress=False)
+
+
+def test_what_lies_in_the_way_of_any_file_of_a_conversion(tmp_path: Path):
+    """Nothing is written, rather than the .beton without its note."""
+    for name in ("a.beton.names", "a.beton.json", "a.beton.partial", "a.beton.names.partial", "a.beton.json.partial"):
+        for make, kind in ((Path.mkdir, "a folder"), (os.mkfifo, "not a file")):
+            make(tmp_path / name)
+            with pytest.raises(UserError, match=rf"{name} is {kind}; give another name"):
+                convert(numbers(), tmp_path / "a.beton", progress=False)
+            assert [path.name for path in tmp_path.iterdir()] == [name]
+            (tmp_path / name).rmdir() if kind == "a folder" else (tmp_path / name).unlink()
+    for path in (Path(), Path("/")):
+        with pytest.raises(UserError, match=r"is a folder; give the name of a file to write, such as"):
+            convert(numbers(), path, progress=False)
+
+
+def test_a_class_of_which_all_images_are_broken_is_refused(tmp_path: Path):
+    """As a class folder without an image is: it would be a class that nothing belongs to."""
+    photos(tmp_path / "in", images=4)
+    (tmp_path / "in" / "class1" / "001.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"class 'class1' has no images but broken ones; mend one, or remove the class"):
+        convert(Folder(tmp_path / "in", "train"), tmp_path / "a.beton", skip_broken=True, progress=False)
+    assert not list(tmp_path.glob("a.beton*"))
 
 
 def test_two_conversions_to_one_name(tmp_path: Path):

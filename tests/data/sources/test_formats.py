@@ -17,6 +17,8 @@ from kilobatch.data.sources import formats
 from kilobatch.data.sources.convert import convert, describe
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
+from kilobatch.data.sources.image_files import BrokenImage, encode_file
+from tests.data.sources.test_deep_pixels import fits, jpeg2000
 from tests.helpers.beton_contents import stored_files
 from tests.helpers.deep_images import png_16, tiff_16
 
@@ -58,6 +60,24 @@ def zeroed(data: bytes) -> bytes:
     return data[:half] + bytes(end - half) + data[end:]
 
 
+def tiffs() -> dict[str, tuple[str, bytes]]:
+    deep = np.random.default_rng(0).integers(0, 4096, (80, 90, 3), np.uint16)
+    fax = file_of("TIFF", photo(400, 300).convert("1"), compression="group4")
+    return {
+        "rgb.tif": ("TIFF", file_of("TIFF")),
+        "lzw.tif": (
+            "TIFF, LZW, two pages",
+            file_of("TIFF", compression="tiff_lzw", save_all=True, append_images=[photo()]),
+        ),
+        "cmyk.tif": ("TIFF, CMYK", file_of("TIFF", photo().convert("CMYK"))),
+        "rgb16.tif": ("TIFF, RGB, 16 bits", tiff_16(deep, "<")),
+        "float.tif": ("TIFF, floating-point, without --range", file_of("TIFF", photo().convert("F"))),
+        "fax.tif": ("TIFF, fax (CCITT group 4)", fax),
+        "damaged.tif": ("TIFF, fax, a quarter of its bytes zero", zeroed(fax)),
+        "raw.nef": ("raw file of a camera, with a preview", file_of("TIFF", tiffinfo={254: 1})),
+    }
+
+
 def kinds() -> dict[str, tuple[str, bytes]]:
     """Name of the file -> what it is, its bytes."""
     jpeg, png = file_of("JPEG"), file_of("PNG")
@@ -95,14 +115,10 @@ def kinds() -> dict[str, tuple[str, bytes]]:
         "a.avif": ("AVIF", file_of("AVIF")),
         "a.heic": ("HEIC, with pillow-heif installed", file_of("HEIF")),
         "a.jp2": ("JPEG 2000", file_of("JPEG2000")),
-        "rgb.tif": ("TIFF", file_of("TIFF")),
-        "lzw.tif": (
-            "TIFF, LZW, two pages",
-            file_of("TIFF", compression="tiff_lzw", save_all=True, append_images=[photo()]),
-        ),
-        "cmyk.tif": ("TIFF, CMYK", file_of("TIFF", photo().convert("CMYK"))),
-        "rgb16.tif": ("TIFF, RGB, 16 bits", tiff_16(deep, "<")),
-        "float.tif": ("TIFF, floating-point, without --range", file_of("TIFF", photo().convert("F"))),
+        "grey16.jp2": ("JPEG 2000, grey, 16 bits", file_of("JPEG2000", Image.fromarray(deep[..., 0]))),
+        "rgb16.j2k": ("JPEG 2000, RGB, 16 bits", jpeg2000(photo(), 16)),
+        **tiffs(),
+        "a.fits": ("FITS, 16 bits", fits(deep[..., 0].astype(np.int16))),
         "a.bmp": ("BMP", file_of("BMP")),
         "a.tga": ("TGA", file_of("TGA")),
         "a.ppm": ("PPM", file_of("PPM")),
@@ -162,6 +178,15 @@ def test_the_table_in_the_documents_is_what_happens(folder: Path, tmp_path: Path
     if os.environ.get("WRITE_FORMATS"):
         DOCUMENT.write_text(INTRODUCTION + table)
     assert DOCUMENT.read_text() == INTRODUCTION + table
+
+
+def test_a_damaged_heic_is_not_said_to_need_what_is_installed(folder: Path):
+    heic = kinds()["a.heic"][1]
+    with pytest.raises(BrokenImage) as refusal:
+        encode_file(heic[:100] + bytes(len(heic) - 100), "a", Encoding())
+    assert "pip install" not in str(refusal.value)
+    (folder / "all" / "damaged").write_bytes(heic[:12] + bytes(400))
+    assert formats.recognise(folder / "all" / "damaged") == "not images (no suffix)"
 
 
 def test_heic_is_counted_where_nothing_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from kilobatch.data.sources import image_files
 from kilobatch.data.sources.encoding import Encoding
-from kilobatch.data.sources.image_files import BrokenImage, MemoryBudget, encode_file, listening_to_pillow, read_image
+from kilobatch.data.sources.image_files import BrokenImage, encode_file, listening_to_pillow, read_image
+from kilobatch.data.sources.memory_budget import MemoryBudget
 
 
 def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -34,7 +34,7 @@ def tree(root: Path, *files: str) -> None:
     [
         *(
             (name, "train")
-            for name in ("train", "Train", "TRAINING", "trainval", "train2017", "training_set", "train-1")
+            for name in ("train", "Train", "TRAINING", "trainval", "train2017", "training_set", "train-1", " train ")
         ),
         *((name, "test") for name in ("test", "Val", "validation", "valid", "dev", "EVAL", "val2017", "test_images")),
         *(
@@ -148,6 +148,33 @@ def test_splits_within_classes(files: tuple[str, ...], says: str, tmp_path: Path
     tree(tmp_path, *files)
     refused(tmp_path, "train", says)
     refused(tmp_path, "test", says)
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (("seg_train/seg_train/a/0.png", "seg_test/seg_test/a/1.png"),
+         r"seg_t\w+ is a split, and its folder 'seg_t\w+' is named after one again"),
+        (("train.X1/a/0.png", "train.X2/b/1.png", "val.X/a/2.png", "labels/a.json"),
+         r"images in 3 folders alone, which are named as splits are \(train.X1, .*give one of them, such as folder:"),
+        (("train_32x32/a/0.png", "valid_32x32/a/1.png"), r"named as splits are \(train_32x32, valid_32x32\)"),
+        (("in_train_set_1/0.png", "in_test_set_1/1.png"), r"named as splits are \(in_test_set_1, in_train_set_1\)"),
+    ],
+)  # fmt: skip
+def test_archives_within_themselves_and_parts_of_splits(files: tuple[str, ...], says: str, tmp_path: Path):
+    tree(tmp_path, *files)
+    refused(tmp_path, "train", says)
+    refused(tmp_path, "test", says)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("train (class)", "test (class)"), ("train_station", "test_tube", "car"), ("bullet_train_1", "crash_test_1"),
+     ("train_a", "train_b"), ("trains", "tests")],
+)  # fmt: skip
+def test_classes_that_begin_with_the_name_of_a_split(folders: tuple[str, ...], tmp_path: Path):
+    tree(tmp_path, *(f"{name}/0.png" for name in folders))
+    assert open_source(f"folder:{tmp_path}", "train").classes == sorted(folders)
 
 
 def test_a_folder_of_a_class_may_bear_the_name_of_one_split(tmp_path: Path):

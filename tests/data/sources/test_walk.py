@@ -4,6 +4,7 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +15,7 @@ from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import BrokenImage
 from kilobatch.data.sources.listing import TRIED_TOGETHER
 from kilobatch.data.sources.specs import count_classes, count_images, open_source
-from kilobatch.data.sources.walk import PathList, walk
+from kilobatch.data.sources.walk import SAID, PathList, describe_passed_over, walk
 
 
 def image(path: Path, value: int = 0, side: int = 8, kind: str = "PNG") -> None:
@@ -247,3 +248,45 @@ def test_paths_in_one_piece():
     for outside in (-1, 4):
         with pytest.raises(IndexError):
             paths[outside]
+
+
+def test_reasons_are_said_on_one_line_that_ends(tmp_path: Path):
+    """Suffixes may hold anything, and of files that are numbered behind a dot each has its own."""
+    image(tmp_path / "cat" / "a.png")
+    for name in (b"a.\xff", b"a.\n", b"a.\x1b[31m", *(b"a.%d" % i for i in range(40))):
+        text(tmp_path / "cat" / os.fsdecode(name))
+    passed_over = walk(tmp_path).passed_over
+    assert passed_over.keys() >= {r"not images (.\udcff)", r"not images (.\n)", r"not images (.\u001b[31m)"}
+    said = describe_passed_over(passed_over)
+    assert (
+        said.isprintable() and said.count(", ") == SAID and said.endswith(f"{43 - SAID} for {43 - SAID} other reasons")
+    )
+    assert sum(passed_over.values()) + 1 == found(tmp_path)
+
+
+def test_a_raw_file_of_a_camera_is_not_its_preview(tmp_path: Path):
+    image(tmp_path / "cat" / "a.png")
+    preview = Image.new("RGB", (80, 60))
+    preview.save(tmp_path / "cat" / "b.nef", "TIFF", tiffinfo={254: 1})
+    source = Folder(tmp_path, "train")
+    assert (source.names, source.passed_over) == (["cat/a.png"], {"not images (.nef)": 1})
+    (tmp_path / "cat" / "b.nef").rename(tmp_path / "cat" / "b.tif")
+    with pytest.raises(UserError, match=r"b\.tif: the first picture in it is a preview of another, as in raw files"):
+        convert(Folder(tmp_path, "train"), tmp_path / "a.beton", progress=False)
+
+
+def test_numbers_are_not_taken_for_tga(tmp_path: Path):
+    """TGA has no first bytes of its own. Without an image's suffix it is known by its last ones, or by its size."""
+    image(tmp_path / "cat" / "a.png")
+    numbers = np.array([10, 3, 10, 11, 2, 2, 8, 9, 1, 4] + 500 * [3], np.uint16)  # of 8 by 9 pixels, would Pillow say
+    (tmp_path / "cat" / "numbers.bin").write_bytes(numbers.tobytes())
+    huge = bytes([0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 8, 0]) + bytes(500)
+    (tmp_path / "cat" / "huge.bin").write_bytes(huge)
+    assert Folder(tmp_path, "train").names == ["cat/a.png"]
+    pixels = Image.new("RGB", (9, 7))
+    for mode in ("RGB", "RGBA", "L", "LA", "P", "1"):
+        pixels.convert(mode).save(tmp_path / "cat" / f"new {mode}", "TGA")
+        (tmp_path / "cat" / f"old {mode}").write_bytes((tmp_path / "cat" / f"new {mode}").read_bytes()[:-26])
+    assert len(Folder(tmp_path, "train")) == 1 + 2 * 6
+    pixels.save(tmp_path / "cat" / "compressed", "TGA", compression="tga_rle")
+    assert len(Folder(tmp_path, "train")) == 2 + 2 * 6

@@ -120,6 +120,7 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "convert without arguments": (["convert"], ["a source and a file to write"]),
     "convert and verify at once": (["convert", "digits", "--verify", "a.beton"], ["--verify FILE checks one file"]),
     "adopt and convert at once": (["convert", "digits", "--adopt", "a.beton"], ["--adopt FILE checks one file"]),
+    "adopt and verify at once": (["convert", "--adopt", "a.beton", "--verify", "b.beton"], ["leave out --verify b.b"]),
     "adopt a missing file": (["convert", "--adopt", "none.beton"], ["none.beton does not exist"]),
     "adopt a truncated file": (["convert", "--adopt", "foreign.beton"], ["foreign.beton is not a .beton"]),
     "label without adopt": (["convert", "digits", "d.beton", "--label", "x"], ["--label is x", "--adopt FILE --label"]),

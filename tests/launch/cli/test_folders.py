@@ -65,3 +65,19 @@ def test_a_broken_link_is_left_out_and_named(kilobatch: Callable, tmp_path: Path
     assert done.code == 0, done.err
     assert "x.png is a link to /nowhere/x.png" in (tmp_path / "out.beton.json").read_text()
     assert (tmp_path / "out.beton.names").read_text() == "cat/a.png\ndog/b.png\n"
+
+
+def test_any_name_is_printed(kilobatch: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Most systems' stdout refuses what stands for bytes that are not UTF-8."""
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    make(tmp_path / "in", ["cat/a.png"])
+    (tmp_path / "in" / "cat" / "b.\udcff\n").write_text("no image")
+    done = kilobatch("convert", "folder:in", "out\n\udcff.beton")
+    assert done.code == 0, done.err
+    assert done.out.startswith(r"wrote out\n\udcff.beton: 1 images") and r"1 not images (.\udcff\n)" in done.out
+
+
+def test_a_range_that_changes_nothing_is_said(kilobatch: Callable, tmp_path: Path):
+    make(tmp_path / "in", ["cat/a.png"])
+    converted = kilobatch("convert", "folder:in", "out.beton", "--range", "0,4095")
+    assert converted.code == 0 and "--range 0,4095 changed nothing: no image has more than 8 bits" in converted.err

@@ -65,7 +65,7 @@ def test_schema_knows_methods_bounds_and_requires_nothing():
         ("@a", "@a"), ("%a", "%a"), ("!a", "!a"), ("! a", "! a"), ("!!str a", "!!str a"), ("&a b", "&a b"),
         ("*a", "*a"), ("`a", "`a"), ("|a", "|a"), ("> a", "> a"), ("null #a", "null #a"), (" a ", " a "),
         ("\ta", "\ta"), ("a\\b", "a\\b"), (" null ", None), (" 5 ", 5),
-        ("4.8 # c", 4.8),
+        ("4.8 # c", 4.8), ("9" * 5000, "9" * 5000),
     ],
 )  # fmt: skip
 def test_override_values(text: str, value: object):

@@ -165,6 +165,16 @@ def test_letters_that_no_font_has_are_code_points_and_said_once(installed: Path,
     assert "install Noto Sans CJK (Debian: fonts-noto-cjk), Noto Sans Thai (Debian: fonts-noto-core)" in line
 
 
+def test_what_only_changes_its_neighbours_is_left_out_where_no_font_has_it(
+    installed: Path, capsys: pytest.CaptureFixture[str]
+):
+    red_heart, tag, joined = "\u2764\ufe0f", "a\U000e0067b", "x\U000e0100y"
+    found = typeface_for([red_heart, tag, joined])
+    assert [found.text(name, 12) for name in (red_heart, tag, joined)] == ["\u2764", "ab", "xy"]
+    assert found.text("\ufe0f", 12) == "''"
+    assert capsys.readouterr().err == ""  # there is no font to install for them
+
+
 def test_names_are_cut_to_columns():
     typeface = Typeface(("DejaVu Sans",), frozenset())
     assert typeface.text("twelve chars", 12) == "twelve chars"
