@@ -130,7 +130,7 @@ def pairs(folder: Path, recipe: Recipe, width: int, epochs: int) -> Tensor:
             log_every=recipe.run.log_every,
             recipe={},
             images=IMAGES,
-            classes=10,
+            classes=[],
             images_sha256="",
             data_sha256="",
         )

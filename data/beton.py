@@ -77,6 +77,13 @@ def _read_rows(path: Path) -> np.ndarray:
     return np.frombuffer(tables.start, info.rows.dtype(), info.samples, info.rows.first_row)
 
 
+def read_fingerprints(path: Path) -> NDArray[np.uint64]:
+    """The CRC-32C and the size of each sample's bytes as one number, (samples,): two samples of one number hold one
+    image. Raises UserError as verify_beton does."""
+    info, tables = _check_tables(path)
+    return sample_checksums(info).astype(np.uint64) << np.uint64(32) | _samples_of(info, tables)[1].astype(np.uint64)
+
+
 def read_names(path: Path) -> list[str]:
     """Reads the names of a .beton's images: paths within the folder that it was made from.
 
@@ -213,11 +220,7 @@ def _check_samples(path: Path, info: BetonInfo) -> None:
         return
     from kilobatch.data.crc32c import crc32c  # compiled code, which takes a second to load
 
-    _, tables = _check_tables(path)
-    rows = np.frombuffer(tables.start, info.rows.dtype(), info.samples, info.rows.first_row)
-    allocation = np.frombuffer(tables.allocation, ALLOCATION)
-    starts = rows["data_ptr"]
-    sizes = allocation["size"][allocation_of(starts, allocation["ptr"], allocation["size"])]
+    starts, sizes = _samples_of(info, _check_tables(path)[1])
     expected = sample_checksums(info)
     data = np.memmap(path, np.uint8, "r")
     changed = [
@@ -232,6 +235,13 @@ def _check_samples(path: Path, info: BetonInfo) -> None:
         f"{path} is damaged: its SHA-256 is {found[:16]}…, should be {info.sha256[:16]}…; "
         f"{what if changed else 'all samples are whole, bytes between them have changed'}; {_again(path)}"
     )
+
+
+def _samples_of(info: BetonInfo, tables: Tables) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Where each sample's bytes begin in the file, and how many they are, (samples,) each."""
+    starts = np.frombuffer(tables.start, info.rows.dtype(), info.samples, info.rows.first_row)["data_ptr"]
+    allocation = np.frombuffer(tables.allocation, ALLOCATION)
+    return starts, allocation["size"][allocation_of(starts, allocation["ptr"], allocation["size"])]
 
 
 def _again(path: Path) -> str:

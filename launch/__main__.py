@@ -87,11 +87,17 @@ def pipeline(
 
 @app.command()
 @with_resources
-def resume(run: Run, workers: Workers = None, cluster: ClusterName = None, **resources: Any) -> None:
+def resume(
+    run: Run,
+    accept_changes: options.AcceptChanges = False,
+    workers: Workers = None,
+    cluster: ClusterName = None,
+    **resources: Any,
+) -> None:
     """Continues a run from its newest checkpoint, or a pipeline: as a job if it was one, else on this machine."""
     from kilobatch.launch.cli.resume import resume
 
-    raise typer.Exit(resume(run, workers, cluster, resources))
+    raise typer.Exit(resume(run, workers, cluster, resources, accept_changes))
 
 
 @app.command()
@@ -183,6 +189,7 @@ def evaluate(
     linear: options.Linear = False,
     fast_linear: options.FastLinear = False,
     classify: options.Classify = False,
+    train: options.TrainImages = None,
     test: options.TestImages = None,
     workers: Workers = None,
 ) -> None:
@@ -191,7 +198,8 @@ def evaluate(
 
     wanted = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
     wanted |= {"classify": classify, "classify_moved": classify}
-    raise typer.Exit(evaluate(run, [name for name in wanted if wanted[name]], overrides or [], test, workers))
+    images = {"train": train, "test": test}
+    raise typer.Exit(evaluate(run, [name for name in wanted if wanted[name]], overrides or [], images, workers))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
-from kilobatch.data.loading.loader import Loader
+from kilobatch.data.loading.loader import Loader, input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
@@ -31,9 +31,10 @@ class Loop:
 
     learning_rate: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
     values to log; stop_requested: true once this process has received a stop signal; monitor: rank 0's, None on the
-    others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many the training
-    data have, stored likewise; images_sha256: of the training images, so that an evaluation notices others;
-    data_sha256: of the images and of which of them have labels, so that a resume notices other data.
+    others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many images the
+    training data have, and the names of their classes, stored likewise; images_sha256: of the training images, so that
+    an evaluation notices others; data_sha256: of the images and of which of them have labels, so that a resume notices
+    other data; former_data: likewise, of those that a user has replaced knowingly.
     """
 
     engine: Engine
@@ -48,9 +49,10 @@ class Loop:
     log_every: int
     recipe: dict[str, Any]
     images: int
-    classes: int
+    classes: list[str]
     images_sha256: str
     data_sha256: str
+    former_data: frozenset[str] = frozenset()
 
     @property
     def steps(self) -> int:
@@ -134,7 +136,8 @@ class Loop:
     def _save(self, step: int, wait: bool) -> None:
         per_epoch = self.loader.steps_per_epoch
         meta: dict[str, Any] = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch}
-        meta |= {"recipe": self.recipe, "images": self.images, "classes": self.classes}
+        meta |= {"recipe": self.recipe, "images": self.images, "classes": len(self.classes)}
+        meta |= {"class_names": self.classes, "input": input_images(self.views)}
         meta |= {"images_sha256": self.images_sha256, "data_sha256": self.data_sha256}
         self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
 
@@ -151,7 +154,7 @@ class Loop:
                 f"the checkpoint's epochs have {per_epoch} steps, this run's {self.loader.steps_per_epoch}: "
                 "data.train or data.batch has changed; resume with what it was written with"
             )
-        if saved.meta["data_sha256"] != self.data_sha256:
+        if saved.meta["data_sha256"] not in (self.data_sha256, *self.former_data):
             raise UserError(
                 f"{saved.folder} was trained on other images or labels than data.train holds now (SHA-256 "
                 f"{saved.meta['data_sha256'][:12]}…, now {self.data_sha256[:12]}…); put the old ones back, or start "

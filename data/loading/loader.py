@@ -27,6 +27,22 @@ CENTRAL_FROM = 96  # pixels: from this size on an unaugmented view shows the ima
 CENTRAL = 224 / 256  # of the shorter side: torchvision's Resize(256) and CenterCrop(224) in one step
 
 
+def central_fraction(size: int) -> float:
+    """The side of the central square that an unaugmented view of `size` pixels shows, of the image's shorter side; 0:
+    it shows the whole image, whatever its shape."""
+    return CENTRAL if size >= CENTRAL_FROM else 0
+
+
+def input_images(views: Views) -> dict[str, Any]:
+    """How an image is prepared for a trained encoder, without augmentation: as PlainLoader does.
+
+    size: pixels of both sides; mean, std: of values from 0 to 1; central_fraction: as central_fraction() has it;
+    interpolation: Pillow's, with antialiasing.
+    """
+    values = {"size": views.size, "mean": list(views.mean), "std": list(views.std)}
+    return {**values, "central_fraction": central_fraction(views.size), "interpolation": views.interpolation}
+
+
 @dataclass(frozen=True)
 class LoaderWorker:
     """The worker that a loader makes batches for: its rank in [0, world), decoding threads, and device."""
@@ -168,7 +184,7 @@ class PlainLoader:
     ):
         plain: dict[str, Any] = {"crop": None, "flip": 0, "jitter": None, "grey": 0, "blur": None, "solarize": None}
         self.views = Views(count=1, size=size, interpolation=interpolation, mean=mean, std=std, **plain)
-        self.beton = open_beton(beton, self.views, 0, CENTRAL if size >= CENTRAL_FROM else 0, worker)
+        self.beton = open_beton(beton, self.views, 0, central_fraction(size), worker)
         self.samples = self.beton.samples
         self.index = rank_block(self.samples, worker.rank, worker.world)
         self.batch = batch

@@ -19,7 +19,7 @@ from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage
 from kilobatch.data.sources.npz import classes_of_npz, count_npz, open_npz
-from kilobatch.data.sources.path_names import existing_path
+from kilobatch.data.sources.path_names import composed, existing_path, printable
 from kilobatch.data.sources.splits import Split as Split
 
 BETON_SUFFIXES = (".beton", ".ffcv")  # the second in files of others
@@ -114,9 +114,30 @@ def count_classes(spec: str, split: Split) -> int:
     return CIFAR_CLASSES[scheme]
 
 
+def class_names(spec: str, split: Split) -> list[str]:
+    """Names of the classes of a source or a .beton file, in the order of their labels; as count_images."""
+    if is_beton(spec):
+        return verify_beton(_path(spec, spec)).classes
+    scheme, where = _parse(spec)
+    if scheme == "digits":
+        return Digits.classes
+    return classes_of_npz(where) if scheme == "npz" else open_source(spec, split).classes
+
+
 def describe_class_difference(first: list[str], second: list[str]) -> str:
     """The difference of two unequal lists of classes, for a message: up to three names that only one of them has."""
     return ", ".join(sorted(set(first) ^ set(second))[:3]) or "none, but they stand in another order"
+
+
+def differing_classes(first: list[str], second: list[str]) -> tuple[str, str] | None:
+    """What the first difference of two lists of classes is in each of them, for a message; None: they are the same,
+    but for the Unicode form of their names."""
+    pairs = enumerate(zip(map(composed, first), map(composed, second), strict=False))
+    number = next((number for number, (a, b) in pairs if a != b), None)
+    if number is not None:
+        ours, theirs = (f"'{printable(names[number])}' (class {number} of {len(names)})" for names in (first, second))
+        return ours, theirs
+    return None if len(first) == len(second) else (f"{len(first)} classes", f"{len(second)} classes")
 
 
 def folder_of(spec: str) -> Path | None:

@@ -53,6 +53,15 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the file if it e
 # recipes
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes instead of the list.")]
 
+# resume
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes",
+        help="Go on although data or recipe have changed since the run began; the changes are recorded.",
+    ),
+]
+
 # submit
 Sweep = Annotated[
     list[str] | None,
@@ -164,8 +173,17 @@ FastLinear = Annotated[
 Classify = Annotated[
     bool, typer.Option("--classify", help="The run's own classifier, on test images as they are and on moved ones.")
 ]
+TrainImages = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        help="Training images instead of the run's, for k-NN and probes: a .beton file or a source.",
+        show_default=False,
+    ),
+]
 TestImages = Annotated[
-    str | None, typer.Option(help="Test images instead of the recipe's: a .beton file or a source.", show_default=False)
+    str | None,
+    typer.Option("--test", help="Test images instead of the run's: a .beton file or a source.", show_default=False),
 ]
 
 # convert

@@ -74,7 +74,9 @@ def _check_stage(workers: int, recipe: Recipe, settings: Settings, awaited: Mapp
     check(recipe, workers, settings, awaited=awaited)
 
 
-def resume_pipeline(top: Path, workers: int | None, cluster_name: str | None, resources: dict[str, Any]) -> int:
+def resume_pipeline(
+    top: Path, workers: int | None, cluster_name: str | None, resources: dict[str, Any], accept_changes: bool
+) -> int:
     """Continues a pipeline at the first stage that has not finished. Returns the exit code.
 
     Its stages become jobs where they were jobs before or a cluster is named, unless `workers` is given; else they run
@@ -89,15 +91,15 @@ def resume_pipeline(top: Path, workers: int | None, cluster_name: str | None, re
         raise UserError(f"{top} has finished; kilobatch status {top} shows its table again")
     submitted = any(job_history.read_job_file(stage) for stage in stages)
     if names_cluster(workers, cluster_name, resources, "trains") or (submitted and workers is None):
-        resubmit_pipeline(top, cluster_name, resources)
+        resubmit_pipeline(top, cluster_name, resources, accept_changes)
         return 0
     if busy := [stage for stage, state in states.items() if state in ("queued", "running")]:
         advice = f"kilobatch cancel {top} ends it" if job_history.read_job_file(busy[0]) else "stop that one first"
         raise UserError(f"{busy[0]} is {states[busy[0]]}; {advice}")
-    return _run_stages(top, workers)
+    return _run_stages(top, workers, accept_changes)
 
 
-def _run_stages(top: Path, workers: int | None) -> int:
+def _run_stages(top: Path, workers: int | None, accept_changes: bool = False) -> int:
     """Runs the stages that have not finished, in order. Returns the exit code of the first that does not end well."""
     from kilobatch.launch.cli import train
 
@@ -107,7 +109,7 @@ def _run_stages(top: Path, workers: int | None) -> int:
             tell(f"{stage.name}: finished before")
             continue
         tell(f"{stage.name}: {stage}" + ("" if state == "new" else f" ({state} before)"))
-        code = train.resume(str(stage), workers)
+        code = train.resume(str(stage), workers, accept_changes)
         if code != train.FINISHED:
             tell(f"kilobatch: the pipeline ends in {stage.name}; go on with it by: kilobatch resume {top}")
             return code

@@ -12,30 +12,32 @@ from kilobatch.launch.jobs.cluster import choose_cluster, cluster_again, names_c
 from kilobatch.launch.pipelines.pipeline import find_pipeline, reason_to_wait
 from kilobatch.launch.recipes.recipe import load_recipe
 from kilobatch.launch.recipes.references import begun
-from kilobatch.launch.runs import job_history, run_folder
+from kilobatch.launch.runs import identity, job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.select import scheduler_of
 
 
-def resume(run: str, workers: int | None, cluster_name: str | None, resources: dict[str, Any]) -> int:
+def resume(
+    run: str, workers: int | None, cluster_name: str | None, resources: dict[str, Any], accept_changes: bool
+) -> int:
     """Continues a run from its newest complete checkpoint, or a pipeline. Returns the exit code.
 
     The run becomes a job where it was one or a cluster is named, with its former resources except for those that are
     given; else, or where `workers` is given, it runs on this machine. Raises UserError where the run has finished, or
-    is still queued or running.
+    is still queued or running, and where its data or recipe have changed, unless `accept_changes` is given.
     """
     if (top := find_pipeline(run)) is not None:
-        return resume_pipeline(top, workers, cluster_name, resources)
+        return resume_pipeline(top, workers, cluster_name, resources, accept_changes)
     folder = run_folder.find_run(run)
     submitted = job_history.read_job_file(folder)
     on_cluster = names_cluster(workers, cluster_name, resources, "goes on")
     _check_resumable(folder, submitted)
     if workers is None and (submitted or on_cluster):
-        _resubmit(folder, submitted, cluster_name, resources)
+        _resubmit(folder, submitted, cluster_name, resources, accept_changes)
         return 0
     from kilobatch.launch.cli import train
 
-    return train.resume(run, workers)
+    return train.resume(run, workers, accept_changes)
 
 
 def _check_resumable(folder: Path, submitted: JobFile | None) -> None:
@@ -49,7 +51,13 @@ def _check_resumable(folder: Path, submitted: JobFile | None) -> None:
         raise UserError(reason)
 
 
-def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None, resources: dict[str, Any]) -> None:
+def _resubmit(
+    folder: Path,
+    submitted: JobFile | None,
+    cluster_name: str | None,
+    resources: dict[str, Any],
+    accept_changes: bool,
+) -> None:
     if submitted and cluster_name is None:
         kind = submitted.cluster
         cluster = cluster_again(kind, folder / "cluster.yaml", resources)
@@ -58,8 +66,9 @@ def _resubmit(folder: Path, submitted: JobFile | None, cluster_name: str | None,
     recipe, settings = load_recipe(folder / "recipe.yaml")
     submit.check_fit(recipe, settings, kind, cluster, begun=begun(folder))
     submit.check_submittable(kind, folder)
-    paths = [folder / name for name in ("cancelled", "cluster.yaml", "job.json", "state.json")]
+    paths = [folder / name for name in ("cancelled", "cluster.yaml", identity.FILE, "job.json", "state.json")]
     contents = {path: path.read_bytes() if path.exists() else None for path in paths}
+    submit.compare_with_beginning(folder, recipe, accept_changes)
     code = code_snapshot.take_snapshot(folder / "code")
     try:
         ids = submit.queue_runs(kind, cluster, folder, [folder], code)

@@ -4,14 +4,17 @@ keeps the run's state.
 Whatever loads torch is imported in the functions that need it, so that a wrong recipe is refused at once.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.output import tell
+from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.data import PreparedData, prepare_data, with_absolute_paths
-from kilobatch.launch.recipes.recipe import Recipe, load_recipe, read_recipe, with_test
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe, read_recipe, with_images
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.runs import run_folder
 from kilobatch.trainer.checkpoint.description import list_checkpoints
@@ -41,8 +44,11 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
     return _train(folder, workers, data)
 
 
-def resume(run: str, workers: int | None) -> int:
-    """Continues a run from its newest complete checkpoint. Returns the exit code."""
+def resume(run: str, workers: int | None, accept_changes: bool = False) -> int:
+    """Continues a run from its newest complete checkpoint. Returns the exit code.
+
+    accept_changes: whether changes of its data and recipe since it began are meant; else it is refused for them.
+    """
     folder = run_folder.find_run(run)
     recipe, settings = load_recipe(folder / "recipe.yaml")
     if workers is None:
@@ -51,23 +57,33 @@ def resume(run: str, workers: int | None) -> int:
     _check_device(recipe, workers)
     if run_folder.status(folder) == "finished":
         raise UserError(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
-    return _train(folder, workers, prepare_data(recipe))
+    data = prepare_data(recipe)
+    found = changes.changes_of(folder, recipe, data)
+    if not accept_changes:
+        changes.refuse_changes(folder, found)
+    record = partial(changes.record_accepted, folder, recipe, data, found) if found else None
+    return _train(folder, workers, data, record)
 
 
-def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | None, workers: int | None) -> int:
+def evaluate(
+    run: str,
+    evaluators: list[str],
+    overrides: list[str],
+    named: Mapping[str, str | None],
+    workers: int | None,
+) -> int:
     """Evaluates a run's newest checkpoint. Returns the exit code.
 
-    changes: overrides of the section evaluate; test: test images, where they are not to be the recipe's.
+    overrides: of the section evaluate; named: images for "train" and "test"; None: the recipe's.
     """
     folder = run_folder.find_run(run)
-    if foreign := [change for change in changes if not change.startswith("evaluate.")]:
+    if foreign := [override for override in overrides if not override.startswith("evaluate.")]:
         raise UserError(
             f"override '{foreign[0]}' is not of the section evaluate; the run is as it was trained, and kilobatch eval "
-            "changes only how it is asked, such as evaluate.knn.k=20 (other test images: --test)"
+            "changes only how it is asked, such as evaluate.knn.k=20 (other images: --train, --test)"
         )
-    recipe, settings = load_recipe(folder / "recipe.yaml", changes)
-    if test is not None:
-        recipe = with_test(recipe, test)
+    recipe, settings = load_recipe(folder / "recipe.yaml", overrides)
+    recipe = with_images(recipe, named["train"], named["test"])
     if recipe.data.test is None:
         raise UserError(f"{folder} was trained without a test set; give --test, a .beton or a source")
     if not evaluators:
@@ -79,8 +95,9 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
     if not list_checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     data = prepare_data(recipe)
-    test_option = ["--test", test] if test else []
-    return _run_workers(folder, workers, data, [*changes, "--evaluate", ",".join(evaluators), *test_option])
+    changes.refuse_other_images(folder, recipe, data, named, evaluators)
+    images = [word for split, spec in named.items() if spec is not None for word in (f"--{split}", spec)]
+    return _run_workers(folder, workers, data, [*overrides, "--evaluate", ",".join(evaluators), *images])
 
 
 def _check_device(recipe: Recipe, workers: int) -> None:
@@ -90,10 +107,12 @@ def _check_device(recipe: Recipe, workers: int) -> None:
     check_device(recipe, workers)
 
 
-def _train(folder: Path, workers: int, data: PreparedData) -> int:
-    """Runs the workers, and keeps the run's state. Returns the exit code."""
+def _train(folder: Path, workers: int, data: PreparedData, record: Callable[[], None] | None = None) -> int:
+    """Runs the workers, and keeps the run's state. Returns the exit code. record: called first, if the run is free."""
     resume_hint = f"resume with: kilobatch resume {folder}"
     with run_folder.locked(folder):
+        if record:
+            record()
         run_folder.set_status(folder, "running", workers)
         code = INTERRUPTED  # kept where an exception ends the launcher: it has ended its workers then
         try:

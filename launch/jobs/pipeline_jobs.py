@@ -10,7 +10,7 @@ from kilobatch.data.files import discard
 from kilobatch.launch.jobs import local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, cluster_again
 from kilobatch.launch.jobs.code_snapshot import take_snapshot
-from kilobatch.launch.jobs.submit import check_fit, check_submittable, queue_runs
+from kilobatch.launch.jobs.submit import check_fit, check_submittable, compare_with_beginning, queue_runs
 from kilobatch.launch.pipelines.pipeline import stage_folders
 from kilobatch.launch.pipelines.stages import PipelinePlan, check_stages, create_runs
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
@@ -41,7 +41,9 @@ def submit_pipeline(planned: PipelinePlan, cluster_name: str | None, resources: 
     _print_jobs(planned.top, stages, ids)
 
 
-def resubmit_pipeline(top: Path, cluster_name: str | None, resources: dict[str, Any]) -> None:
+def resubmit_pipeline(
+    top: Path, cluster_name: str | None, resources: dict[str, Any], accept_changes: bool = False
+) -> None:
     """Queues the stages that have not finished, with the present code and the former resources except for those given.
 
     Where the first of them still has a job in SLURM, as after `kilobatch resume` of that stage alone, the others are
@@ -61,6 +63,8 @@ def resubmit_pipeline(top: Path, cluster_name: str | None, resources: dict[str, 
         recipe, settings = load_recipe(stage / "recipe.yaml")
         check_fit(recipe, settings, kind, cluster, _recipes(top), begun(stage))
     check_submittable(kind, top)
+    for stage in waiting:
+        compare_with_beginning(stage, load_recipe(stage / "recipe.yaml")[0], accept_changes)
     for stage in waiting:  # their jobs wait for one that is over, and so would never begin
         if stage in is_open:
             scheduler_of(files[stage].cluster).cancel([files[stage].job_id])

@@ -12,9 +12,9 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.files import discard, write_whole
 from kilobatch.launch.jobs import code_snapshot, local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, lead_seconds
-from kilobatch.launch.recipes import sweep
+from kilobatch.launch.recipes import changes, sweep
 from kilobatch.launch.recipes.checks import check
-from kilobatch.launch.recipes.data import with_absolute_paths
+from kilobatch.launch.recipes.data import prepare_data, with_absolute_paths
 from kilobatch.launch.recipes.recipe import Recipe, read_recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.runs import job_history, run_folder
@@ -57,10 +57,10 @@ def submit(
     return folders
 
 
-def _read(name: str, changes: list[str], kind: ClusterKind, cluster: Cluster) -> Recipe:
+def _read(name: str, overrides: list[str], kind: ClusterKind, cluster: Cluster) -> Recipe:
     """The recipe, checked against the resources, with absolute paths to its data: the job, and the command that resumes
     it, may be started in another folder."""
-    recipe, settings = read_recipe(name, changes)
+    recipe, settings = read_recipe(name, overrides)
     check_fit(recipe, settings, kind, cluster)
     return with_absolute_paths(recipe)
 
@@ -91,6 +91,17 @@ def check_submittable(kind: ClusterKind, top: Path) -> None:
     code_snapshot.check_path(top)
     if kind == "slurm" and shutil.which("sbatch") is None:
         raise UserError("there is no sbatch here; submit where SLURM is, or try it on this machine: --cluster local")
+
+
+def compare_with_beginning(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
+    """Raises UserError where a run's recipe has changed since it began. Its data, which may take long to convert, are
+    compared by the job; or here, where the changes are accepted and recorded."""
+    if not accept_changes:
+        changes.refuse_changes(folder, changes.recipe_changes(folder, recipe))
+        return
+    data = prepare_data(recipe)
+    if found := changes.changes_of(folder, recipe, data):
+        changes.record_accepted(folder, recipe, data, found)
 
 
 def _create_runs(top: Path, names: list[str], recipes: list[Recipe], recipe_name: str, cluster: Cluster) -> list[Path]:

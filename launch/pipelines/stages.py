@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, did_you_mean
-from kilobatch.data.sources.path_names import composed
-from kilobatch.data.sources.specs import describe_class_difference, is_beton, open_source
+from kilobatch.data.sources.specs import class_names, describe_class_difference, differing_classes
 from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, STAGES, Pipeline
 from kilobatch.launch.recipes import catalogue, overrides, references
 from kilobatch.launch.recipes.data import with_absolute_paths
@@ -134,19 +132,14 @@ def _check_same_classes(teacher: Stage, student: Stage) -> None:
     specs = [stage.recipe.data.train for stage in (teacher, student)]
     if specs[0] == specs[1]:
         return
-    learned, needed = (_classes(spec) for spec in specs)
-    if learned != needed:
+    learned, needed = (class_names(spec, "train") for spec in specs)
+    by_place = getattr(student.recipe.method, "classes_by", "name") == "place"
+    if len(learned) != len(needed) or (not by_place and differing_classes(learned, needed)):
         raise UserError(
             f"{student.name}: {student.settings.where(('data', 'train'))}: data.train '{specs[1]}' ({len(needed)} "
             f"classes) has other classes than '{specs[0]}' of {teacher.name} ({len(learned)}); only in one of them: "
             f"{describe_class_difference(learned, needed)}"
         )
-
-
-def _classes(spec: str) -> list[str]:
-    """The names of the classes of a data set, in one Unicode form. Decodes no image."""
-    classes = verify_beton(Path(spec).expanduser()).classes if is_beton(spec) else open_source(spec, "train").classes
-    return [composed(name) for name in classes]
 
 
 @dataclass(frozen=True)

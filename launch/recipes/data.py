@@ -1,14 +1,17 @@
 """Prepares a recipe's data: makes paths absolute, converts sources to .beton, compares training with test images. Loads
 no torch."""
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from kilobatch.data.beton import BetonInfo, read_short_sides, verify_beton
+from kilobatch.data.beton import BetonInfo, read_fingerprints, read_short_sides, verify_beton
 from kilobatch.data.errors import UserError, warn
+from kilobatch.data.loading.labels import labelled_samples
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
@@ -43,8 +46,8 @@ class PreparedData(BaseModel):
 def prepare_data(recipe: Recipe) -> PreparedData:
     """Converts sources that are no .beton yet: once, here, rather than in each worker.
 
-    Warns of images that are smaller than the views. Raises UserError, also where labels or pixels of training and test
-    images do not mean the same.
+    Warns of test images that are training images, and of images that are smaller than the views. Raises UserError, also
+    where labels or pixels of training and test images do not mean the same.
     """
     size = recipe.data.views.size
     train = _prepare(recipe.data.train, "train", size)
@@ -53,14 +56,37 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         infos = verify_beton(train.beton), verify_beton(test.beton)
         _refuse_other_classes(recipe, *infos)
         _refuse_other_range(recipe, *infos)
+        _warn_of_shared_images(recipe, train.beton, test.beton)
         _warn_of_small_images(test.beton, f"data.test '{recipe.data.test}'", size)
     _warn_of_small_images(train.beton, f"data.train '{recipe.data.train}'", size)
     return PreparedData(train=train, test=test)
 
 
+def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
+    """The training images that have labels, ascending; None: all have."""
+    return labelled_samples(data.train.beton, recipe.data.labels)
+
+
+def data_sha256(recipe: Recipe, data: PreparedData) -> str:
+    """Of the training images and of which of them have labels."""
+    labelled, images = labelled_of(recipe, data), data.train.sha256
+    return images if labelled is None else hashlib.sha256(images.encode() + labelled.tobytes()).hexdigest()
+
+
 def _prepare(spec: str, split: Split, size: int) -> PreparedFile:
     beton = prepare(spec, split, encoding_for_views(size)).absolute()
     return PreparedFile(beton=beton, sha256=verify_beton(beton).sha256)
+
+
+def _warn_of_shared_images(recipe: Recipe, train: Path, test: Path) -> None:
+    """Says so where test images are training images, byte for byte."""
+    learned, asked = np.sort(read_fingerprints(train)), read_fingerprints(test)
+    nearest = learned[np.minimum(np.searchsorted(learned, asked), len(learned) - 1)]  # np.isin takes 30 times as long
+    if shared := int((nearest == asked).sum()):
+        _warn_once(
+            f"{shared:,} of the {len(asked):,} images of data.test '{recipe.data.test}' are training images as well "
+            f"(data.train '{recipe.data.train}'), so that accuracies say less of new images; use other test images"
+        )
 
 
 def _warn_of_small_images(beton: Path, name: str, size: int) -> None:

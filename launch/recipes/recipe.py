@@ -58,9 +58,10 @@ def resolve_recipe(name: str, changes: list[str]) -> Recipe:
     return read_recipe(name, changes)[0]
 
 
-def with_test(recipe: Recipe, test: str) -> Recipe:
-    """The recipe with other test images."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
+def with_images(recipe: Recipe, train: str | None, test: str | None) -> Recipe:
+    """The recipe with other training images, or other test images; None: its own."""
+    given = {name: spec for name, spec in (("train", train), ("test", test)) if spec is not None}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=given)})
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Settings]:

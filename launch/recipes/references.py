@@ -10,15 +10,16 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from kilobatch.data.errors import UserError
+from kilobatch.data.errors import UserError, warn
+from kilobatch.data.files import parse_model
+from kilobatch.data.sources.specs import class_names, differing_classes
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, recipe_from
 from kilobatch.launch.runs import run_folder
+from kilobatch.launch.runs.identity import ReferenceIdentity, read_references
 from kilobatch.methods.networks.options import EncoderOptions, refuse_layers
 from kilobatch.methods.options import Reference
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, unsealed
-
-PINNED = "trained.json"  # in a run's folder: the files that its references stood for when it began
 
 
 def references(recipe: Recipe) -> dict[str, str]:
@@ -48,28 +49,43 @@ def recipe_of(where: str) -> Recipe:
     path = locate_reference(where)
     if path.is_file():
         return recipe_in(metadata_of(path), path)
-    if not is_checkpoint(path):
+    meta = description_of(path) if is_checkpoint(path) else newest_description(path)
+    if "recipe" not in meta and not is_checkpoint(path):  # it has none yet, or an earlier version wrote it
         return load_recipe(path / "recipe.yaml")[0]
-    meta = _meta(path)
     if "recipe" not in meta:
         raise UserError(f"checkpoint {path} says nothing of its recipe; name one that `kilobatch train` has made")
     return recipe_from(meta["recipe"], str(path))
 
 
-def _meta(checkpoint: Path) -> dict[str, Any]:
+def description_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it. Raises UserError where it is damaged."""
     try:
         return unsealed((checkpoint / DESCRIPTION).read_bytes())["meta"]
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoint}: {DESCRIPTION} cannot be used: {error}; name another") from None
 
 
+def newest_description(run: Path) -> dict[str, Any]:
+    """What the newest checkpoint says that is not damaged; empty where there is none."""
+    for checkpoint in reversed(list_checkpoints(run / "checkpoints").values()):
+        try:
+            return description_of(checkpoint)
+        except UserError:  # training passes over it, too, with a warning
+            continue
+    return {}
+
+
 def metadata_of(file: Path) -> dict[str, str]:
-    """The metadata of an exported file. Raises UserError where the file is not whole."""
+    """The metadata of an exported file. Raises UserError where it is not whole, or its metadata not as written."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            return opened.metadata() or {}
+            metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is no whole .safetensors file ({error}); export or copy it again") from None
+    forms = {"recipe": dict[str, Any], "class_names": list[str], **dict.fromkeys(("step", "images", "classes"), int)}
+    for name in forms.keys() & metadata.keys():
+        parse_model(metadata[name], file, forms[name], f"its {name} is not as it was written: export or copy it again")
+    return metadata
 
 
 def recipe_in(metadata: Mapping[str, str], file: Path) -> Recipe:
@@ -81,7 +97,7 @@ def recipe_in(metadata: Mapping[str, str], file: Path) -> Recipe:
 
 def begun(run: Path) -> bool:
     """Whether a run's training has begun: its references then stand for the weights that it began with."""
-    return (run / PINNED).exists() or bool(list_checkpoints(run / "checkpoints"))
+    return bool(list_checkpoints(run / "checkpoints") or read_references(run))
 
 
 def check_references(
@@ -97,7 +113,7 @@ def check_references(
         try:
             other = awaited[where] if where in awaited else recipe_of(where)
             if where not in awaited:
-                _refuse_untrained(where)
+                _refuse_unfinished(where, other)
         except UserError as error:
             raise refuse(option, f"{option} '{where}': {error}") from error
         encoder_only = where not in awaited and _holds_encoder_only(where)
@@ -106,13 +122,8 @@ def check_references(
                 made = "holds an encoder alone" if encoder_only else f"was trained by {other.method.name}"
                 use = "kilobatch export --whole writes all" if encoder_only else "fine-tune it first, and name that run"
                 raise refuse(option, f"{option} '{where}' {made}, which has no classifier to learn from; {use}")
-            taught = 0 if where in awaited else _classes(where)
-            if taught and classes and taught != classes:
-                raise refuse(
-                    option,
-                    f"{option} '{where}' knows {taught} classes, and data.train '{recipe.data.train}' has {classes}; "
-                    "let one teach that was fine-tuned on the same classes",
-                )
+            if where not in awaited and classes:
+                _check_classes(recipe, where, classes, refuse)
         mine, theirs = recipe.data.views, other.data.views
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
             raise refuse(
@@ -135,19 +146,58 @@ def _holds_encoder_only(where: str) -> bool:
     return path.is_file() and metadata_of(path).get("content") == "encoder"
 
 
-def _classes(where: str) -> int:
-    """The number of classes that a run, a checkpoint or a file was trained on; 0: it does not say."""
+def _check_classes(recipe: Recipe, where: str, classes: int, refuse: Callable[[str, str], UserError]) -> None:
+    """Raises UserError for a teacher of other classes than data.train has, or of the same in another order."""
+    described = _described(where)
+    taught, spec = int(described.get("classes", 0)), recipe.data.train
+    if taught not in (0, classes):
+        raise refuse(
+            "method.teacher",
+            f"method.teacher '{where}' knows {taught} classes, and data.train '{spec}' has {classes}; "
+            "let one teach that was fine-tuned on the same classes",
+        )
+    if learned := names_of_classes(described):  # else the worker warns
+        try:
+            _refuse_other_classes(recipe, where, learned, class_names(spec, "train"))
+        except UserError as error:
+            raise refuse("method.teacher", str(error)) from error
+
+
+def refuse_other_teacher(recipe: Recipe, classes: list[str], where: str, found: ReferenceIdentity) -> None:
+    """Raises UserError where a reference is the recipe's teacher, and its classes are others than `classes`, those of
+    data.train. A warning where it does not say its classes."""
+    if where != references(recipe).get("teacher"):
+        return
+    if found.classes is None:
+        warn(f"method.teacher '{where}' does not say the names of its classes, so that only their number was compared")
+    else:
+        _refuse_other_classes(recipe, where, found.classes, classes)
+
+
+def _refuse_other_classes(recipe: Recipe, where: str, learned: list[str], classes: list[str]) -> None:
+    """The student would learn the teacher's answers for other classes."""
+    if getattr(recipe.method, "classes_by", "name") == "place":
+        return
+    if differing := differing_classes(learned, classes):
+        raise UserError(
+            f"method.teacher '{where}' has other classes than data.train '{recipe.data.train}', or the same in another "
+            f"order: {differing[0]} there is {differing[1]} here; let one teach that was fine-tuned on the same "
+            "classes, or, where classes of the same place mean the same, use method.classes_by=place"
+        )
+
+
+def names_of_classes(described: Mapping[str, Any]) -> list[str] | None:
+    """The names in a checkpoint's description or a file's metadata, in order; None: it does not say them."""
+    names = described.get("class_names")
+    return json.loads(names) if isinstance(names, str) else names
+
+
+def _described(where: str) -> Mapping[str, Any]:
+    """What a run's newest checkpoint, a checkpoint or a file says of itself."""
     path = locate_reference(where)
     if path.is_file():
-        return int(metadata_of(path).get("classes", 0))
-    if is_checkpoint(path):
-        return _meta(path).get("classes", 0)
-    for checkpoint in reversed(list_checkpoints(path / "checkpoints").values()):
-        try:
-            return _meta(checkpoint).get("classes", 0)
-        except UserError:  # damaged: training passes over it, too, with a warning
-            continue
-    return 0
+        return metadata_of(path)
+    return description_of(path) if is_checkpoint(path) else newest_description(path)
 
 
 def _head(options: Any) -> tuple[int, int | None]:
@@ -171,10 +221,23 @@ def _numbers(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
-def _refuse_untrained(where: str) -> None:
+def _refuse_unfinished(where: str, recipe: Recipe) -> None:
+    """Raises UserError for a run whose steps are not all done and saved; a checkpoint or a file is meant as it is."""
     path = locate_reference(where)
-    if path.is_dir() and not is_checkpoint(path) and not list_checkpoints(path / "checkpoints"):
+    if path.is_file() or is_checkpoint(path):
+        return
+    checkpoints = list_checkpoints(path / "checkpoints")
+    if not checkpoints:
         raise UserError(f"it has no checkpoint yet; train it first: kilobatch resume {path}")
+    described = newest_description(path)
+    if not {"step", "steps_per_epoch"} <= described.keys():  # of an earlier version, or all damaged
+        return
+    step, steps = described["step"], recipe.schedule.epochs * described["steps_per_epoch"]
+    if step < steps:
+        raise UserError(
+            f"it has not finished: its newest checkpoint is of step {step} of {steps}; finish it first (kilobatch "
+            f"resume {path}), or, where this checkpoint is meant, name it: {checkpoints.get(step, path)}"
+        )
 
 
 def _differing(mine: EncoderOptions, theirs: EncoderOptions) -> str:

@@ -1,7 +1,5 @@
 """Builds the parts that training and evaluating a recipe share: its images, its method, its loader."""
 
-import hashlib
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -10,7 +8,6 @@ from numpy.typing import NDArray
 from kilobatch.data.beton import BetonInfo, verify_beton
 from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import UserError
-from kilobatch.data.loading.labels import labelled_samples
 from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.sources.specs import is_beton
 from kilobatch.data.views.options import Views
@@ -20,6 +17,7 @@ from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
+from kilobatch.trainer.checkpoint.reader import Saved
 
 
 def data_of(recipe: Recipe, world: World, given: PreparedData | None) -> PreparedData:
@@ -59,22 +57,16 @@ def images_of(data: PreparedData) -> BetonInfo:
     return verify_beton(data.train.beton)
 
 
-def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
-    """The training images that have labels, ascending; None: all have."""
-    return labelled_samples(data.train.beton, recipe.data.labels)
+def method_of(recipe: Recipe, data: PreparedData, saved: Saved | None = None) -> Method:
+    """The recipe's method, initialised by the run's seed: the same on every rank.
 
-
-def data_sha256(data: PreparedData, labelled: NDArray[np.int64] | None) -> str:
-    """Of the training images and of which of them have labels."""
-    images = images_of(data).sha256
-    return images if labelled is None else hashlib.sha256(images.encode() + labelled.tobytes()).hexdigest()
-
-
-def method_of(recipe: Recipe, data: PreparedData) -> Method:
-    """The recipe's method, initialised by the run's seed: the same on every rank."""
+    saved: a checkpoint that it is to be restored from, whose run may have had another number of images and classes than
+    the data that it is evaluated on.
+    """
     torch.manual_seed(recipe.run.seed)
     images = images_of(data)
-    return pretrained.build_of_recipe(recipe, images.samples, len(images.classes))
+    extent = {"images": images.samples, "classes": len(images.classes)} | (saved.meta if saved else {})
+    return pretrained.build_of_recipe(recipe, extent["images"], extent["classes"])
 
 
 def loader_of(

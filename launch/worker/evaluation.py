@@ -8,18 +8,10 @@ from rich.console import Console
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import PlainLoader
-from kilobatch.data.sources.specs import absolute_spec
 from kilobatch.launch.recipes.data import PreparedData, class_numbers
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
-from kilobatch.launch.worker.components import (
-    data_sha256,
-    images_of,
-    labelled_of,
-    loader_of,
-    loader_worker,
-    method_of,
-)
+from kilobatch.launch.worker.components import loader_of, loader_worker, method_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -101,11 +93,10 @@ def evaluate(
     evaluators: list[Evaluator],
 ) -> None:
     """Evaluates the newest checkpoint; writes the values to the terminal and to evaluations.jsonl. Raises UserError
-    where there is none, and where data.train holds other images than it was trained on."""
+    where there is none."""
     suite = suite_of(run, recipe, data, world, method)
     if saved is None or suite is None:
         raise UserError(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
-    _refuse_other_images(recipe, data, saved)
     pretrained.restore(method, saved.whole)
     values = {key: value for name in evaluators for key, value in suite.evaluate(name)}
     if world.rank == 0:
@@ -113,26 +104,11 @@ def evaluate(
         _print_values(values, recipe, suite)
         with (run / "evaluations.jsonl").open("a") as file:
             options = recipe.evaluate.model_dump(mode="json", include=set(evaluators))
-            line = {"step": saved.step, "test": recipe.data.test, **values, "options": options}
+            images = {"train": recipe.data.train, "test": recipe.data.test}
+            line = {"step": saved.step, **images, **values, "options": options}
             if suite.among is not None:
                 line["among_classes"] = len(suite.among)
             file.write(json.dumps(line) + "\n")
-
-
-def _refuse_other_images(recipe: Recipe, data: PreparedData, saved: Saved) -> None:
-    """Raises UserError where data.train, in which k-NN searches and from which probes learn, is not what the checkpoint
-    was trained on: for one, where its path is relative, as in a run of an earlier version, and leads elsewhere."""
-    if "images_sha256" in saved.meta:
-        trained, now = saved.meta["images_sha256"], images_of(data).sha256
-    else:  # a checkpoint of an earlier version
-        trained, now = saved.meta["data_sha256"], data_sha256(data, labelled_of(recipe, data))
-    if trained != now:
-        spec = recipe.data.train
-        start = "" if absolute_spec(spec) == spec else ", or evaluate in the folder that the run was started in"
-        raise UserError(
-            f"{saved.folder} was trained on other images than data.train '{spec}' holds now ({data.train.beton}): of "
-            f"SHA-256 {trained[:12]}…, now {now[:12]}…; put the old ones back{start}"
-        )
 
 
 def _print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:

@@ -20,16 +20,11 @@ import torch.distributed as dist
 from kilobatch.data import triton_support
 from kilobatch.data.errors import UserError, warn
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
-from kilobatch.launch.recipes.data import PreparedData
-from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_test
-from kilobatch.launch.worker.components import (
-    data_of,
-    data_sha256,
-    images_of,
-    labelled_of,
-    loader_of,
-    method_of,
-)
+from kilobatch.launch.recipes import changes
+from kilobatch.launch.recipes.data import PreparedData, data_sha256, labelled_of
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_images
+from kilobatch.launch.recipes.references import refuse_other_teacher
+from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, evaluate_final, suite_of
 from kilobatch.launch.worker.pretrained import PinnedReferences
 from kilobatch.launch.worker.process_group import World, world_from_environment
@@ -53,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kilobatch.launch.worker.main")
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
+    parser.add_argument("--train", metavar="DATA", help="training images for --evaluate, instead of the recipe's")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
     parser.add_argument(
         "--data",
@@ -67,12 +63,14 @@ def main() -> None:
     triton_support.log.setLevel(logging.INFO)
     triton_support.log.addHandler(logging.StreamHandler())
     recipe, _ = load_recipe(arguments.run / "recipe.yaml", arguments.changes)
-    if arguments.test:
-        recipe = with_test(recipe, arguments.test)
+    recipe = with_images(recipe, arguments.train, arguments.test)
     world = world_from_environment(recipe.run.device)
     world.connect()
     try:
         data = data_of(recipe, world, arguments.data)
+        if arguments.evaluate:
+            named = {"train": arguments.train, "test": arguments.test}
+            changes.refuse_other_images(arguments.run, recipe, data, named, arguments.evaluate)
         finished = _work(arguments.run, recipe, data, world, stop_requested, arguments.evaluate)
     except UserError as reason:
         _exit_now(f"kilobatch: {reason}", REFUSED)
@@ -114,9 +112,13 @@ def _work(
     evaluators: list[str],
 ) -> bool:
     """Trains, or evaluates with these evaluators. Returns whether it finished, that is, was not stopped."""
-    method, saved = method_of(recipe, data), _newest(run, world)
+    saved = _newest(run, world)
+    method = method_of(recipe, data, saved if evaluators else None)
+    former_data = frozenset[str]()
     if not evaluators:
-        method.load_pretrained(PinnedReferences(run, world.rank, world.size).load, fresh=saved is None)
+        former_data = _identify(run, recipe, data, world)
+        check = partial(refuse_other_teacher, recipe, images_of(data).classes)
+        method.load_pretrained(PinnedReferences(run, world.rank, world.size, check).load, fresh=saved is None)
     method.to(world.device)
     torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; dropout is not
     if evaluators:
@@ -124,7 +126,18 @@ def _work(
         evaluate(run, recipe, data, world, method, saved, cast(list[Evaluator], evaluators))
         return True
     with Checkpoints(run / "checkpoints", recipe.checkpoint, world.rank, world.size) as checkpoints:
-        return _train(run, recipe, data, world, method, saved, checkpoints, stop_requested)
+        return _train(run, recipe, data, world, method, saved, checkpoints, stop_requested, former_data)
+
+
+def _identify(run: Path, recipe: Recipe, data: PreparedData, world: World) -> frozenset[str]:
+    """Records what the run is, or compares it with that, on rank 0; all ranks call it together.
+
+    Returns the SHA-256 of the data before changes that a user has accepted.
+    """
+    found = [changes.begin_or_compare(run, recipe, data) if world.rank == 0 else frozenset[str]()]
+    if world.size > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def _train(
@@ -136,6 +149,7 @@ def _train(
     saved: Saved | None,
     checkpoints: Checkpoints,
     stop_requested: Callable[[], bool],
+    former_data: frozenset[str],
 ) -> bool:
     """Trains from the checkpoint, or from the start, to the end or until it is stopped. Returns whether it finished."""
     batch, images = recipe.data.batch, images_of(data)
@@ -161,9 +175,10 @@ def _train(
             log_every=recipe.run.log_every,
             recipe=recipe.model_dump(mode="json"),
             images=images.samples,
-            classes=len(images.classes),
+            classes=images.classes,
             images_sha256=images.sha256,
-            data_sha256=data_sha256(data, labelled),
+            data_sha256=data_sha256(recipe, data),
+            former_data=former_data,
         )
         return _run_loop(run, recipe, world, loop, suite, saved)
 

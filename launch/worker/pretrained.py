@@ -1,20 +1,19 @@
 """Loads methods that other runs have trained: fine-tuning starts from them, and distillation learns from them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kilobatch.data.errors import UserError, did_you_mean, warn
-from kilobatch.data.files import read_model, sha256, write_whole
+from kilobatch.data.files import sha256
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
-from kilobatch.launch.recipes.references import PINNED, locate_reference, metadata_of, recipe_in
+from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
+from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
@@ -39,39 +38,32 @@ class EncoderAlone(Method):
         self.encoder = encoder
 
 
-class ResolvedReference(BaseModel):
-    """The checkpoint's folder or the file that a reference stands for, its step, and the SHA-256 of its content (of a
-    checkpoint: of its description, which holds those of all its files)."""
-
-    path: Path
-    step: int
-    sha256: str
-
-
 class PinnedReferences:
-    """A run's references, each resolved once, by rank 0, and written into the run's folder: so a resumed run loads the
-    same weights as at first, although the other run may have been trained on."""
+    """A run's references, each resolved once, by rank 0, and written into the run's identity.json: so a resumed run
+    loads the same weights as at first, although the other run may have been trained on.
 
-    def __init__(self, run: Path, rank: int, ranks: int) -> None:
-        self.file, self.rank, self.ranks = run / PINNED, rank, ranks
+    check: called on rank 0 with a reference and what it stands for, before it is loaded.
+    """
+
+    def __init__(self, run: Path, rank: int, ranks: int, check: Callable[[str, ReferenceIdentity], None]) -> None:
+        self.run, self.rank, self.ranks, self.check = run, rank, ranks, check
 
     def load(self, where: str) -> Method:
         """Loads the method that a reference stands for; all ranks call it together. Raises UserError, on rank 0, where
         the reference has changed since this run first loaded it."""
-        found: list[ResolvedReference | None] = [self._resolve(where) if self.rank == 0 else None]
+        found: list[ReferenceIdentity | None] = [self._resolve(where) if self.rank == 0 else None]
         if self.ranks > 1:
             dist.broadcast_object_list(found, src=0)
         assert found[0]
         return load_resolved(found[0].path)
 
-    def _resolve(self, where: str) -> ResolvedReference:
-        pinned = self._read()
-        if where not in pinned:
-            pinned[where] = resolve_reference(where)
-            listed = {name: reference.model_dump(mode="json") for name, reference in pinned.items()}
-            write_whole(self.file, [json.dumps(listed, indent=1).encode() + b"\n"])
-            return pinned[where]
-        first = pinned[where]
+    def _resolve(self, where: str) -> ReferenceIdentity:
+        first = read_references(self.run).get(where)
+        if first is None:
+            found = resolve_reference(where)
+            self.check(where, found)
+            add_reference(self.run, where, found)
+            return found
         if not first.path.exists():
             raise UserError(
                 f"{first.path}, which this run began with ('{where}' at step {first.step}), is not there any more; put "
@@ -82,13 +74,8 @@ class PinnedReferences:
                 f"{first.path} has another content than when this run began with it ('{where}' at step {first.step}); "
                 "put the old one back, or start a new run"
             )
+        self.check(where, first)
         return first
-
-    def _read(self) -> dict[str, ResolvedReference]:
-        try:
-            return read_model(self.file, dict[str, ResolvedReference], "start a new run")
-        except FileNotFoundError:
-            return {}
 
 
 def load_method(where: str) -> Method:
@@ -101,20 +88,24 @@ def load_method(where: str) -> Method:
     return load_resolved(resolve_reference(where).path)
 
 
-def resolve_reference(where: str) -> ResolvedReference:
+def resolve_reference(where: str) -> ReferenceIdentity:
     """Finds the checkpoint or file of a reference, and verifies every byte of it. Raises UserError where it is absent
     or damaged."""
     path = locate_reference(where).absolute()
     if path.is_file():
-        step = metadata_of(path).get("step", "0")
-        return ResolvedReference(path=path, step=int(step), sha256=sha256(path))
+        metadata = metadata_of(path)
+        step, classes = int(metadata.get("step", "0")), names_of_classes(metadata)
+        return ReferenceIdentity(path=path, step=step, sha256=sha256(path), classes=classes)
     if is_checkpoint(path):
         open_saved(path)
     else:
         run, path = path, newest(path / "checkpoints", warn)
         if path is None:
             raise UserError(f"{run} has no checkpoint yet; train it first: kilobatch resume {run}")
-    return ResolvedReference(path=path, step=open_saved(path, verify=False).step, sha256=sha256(path / DESCRIPTION))
+    saved = open_saved(path, verify=False)
+    return ReferenceIdentity(
+        path=path, step=saved.step, sha256=sha256(path / DESCRIPTION), classes=names_of_classes(saved.meta)
+    )
 
 
 def load_resolved(path: Path) -> Method:

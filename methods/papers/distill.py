@@ -4,7 +4,7 @@ Authors' code: github.com/google-research/simclr, colabs/distillation_self_train
 """
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -30,7 +30,9 @@ class Distill(FineTune):
     tau^2, at tau = 1; here it is as in the paper.
 
     teacher: run or file of a method that classifies (fine-tuned or distilled). start: run or file whose encoder the
-    student starts with. temperature: tau; the authors' 0.1 for self-distillation, 1 for a smaller student.
+    student starts with. temperature: tau; the authors' 0.1 for self-distillation, 1 for a smaller student. classes_by:
+    the teacher's classes are those of the images by their names in order, or by their places alone (folders of the same
+    classes under other names).
     """
 
     head_layers: ClassVar[int | str] = 0
@@ -45,9 +47,10 @@ class Distill(FineTune):
         temperature: Annotated[float, Field(gt=0)] = 1.0,
         alpha: Annotated[float, Field(ge=0, le=1)] = 1.0,
         teacher_precision: TeacherPrecision = "fp32",
+        classes_by: Literal["name", "place"] = "name",
     ) -> None:
         super().__init__(encoder, start=start, layer=0)
-        self.teacher = teacher
+        self.teacher, self.classes_by = teacher, classes_by
         self.teacher_precision: TeacherPrecision = teacher_precision
         self.temperature, self.alpha = temperature, alpha
 

@@ -67,7 +67,7 @@ def test_each_stage_learns_and_an_evaluation_needs_no_teacher(chain: Path) -> No
     assert taught > 0.3 and learned > 0.3  # chance is 10 %
     assert last(fine, "classify/top1") == taught != last(fine, "final/classify_moved/top1")
 
-    pinned = json.loads((small / "trained.json").read_text())[str(fine)]
+    pinned = json.loads((small / "identity.json").read_text())["references"][str(fine)]
     assert pinned["step"] == last(fine, "step")
     assert sum(p.numel() for p in load_method(str(small)).parameters()) * 2 < sum(
         p.numel() for p in load_method(str(fine)).parameters()

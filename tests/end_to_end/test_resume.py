@@ -1,12 +1,18 @@
 """A run that is asked to stop saves and ends. Resumed on as many workers it goes on bitwise the same; on another number
 of workers, with the same batches."""
 
+import json
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from kilobatch.launch.runs import run_folder
+from kilobatch.launch.runs.identity import read_identity
+from kilobatch.trainer.checkpoint.description import list_checkpoints, unsealed
 from tests.helpers.real_runs import RECIPE, command, lines_without_timings, logged, run_to_the_end, wait_for, weights
 
 SHORT = [
@@ -56,3 +62,38 @@ def test_resumes_with_the_same_batches_on_another_number_of_workers(whole: Path,
     # The first step has the same weights and the same images; another batch of them differs in the second digit.
     assert found[step] == pytest.approx(expected[step], rel=1e-5)
     assert found[:step] == expected[:step]
+
+
+def test_other_images_and_options_only_if_they_are_meant(tmp_path: Path) -> None:
+    """The checkpoint from which it goes on is of the old ones."""
+    write_photos(tmp_path, seed=0)
+    photos = [f"data.{split}=npz:{tmp_path}/photos.npz" for split in ("train", "test")]
+    tiny = ["data.batch=8", "data.views.size=8", "schedule.epochs=3", "schedule.warmup_epochs=0", "evaluate.final=[]"]
+    small = [*RECIPE, *photos, *tiny, "checkpoint.every_steps=2", "checkpoint.keep_last=9", f"run.folder={tmp_path}"]
+    run_to_the_end(command("train", *small, "--workers", "1"))
+    run = tmp_path / "drill"
+    described = unsealed((run / "checkpoints" / "step-00000006" / "checkpoint.json").read_bytes())["meta"]
+    assert described["class_names"] == ["bird", "cat"]
+    assert described["input"] == {
+        "size": 8, "mean": [0.5] * 3, "std": [0.5] * 3, "central_fraction": 0, "interpolation": "bilinear",
+    }  # fmt: skip
+
+    for step, path in list_checkpoints(run / "checkpoints").items():
+        if step > 2:
+            shutil.rmtree(path)
+    run_folder.set_status(run, "interrupted", 1)
+    write_photos(tmp_path, seed=1)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("lr: 0.5", "lr: 0.4"))
+    command("resume", str(run)).ends(2, within=60)
+    run_to_the_end(command("resume", str(run), "--accept-changes"))
+    recorded = read_identity(run)
+    assert recorded is not None and [entry.step for entry in recorded.accepted] == [2]
+    names = [change.name for change in recorded.accepted[0].changes]
+    assert names == ["optimizer.lr", "images of data.train", "images of data.test"]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
+def write_photos(folder: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    np.savez(folder / "photos.npz", images=pixels, labels=np.arange(16) % 2, class_names=["bird", "cat"])

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_os_error, write_whole
+from kilobatch.data.loading.loader import input_images
+from kilobatch.data.views.options import Views
 from kilobatch.methods.networks.resnet import torchvision_state_dict
 from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
 from kilobatch.trainer.checkpoint.description import is_checkpoint
@@ -28,8 +30,8 @@ def export(
     source: a run folder, its `checkpoints` folder or a checkpoint folder. A plain ResNet with the ImageNet stem loads
     strictly into torchvision's model of that name, and a ViT into torchvision's VisionTransformer, with a classifier of
     zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
-    says how images are to be prepared: size (pixels), mean and std (of 0..1), and the recipe, step, and what the file
-    loads into.
+    says how images are to be prepared, as data.loading.loader.input_images does, and the names of the classes in order,
+    the recipe, the step, and what the file loads into.
     whole: exports the whole method instead, for another run to start from or be taught by: its state dict with
     `method.` before each name, without the tensors that differ by rank, such as a sharded queue.
     report: called with a message for each damaged checkpoint that is passed over. Raises UserError.
@@ -44,10 +46,11 @@ def export(
     if whole:
         tensors = {name: saved.whole(name) for name in saved.names() if name.startswith(METHOD)}
         metadata = whole_metadata(recipe, saved.step, saved.meta.get("images", 0), saved.meta.get("classes", 0))
+        metadata |= _class_names(saved)
     else:
         tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
         tensors, loads_into = _with_public_names(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
-        metadata = _metadata(recipe, saved.step, "encoder", loads_into)
+        metadata = _metadata(recipe, saved.step, "encoder", loads_into) | _class_names(saved)
     write(out, tensors, metadata)
     return metadata
 
@@ -59,7 +62,8 @@ def whole_metadata(recipe: dict[str, Any], step: int, images: int, classes: int)
 
 
 def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) -> dict[str, str]:
-    views = recipe["data"]["views"]
+    options = ("size", "mean", "std", "interpolation")  # that last one is absent in recipes of earlier versions
+    views = Views.model_validate({name: value for name, value in recipe["data"]["views"].items() if name in options})
     return {
         "format": "pt",
         "content": content,
@@ -67,9 +71,14 @@ def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) 
         "encoder": recipe["encoder"]["name"],
         "method": recipe["method"]["name"],
         "step": str(step),
-        **{name: json.dumps(views[name]) for name in ("size", "mean", "std")},
+        **{name: json.dumps(value) for name, value in input_images(views).items()},
         "recipe": json.dumps(recipe),
     }
+
+
+def _class_names(saved: Saved) -> dict[str, str]:
+    """Metadata with the names of the classes; empty for a checkpoint of an earlier version, which does not say them."""
+    return {"class_names": json.dumps(saved.meta["class_names"])} if "class_names" in saved.meta else {}
 
 
 def _with_public_names(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) -> tuple[dict[str, Tensor], str]:

@@ -108,7 +108,19 @@ def test_enlarged_views_are_said_once(capsys: pytest.CaptureFixture[str]):
     assert "--max-side 512 --min-side 256, else use a smaller size" in lines[0]
     images("test/a", side=64, count=2)
     prepare_data(recipe("data.train=folder:test", "data.views.size=64"))
-    assert "warning" not in capsys.readouterr().err  # one of three is smaller
+    assert "fewer pixels" not in capsys.readouterr().err  # one of three is smaller
+
+
+def test_test_images_that_are_training_images_are_said(capsys: pytest.CaptureFixture[str]):
+    images("train/a", count=5)
+    images("test/a", count=2)
+    images("test/a", side=41, count=1)
+    prepare_data(recipe("data.views.size=32"))
+    says = "1 of the 2 images of data.test 'folder:test' are training images as well (data.train 'folder:train')"
+    assert says in capsys.readouterr().err
+    images("test/a", side=42, count=2)
+    prepare_data(recipe("data.views.size=32"))
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_the_side_kept_follows_the_views():

@@ -1,5 +1,6 @@
 """References to other runs, and few labels: checked before anything starts, without torch."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ from safetensors.numpy import save_file
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import checks, references
 from kilobatch.launch.recipes.recipe import read_recipe, resolve_recipe
+from kilobatch.launch.runs.identity import ReferenceIdentity
 from kilobatch.trainer.checkpoint.description import sealed
 
 FINETUNE = ["demo", "method.name=finetune", "data.views.count=1", "evaluate.during=classify"]
+DIGITS = [str(digit) for digit in range(10)]
 DISTILL = ["demo", "method.name=distill", "data.views.count=1", "evaluate.during=classify", "method.teacher=fine"]
 
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Runs as they lie in runs/: pre, fine, young (without a checkpoint), and one of another encoder and of other
-    images. Their checkpoints are empty folders, which no test here opens."""
+    """Runs as they lie in runs/: pre, fine, young (without a checkpoint), half (not finished), and one of another
+    encoder, of other images, and of other classes. Their checkpoints say what the test needs, if anything."""
     monkeypatch.chdir(tmp_path)
     run("pre", ["demo"])
     run("fine", [*FINETUNE, "method.start=gone"])
@@ -27,10 +30,18 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     run("wide", ["demo", "encoder.width=32"])
     run("bright", [*FINETUNE, "data.views.mean=[0.4, 0.5, 0.5]"])
     run("seven", FINETUNE)
-    steps = tmp_path / "runs" / "seven" / "checkpoints"
-    (steps / "step-00000002").mkdir()
-    (steps / "step-00000002" / "checkpoint.json").write_bytes(sealed({"meta": {"classes": 7}}))
-    for name, recipe_, told in (("alone", ["demo"], {"content": "encoder"}), ("six", FINETUNE, {"classes": "6"})):
+    describe("seven", 2, classes=7)
+    for name, names in (("turned", DIGITS[::-1]), ("words", ["zero", *DIGITS[1:]]), ("ten", DIGITS)):
+        run(name, FINETUNE)
+        describe(name, 3, classes=10, class_names=names)
+    run("half", FINETUNE)
+    describe("half", 3, step=3, steps_per_epoch=2, recipe=short_recipe(), classes=10, class_names=DIGITS)
+    turned = {"classes": "10", "class_names": json.dumps(DIGITS[::-1])}
+    for name, recipe_, told in (
+        ("alone", ["demo"], {"content": "encoder"}),
+        ("six", FINETUNE, {"classes": "6"}),
+        ("turned", FINETUNE, turned),
+    ):
         text = resolve_recipe(recipe_[0], recipe_[1:]).model_dump_json()
         save_file({"x": np.zeros(1)}, f"{name}.safetensors", {"recipe": text, **told})
     return tmp_path
@@ -51,6 +62,18 @@ def run(name: str, recipe_: list[str], steps: int = 3) -> None:
     (path / "recipe.yaml").write_text(resolve_recipe(recipe_[0], recipe_[1:]).dump_yaml())
     if steps:
         (path / "checkpoints" / f"step-{steps:08}").mkdir()
+
+
+def short_recipe() -> dict[str, object]:
+    """As a checkpoint holds it."""
+    short = [*FINETUNE[1:], "schedule.epochs=4", "schedule.warmup_epochs=0"]
+    return resolve_recipe(FINETUNE[0], short).model_dump(mode="json")
+
+
+def describe(name: str, at: int, **meta: object) -> None:
+    path = Path("runs") / name / "checkpoints" / f"step-{at:08}"
+    path.mkdir(exist_ok=True)
+    (path / "checkpoint.json").write_bytes(sealed({"meta": meta}))
 
 
 def check(*arguments: str, **how: object) -> None:
@@ -124,6 +147,31 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         [*DISTILL[:-1], "method.teacher=six.safetensors"],
         ["'six.safetensors' knows 6 classes, and data.train 'digits' has 10"],
     ),
+    "a teacher of the same classes in another order": (
+        [*DISTILL[:-1], "method.teacher=turned"],
+        [
+            "override 'method.teacher=turned'",
+            "'9' (class 0 of 10) there is '0' (class 0 of 10) here",
+            "classes_by=place",
+        ],
+    ),
+    "a teacher of classes with other names": (
+        [*DISTILL[:-1], "method.teacher=words"],
+        ["other classes than data.train 'digits'", "'zero' (class 0 of 10) there"],
+    ),
+    "a file that teaches them in another order": (
+        [*DISTILL[:-1], "method.teacher=turned.safetensors"],
+        ["'turned.safetensors' has other classes", "'9' (class 0 of 10) there"],
+    ),
+    "a start that has not finished": (
+        [*FINETUNE, "method.start=half"],
+        ["override 'method.start=half'", "it has not finished: its newest checkpoint is of step 3 of 8"]
+        + ["kilobatch resume runs/half", "name it: runs/half/checkpoints/step-00000003"],
+    ),
+    "a teacher that has not finished": (
+        [*DISTILL[:-1], "method.teacher=half"],
+        ["override 'method.teacher=half'", "has not finished"],
+    ),
     "an encoder alone as a teacher": (
         [*DISTILL[:-1], "method.teacher=alone.safetensors"],
         ["'alone.safetensors' holds an encoder alone", "no classifier to learn from", "kilobatch export --whole"],
@@ -167,6 +215,14 @@ def test_recipes_that_fit_pass(folder: Path) -> None:
     check(*FINETUNE, "data.batch=2")
     check(*FINETUNE, "method.start=pre", "method.layer=2", "method.dim=128")
     check(*FINETUNE, "method.start=alone.safetensors", "method.layer=0")
+    half = "runs/half/checkpoints/step-00000003"  # a checkpoint is meant as it is
+    check(*FINETUNE, f"method.start={half}")
+    check(*DISTILL[:-1], f"method.teacher={half}")
+    check(*FINETUNE, "method.start=turned")  # whose classifier is left out
+    check(*DISTILL[:-1], "method.teacher=ten")
+    check(*DISTILL[:-1], "method.teacher=words", "method.classes_by=place")
+    describe("half", 3, step=8, steps_per_epoch=2, recipe=short_recipe())
+    check(*FINETUNE, "method.start=half")
     assert references.references(resolve_recipe("demo", ["method.name=mochi"])) == {}  # its `start` is a number
 
 
@@ -200,3 +256,30 @@ def test_submitted_recipes_name_absolute_places(folder: Path) -> None:
     places = references.references(rooted)
     assert places == {"start": str(folder / "pre"), "teacher": str(folder / "runs" / "fine")}
     assert rooted.data.labels.list == str(folder / "some.txt")
+
+
+def test_a_file_with_other_metadata_than_written_is_refused(folder: Path) -> None:
+    text = resolve_recipe(FINETUNE[0], FINETUNE[1:]).model_dump_json()
+    for name, value in (
+        ("class_names", "[1]"),
+        ("classes", "ten"),
+        ("step", "-"),
+        ("recipe", "[]"),
+        ("recipe", text[:9]),
+    ):
+        save_file({"x": np.zeros(1)}, "odd.safetensors", {"recipe": text, name: value})
+        with pytest.raises(UserError, match=f"odd.safetensors is damaged .*its {name} is not as it was written"):
+            check(*DISTILL[:-1], "method.teacher=odd.safetensors")
+
+
+def test_the_worker_compares_what_it_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run may have been trained on between the check and the start."""
+    recipe = resolve_recipe("demo", [*DISTILL[1:], "method.start=pre"])
+    found = ReferenceIdentity(path=folder / "runs" / "fine", step=3, sha256="0", classes=DIGITS[::-1])
+    with pytest.raises(UserError, match=r"method.teacher 'fine' has other classes .*'9' .* there is '0'"):
+        references.refuse_other_teacher(recipe, DIGITS, "fine", found)
+    references.refuse_other_teacher(recipe, DIGITS[::-1], "fine", found)
+    references.refuse_other_teacher(recipe, DIGITS, "pre", found)
+    assert capsys.readouterr().err == ""
+    references.refuse_other_teacher(recipe, DIGITS, "fine", found.model_copy(update={"classes": None}))
+    assert "only their number was compared" in capsys.readouterr().err

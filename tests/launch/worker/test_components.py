@@ -1,7 +1,6 @@
 """The files with the images: the same on every rank, and those that the checkpoint was trained on."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from kilobatch.launch.recipes import data as recipe_data
 from kilobatch.launch.recipes.data import PreparedData, prepare_data
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
 from kilobatch.launch.worker import components, evaluation
-from kilobatch.launch.worker.components import data_of, data_sha256
+from kilobatch.launch.worker.components import data_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
@@ -90,22 +89,6 @@ def test_a_file_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
     source = resolve_recipe("demo", ["data.train=folder:photos", "data.test=null"])
     with pytest.raises(UserError, match=r"converted it to .*all nodes see, by KILOBATCH_CACHE=FOLDER"):
         data_of(source, world(), data)
-
-
-def test_an_evaluation_refuses_other_training_images(tmp_path: Path) -> None:
-    ours = recipe(tmp_path)
-    data, saved = prepare_data(ours), SimpleNamespace(meta={}, folder=Path("step-3"))
-    saved.meta["images_sha256"] = data.train.sha256
-    evaluation._refuse_other_images(ours, data, saved)  # pyright: ignore[reportArgumentType]
-    saved.meta = {"data_sha256": data_sha256(data, None)}  # of an earlier version
-    evaluation._refuse_other_images(ours, data, saved)  # pyright: ignore[reportArgumentType]
-    for meta in ({"images_sha256": "0" * 64}, {"data_sha256": "0" * 64}):
-        saved.meta = meta
-        says = (
-            rf"step-3 was trained on other images than data.train '.*train.beton' .*000…, now {data.train.sha256[:12]}"
-        )
-        with pytest.raises(UserError, match=says):
-            evaluation._refuse_other_images(ours, data, saved)  # pyright: ignore[reportArgumentType]
 
 
 def test_test_images_of_some_classes_are_evaluated_among_these(

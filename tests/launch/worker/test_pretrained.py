@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import references
 from kilobatch.launch.recipes.recipe import resolve_recipe
-from kilobatch.launch.recipes.references import PINNED
+from kilobatch.launch.runs.identity import Identity, ImagesIdentity, ReferenceIdentity, read_references, write_identity
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.pretrained import EncoderAlone, PinnedReferences, load_method
 from kilobatch.methods.method import Method
@@ -33,6 +34,7 @@ def make_run(run: Path, changes: list[str], *steps: int, classes: int = 10) -> M
     run.mkdir(exist_ok=True)
     (run / "recipe.yaml").write_text(recipe.dump_yaml())
     meta = {"recipe": recipe.model_dump(mode="json"), "images": 20, "classes": classes}
+    meta |= {"class_names": [f"class {k}" for k in range(classes)]}
     with Checkpoints(run / "checkpoints", KEEP, 0, 1) as checkpoints:
         for step in steps:
             for tensor in method.state_dict().values():
@@ -124,24 +126,45 @@ def test_damaged_or_absent_is_refused(tmp_path: Path) -> None:
 def test_a_resumed_run_loads_what_it_began_with(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     run.mkdir()
+    begin(run)
     first = make_run(other, FINETUNE, 5)
-    assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
-    pinned = json.loads((run / PINNED).read_text())[str(other)]
-    assert (pinned["path"], pinned["step"]) == (str(other / "checkpoints" / "step-00000005"), 5) and len(
-        pinned["sha256"]
-    ) == 64
+    assert same(references_of(run).load(str(other)), first)
+    pinned = read_references(run)[str(other)]
+    assert (pinned.path, pinned.step) == (other / "checkpoints" / "step-00000005", 5) and len(pinned.sha256) == 64
+    assert pinned.classes == [f"class {k}" for k in range(10)]
 
     make_run(other, FINETUNE, 6)  # it has been trained on meanwhile
-    assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
+    assert same(references_of(run).load(str(other)), first)
     shutil.copytree(other / "checkpoints" / "step-00000005", tmp_path / "kept")
     make_run(other, FINETUNE, 5)  # and now another run has written a step of that number
     with pytest.raises(UserError, match=r"another content than when this run began with it .* at step 5"):
-        PinnedReferences(run, 0, 1).load(str(other))
+        references_of(run).load(str(other))
     shutil.rmtree(other / "checkpoints" / "step-00000005")
     with pytest.raises(UserError, match=r"step-00000005, which this run began with .* is not there any more"):
-        PinnedReferences(run, 0, 1).load(str(other))
+        references_of(run).load(str(other))
     shutil.copytree(tmp_path / "kept", other / "checkpoints" / "step-00000005")
-    assert same(PinnedReferences(run, 0, 1).load(str(other)), first)
-    (run / PINNED).write_text("{")
-    with pytest.raises(UserError, match="trained.json is damaged"):
-        PinnedReferences(run, 0, 1).load(str(other))
+    assert same(references_of(run).load(str(other)), first)
+    (run / "identity.json").write_text("{")
+    with pytest.raises(UserError, match="identity.json is damaged"):
+        references_of(run).load(str(other))
+
+
+def test_a_run_of_an_earlier_version_loads_what_it_began_with(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    first = make_run(other, FINETUNE, 5)
+    pinned = pretrained.resolve_reference(str(other)).model_dump(mode="json", exclude={"classes"})
+    (run / "trained.json").write_text(json.dumps({str(other): pinned}))
+    make_run(other, FINETUNE, 6)
+    assert references.begun(run)
+    begin(run)
+    assert same(references_of(run).load(str(other)), first)
+
+
+def begin(run: Path) -> None:
+    images = ImagesIdentity(sha256="0", samples=1, classes=[])
+    write_identity(run, Identity(recorded="", step=0, train=images, data_sha256="0", test=None, recipe={}, versions={}))
+
+
+def references_of(run: Path, check: Callable[[str, ReferenceIdentity], None] = lambda where, found: None):
+    return PinnedReferences(run, 0, 1, check)

@@ -23,12 +23,18 @@ from kilobatch.trainer.checkpoint.writer import Checkpoints
 VIEWS = {"size": 160, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.229]}
 
 
-def trained(folder: Path, options: EncoderOptions, steps: tuple[int, ...] = (40, 80)) -> nn.Module:
+NAMES = [f"class {k}" for k in range(10)]
+
+
+def trained(
+    folder: Path, options: EncoderOptions, steps: tuple[int, ...] = (40, 80), views: dict[str, Any] = VIEWS
+) -> nn.Module:
     """A run's checkpoints by two ranks; returns the encoder of the last."""
     torch.manual_seed(0)
     encoder = build_encoder(options).eval()
     ranks = [Checkpoints(folder / "checkpoints", CheckpointOptions(), rank, 2) for rank in range(2)]
-    recipe = {"encoder": options.model_dump(mode="json"), "method": {"name": "simclr"}, "data": {"views": VIEWS}}
+    recipe = {"encoder": options.model_dump(mode="json"), "method": {"name": "simclr"}, "data": {"views": views}}
+    meta = {"recipe": recipe, "images": 1437, "classes": 10, "class_names": NAMES}
     for step in steps:
         for tensor in encoder.state_dict().values():
             if tensor.is_floating_point():
@@ -39,7 +45,7 @@ def trained(folder: Path, options: EncoderOptions, steps: tuple[int, ...] = (40,
         )
         pieces["method.queue.keys"] = Piece.of(torch.ones(3), own=True)
         for rank in ranks:
-            rank.save(step, pieces, {"recipe": recipe, "images": 1437, "classes": 10})
+            rank.save(step, pieces, meta)
         for rank in ranks:
             rank.close()
     return encoder
@@ -116,6 +122,17 @@ def test_all_of_a_method(tmp_path: Path) -> None:
     assert metadata["content"] == "method" and metadata["step"] == "7"
     assert (metadata["images"], metadata["classes"]) == ("1437", "10")
     assert json.loads(metadata["recipe"])["encoder"]["name"] == "resnet18"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_file_says_how_images_are_prepared(tmp_path: Path, whole: bool) -> None:
+    for size, fraction in ((160, 0.875), (32, 0)):
+        run, out = tmp_path / str(size), tmp_path / f"{size}.safetensors"
+        views = {**VIEWS, "size": size, "interpolation": "bicubic"}
+        trained(run, EncoderOptions(name="resnet18"), steps=(1,), views=views)
+        metadata = export(run, out, whole=whole, report=pytest.fail)
+        expected = {**views, "central_fraction": fraction, "class_names": NAMES}
+        assert {name: json.loads(metadata[name]) for name in expected} == expected
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_reported(tmp_path: Path) -> None:

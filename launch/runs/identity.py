@@ -1,0 +1,121 @@
+"""Record of what a run is, `identity.json`: its images, classes, recipe, versions, and the runs that it takes from.
+
+It is written when a training begins. Whatever uses the run again compares with it; launch/recipes/changes.py does that.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from kilobatch.data.errors import UserError
+from kilobatch.data.files import describe_os_error, read_model, write_whole
+
+FILE = "identity.json"
+FORMER_REFERENCES = "trained.json"  # in which earlier versions kept the references
+
+
+class ImagesIdentity(BaseModel):
+    """A .beton by its SHA-256, how many images it has, and the names of their classes in order; None: not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    samples: int
+    classes: list[str] | None
+
+
+class ReferenceIdentity(BaseModel):
+    """What a reference to another run stood for: the folder of a checkpoint or a file, its step, the SHA-256 of its
+    content (of a checkpoint: of its description, which holds those of all its files), and the names of the classes that
+    it was trained on, in order; None: it does not say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+    step: int
+    sha256: str
+    classes: list[str] | None = None
+
+
+class Change(BaseModel):
+    """A value that is another one now; name: an option, or what else it is of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old}, now {self.new}"
+
+
+class AcceptedChanges(BaseModel):
+    """Changes that a user has accepted. step: that of the checkpoint from which the training went on with them;
+    data_sha256: of the data before."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    time: str
+    data_sha256: str
+    changes: list[Change]
+
+
+class Identity(BaseModel):
+    """The content of identity.json. After accepted changes, all values are the new ones.
+
+    recorded: when, ISO 8601 in UTC; step: of the training at that time, more than 0 for a run that began before there
+    was such a file; data_sha256: of the training images and of which of them have labels; recipe: resolved; references:
+    by the name that the recipe gives them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recorded: str
+    step: int
+    train: ImagesIdentity
+    data_sha256: str
+    test: ImagesIdentity | None
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    references: dict[str, ReferenceIdentity] = {}
+    accepted: list[AcceptedChanges] = []
+
+
+def read_identity(run: Path) -> Identity | None:
+    """The content of a run's identity.json; None: there is none. Raises UserError where it is damaged."""
+    way_out = "put a copy back, or remove it to have what is there now recorded anew"
+    try:
+        return read_model(run / FILE, Identity, way_out, with_key=True)
+    except FileNotFoundError:
+        return None
+
+
+def write_identity(run: Path, identity: Identity) -> None:
+    """Writes identity.json, whole or not at all. Raises UserError where it cannot be written."""
+    try:
+        write_whole(run / FILE, [identity.model_dump_json(indent=1).encode(), b"\n"])
+    except OSError as error:
+        raise UserError(f"{run / FILE} could not be written: {describe_os_error(error)}") from error
+
+
+def read_references(run: Path) -> dict[str, ReferenceIdentity]:
+    """What the run's references stood for when it began, by name; none before they were loaded. Raises UserError where
+    the file is damaged."""
+    identity = read_identity(run)
+    if identity is not None and identity.references:
+        return identity.references
+    try:
+        return read_model(run / FORMER_REFERENCES, dict[str, ReferenceIdentity], "start a new run")
+    except FileNotFoundError:
+        return {}
+
+
+def add_reference(run: Path, where: str, found: ReferenceIdentity) -> None:
+    """Writes what a reference stands for into the run's identity.json."""
+    recorded = read_identity(run)
+    assert recorded is not None, "a training records what it is before it loads anything"
+    references = {**read_references(run), where: found}
+    write_identity(run, recorded.model_copy(update={"references": references}))
