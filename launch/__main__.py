@@ -10,9 +10,11 @@ from typing import Any
 import typer
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.files import is_full_disk, refusal_of
 from kilobatch.launch.cli import options
 from kilobatch.launch.cli.options import ClusterName, DryRun, NewRunWorkers, Overrides, Recipe, Run, Workers
 from kilobatch.launch.cli.resource_options import with_resources
+from kilobatch.launch.processes.output import tell
 
 app = typer.Typer(
     name="kilobatch",
@@ -87,11 +89,17 @@ def pipeline(
 
 @app.command()
 @with_resources
-def resume(run: Run, workers: Workers = None, cluster: ClusterName = None, **resources: Any) -> None:
+def resume(
+    run: Run,
+    workers: Workers = None,
+    cluster: ClusterName = None,
+    from_step: options.FromStep = None,
+    **resources: Any,
+) -> None:
     """Continues a run from its newest checkpoint, or a pipeline: as a job if it was one, else on this machine."""
     from kilobatch.launch.cli.resume import resume
 
-    raise typer.Exit(resume(run, workers, cluster, resources))
+    raise typer.Exit(resume(run, workers, cluster, resources, from_step))
 
 
 @app.command()
@@ -186,7 +194,10 @@ def evaluate(
     test: options.TestImages = None,
     workers: Workers = None,
 ) -> None:
-    """Evaluates the encoder of a run, as it is in the newest checkpoint."""
+    """Evaluates the encoder of a run, as it is in the newest checkpoint.
+
+    Without an evaluator it asks again what failed at the end of the training.
+    """
     from kilobatch.launch.cli.train import evaluate
 
     wanted = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
@@ -266,7 +277,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(argv)
     except UserError as error:
-        print(f"kilobatch: {error}", file=sys.stderr)
+        tell(f"kilobatch: {error}")
+        sys.exit(2)
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        tell(f"kilobatch: {refusal_of(error)}")
         sys.exit(2)
 
 

@@ -4,6 +4,7 @@ keeps the run's state.
 Whatever loads torch is imported in the functions that need it, so that a wrong recipe is refused at once.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
@@ -13,7 +14,9 @@ from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.data import PreparedData, prepare_data, with_absolute_paths
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, read_recipe, with_test
 from kilobatch.launch.recipes.references import begun
-from kilobatch.launch.runs import run_folder
+from kilobatch.launch.recipes.settings import Settings
+from kilobatch.launch.runs import final_evaluation, run_folder
+from kilobatch.launch.runs.earlier_checkpoint import set_newer_aside
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 
 FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
@@ -41,8 +44,9 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
     return _train(folder, workers, data)
 
 
-def resume(run: str, workers: int | None) -> int:
-    """Continues a run from its newest complete checkpoint. Returns the exit code."""
+def resume(run: str, workers: int | None, from_step: int | None = None) -> int:
+    """Continues a run from its newest complete checkpoint, or from that of a step, which has been checked. Returns the
+    exit code."""
     folder = run_folder.find_run(run)
     recipe, settings = load_recipe(folder / "recipe.yaml")
     if workers is None:
@@ -51,7 +55,7 @@ def resume(run: str, workers: int | None) -> int:
     _check_device(recipe, workers)
     if run_folder.status(folder) == "finished":
         raise UserError(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
-    return _train(folder, workers, prepare_data(recipe))
+    return _train(folder, workers, prepare_data(recipe), from_step=from_step)
 
 
 def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | None, workers: int | None) -> int:
@@ -70,6 +74,8 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
         recipe = with_test(recipe, test)
     if recipe.data.test is None:
         raise UserError(f"{folder} was trained without a test set; give --test, a .beton or a source")
+    if not evaluators and test is None and run_folder.read_state(folder).evaluation == "failed":
+        return _evaluate_again(folder, recipe, settings, workers, changes)
     if not evaluators:
         raise UserError("nothing to evaluate; give --knn, --linear, --fast-linear or --classify")
     if workers is None:
@@ -80,7 +86,17 @@ def evaluate(run: str, evaluators: list[str], changes: list[str], test: str | No
         raise UserError(f"{folder} has no checkpoint yet; nothing to evaluate (kilobatch resume {folder})")
     data = prepare_data(recipe)
     test_option = ["--test", test] if test else []
-    return _run_workers(folder, workers, data, [*changes, "--evaluate", ",".join(evaluators), *test_option])
+    arguments = [*changes, "--evaluate", ",".join(evaluators), *test_option]
+    return _conclude(folder, _start_workers(folder, workers, data, arguments))
+
+
+def _evaluate_again(folder: Path, recipe: Recipe, settings: Settings, workers: int | None, changes: list[str]) -> int:
+    """Asks again what failed in the evaluation at the end of a training. Returns the exit code."""
+    if workers is None:
+        workers = run_folder.read_state(folder).workers
+    check(recipe, workers, settings, begun=begun(folder))
+    _check_device(recipe, workers)
+    return _train(folder, workers, prepare_data(recipe), evaluate_again=True, changes=changes)
 
 
 def _check_device(recipe: Recipe, workers: int) -> None:
@@ -90,35 +106,73 @@ def _check_device(recipe: Recipe, workers: int) -> None:
     check_device(recipe, workers)
 
 
-def _train(folder: Path, workers: int, data: PreparedData) -> int:
-    """Runs the workers, and keeps the run's state. Returns the exit code."""
+def _train(
+    folder: Path,
+    workers: int,
+    data: PreparedData,
+    *,
+    evaluate_again: bool = False,
+    from_step: int | None = None,
+    changes: Sequence[str] = (),
+) -> int:
+    """Runs the workers, and keeps the run's state. Returns the exit code.
+
+    evaluate_again: the training has finished, and the evaluation is asked again for what has no result;
+    from_step: the step of the checkpoint to go on from, None: the newest; changes: overrides of the recipe.
+    """
     resume_hint = f"resume with: kilobatch resume {folder}"
+    recipe, _ = load_recipe(folder / "recipe.yaml")
+
+    def start(more: list[str]) -> RunOutcome:
+        return _start_workers(folder, workers, data, [*changes, *more])
+
     with run_folder.locked(folder):
+        if from_step is not None and (aside := set_newer_aside(folder, from_step)) is not None:
+            tell(f"kilobatch: the newer checkpoints are now in {aside}")
         run_folder.set_status(folder, "running", workers)
-        code = INTERRUPTED  # kept where an exception ends the launcher: it has ended its workers then
+        # Kept where an exception ends the launcher: it has ended its workers then.
+        status: run_folder.Status = "finished" if evaluate_again else "interrupted"
+        evaluation: run_folder.EvaluationStatus | None = "failed" if evaluate_again else None
         try:
-            code = _run_workers(folder, workers, data, [])
+            outcome = final_evaluation.run_to_the_end(
+                folder,
+                recipe.schedule.epochs,
+                start,
+                evaluates=recipe.data.test is not None,
+                rest=evaluate_again,
+            )
+            code = _conclude(folder, outcome.workers)
+            if code == FINISHED or not evaluate_again:
+                status, evaluation = STATUS[code], outcome.evaluation
         finally:
-            run_folder.set_status(folder, STATUS[code], workers)
+            run_folder.set_status(folder, status, workers, evaluation)
+    if outcome.failures:
+        ask = f"ask again with: kilobatch eval {folder}"
+        tell(f"kilobatch: {folder} is trained, but its evaluation failed: {outcome.failures}; {ask}")
+    if evaluate_again:
+        return code
     if code == INTERRUPTED:
         tell(f"kilobatch: stopped; {resume_hint}")
-    elif code == FAILED:
+    elif code == FAILED and not any("kilobatch resume" in line for line in outcome.workers.lines):
         tell(resume_hint)
     return code
 
 
-def _run_workers(folder: Path, workers: int, data: PreparedData, arguments: list[str]) -> int:
-    """Runs the workers and prints why they ended. Returns the exit code."""
+def _start_workers(folder: Path, workers: int, data: PreparedData, arguments: list[str]) -> RunOutcome:
     from kilobatch.launch.processes import launcher
 
     stall_minutes = load_recipe(folder / "recipe.yaml")[0].run.stall_minutes
-    outcome = launcher.run_workers(
+    return launcher.run_workers(
         folder,
         workers,
         "kilobatch.launch.worker.main",
         [str(folder), *arguments, *data.arguments()],
         stall_minutes,
     )
+
+
+def _conclude(folder: Path, outcome: RunOutcome) -> int:
+    """Prints why the workers ended. Returns the exit code."""
     match outcome.kind:
         case "finished":
             return FINISHED
