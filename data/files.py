@@ -5,7 +5,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from kilobatch.data.errors import UserError
 
 CHUNK = 1 << 24  # bytes: hashing and writing alternate on pieces that stay in the processor's cache
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Bytes = bytes | memoryview
 T = TypeVar("T")
 
@@ -58,6 +60,44 @@ def write_whole(path: Path, parts: Iterable[Bytes]) -> None:
     """Writes a file as show_whole does, and syncs its folder: whole, old or absent after a power cut, too."""
     show_whole(path, parts)
     sync_folder(path.parent)
+
+
+@contextmanager
+def refusing_os_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of writing a file into a UserError that names the file, the cause and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(refusal_of(error, path)) from error
+
+
+def write_state(path: Path, content: bytes) -> None:
+    """Writes a small file that says how a run stands, as write_whole does.
+
+    On a full disk it replaces the file's content in place, which needs no room below the size of a block, so that the
+    run that the disk has ended does not seem to go on; a power cut may then leave a part of it. Raises UserError.
+    """
+    with refusing_os_errors(path):
+        try:
+            write_whole(path, [content])
+        except OSError as error:
+            if not (is_full_disk(error) and path.exists()):
+                raise
+            with path.open("r+b") as file:
+                file.write(content)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def refusal_of(error: OSError, path: Path | None = None) -> str:
+    """The message for a file that could not be written. path: None: the one that the error names, if any."""
+    return f"{path or error.filename or 'a file'} could not be written: {describe_os_error(error)}"
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether the error says that there is no room left, on the disk or within the user's quota."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def describe_bytes(size: int) -> str:
@@ -119,7 +159,7 @@ def sweep(folder: Path) -> None:
 def describe_os_error(error: OSError) -> str:
     """The cause of a failed write in words, and the way out."""
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+        case code if code in FULL:
             return f"no room left ({error.strerror}); free some, or move the run folder to another disk"
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return f"it may not be written to ({error.strerror}); make it writable, or move the run folder"

@@ -10,9 +10,11 @@ from typing import Any
 import typer
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.files import is_full_disk, refusal_of
 from kilobatch.launch.cli import options
 from kilobatch.launch.cli.options import ClusterName, DryRun, NewRunWorkers, Overrides, Recipe, Run, Workers
 from kilobatch.launch.cli.resource_options import with_resources
+from kilobatch.launch.processes.output import tell
 
 app = typer.Typer(
     name="kilobatch",
@@ -89,6 +91,7 @@ def pipeline(
 @with_resources
 def resume(
     run: Run,
+    from_step: options.FromStep = None,
     accept_changes: options.AcceptChanges = False,
     workers: Workers = None,
     cluster: ClusterName = None,
@@ -97,7 +100,7 @@ def resume(
     """Continues a run from its newest checkpoint, or a pipeline: as a job if it was one, else on this machine."""
     from kilobatch.launch.cli.resume import resume
 
-    raise typer.Exit(resume(run, workers, cluster, resources, accept_changes))
+    raise typer.Exit(resume(run, workers, cluster, resources, accept_changes, from_step))
 
 
 @app.command()
@@ -193,7 +196,10 @@ def evaluate(
     test: options.TestImages = None,
     workers: Workers = None,
 ) -> None:
-    """Evaluates the encoder of a run, as it is in the newest checkpoint."""
+    """Evaluates the encoder of a run, as it is in the newest checkpoint.
+
+    Without an evaluator it asks again what failed at the end of the training.
+    """
     from kilobatch.launch.cli.train import evaluate
 
     wanted = {"knn": knn, "linear": linear, "fast_linear": fast_linear}
@@ -276,7 +282,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(argv)
     except UserError as error:
-        print(f"kilobatch: {error}", file=sys.stderr)
+        tell(f"kilobatch: {error}")
+        sys.exit(2)
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        tell(f"kilobatch: {refusal_of(error)}")
         sys.exit(2)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,15 +14,17 @@ from kilobatch.data.loading.loader import Loader, input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
+from kilobatch.trainer.checkpoint import soundness
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.rng_state import restore_rng, rng_pieces
 from kilobatch.trainer.checkpoint.writer import Checkpoints
+from kilobatch.trainer.divergence import LossHistory
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.monitor.embedding_metrics import collapse, measure
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim.lars import LARS
 from kilobatch.trainer.ranks.heartbeat import heartbeat
-from kilobatch.trainer.step import StepOutput, check_finite, forward_backward
+from kilobatch.trainer.step import NonFinite, StepOutput, check_finite, forward_backward
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Loop:
     others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many images the
     training data have, and the names of their classes, stored likewise; images_sha256: of the training images, so that
     an evaluation notices others; data_sha256: of the images and of which of them have labels, so that a resume notices
-    other data; former_data: likewise, of those that a user has replaced knowingly.
+    other data; former_data: likewise, of those that a user has replaced knowingly; done: the number of steps that are
+    done; losses: of the last of them.
     """
 
     engine: Engine
@@ -53,25 +56,27 @@ class Loop:
     images_sha256: str
     data_sha256: str
     former_data: frozenset[str] = frozenset()
+    done: int = 0
+    losses: LossHistory = field(default_factory=LossHistory)
 
     @property
     def steps(self) -> int:
         return self.epochs * self.loader.steps_per_epoch
 
     def run(self, step: int) -> bool:
-        """Trains on from step number `step`. Returns True at the end of the training, False after a stop signal.
+        """Trains on from step number `step`. Returns True once all steps are done and saved, False after a stop signal.
 
-        A signal on any rank makes all ranks save after the same step and return. Raises NonFinite before an update
-        that would spoil the weights.
+        A step at or past the end, as after a resume with fewer epochs, ends it at once. The evaluation of the last
+        epoch is left to the caller, since a training that is saved has finished whatever an evaluator does. A signal on
+        any rank makes all ranks save after the same step and return. Raises NonFinite before an update that would
+        spoil the weights.
         """
         per_epoch = self.loader.steps_per_epoch
-        while True:
+        self.done = step
+        while step < self.steps:
             epoch, within = divmod(step, per_epoch)
             if step and within == 0:
                 self._end_epoch(epoch, step)
-            if step == self.steps:
-                self._save(step, wait=True)
-                return True
             batches = self.loader.epoch(epoch, within)
             for _ in range(within, per_epoch):
                 began = time.perf_counter()
@@ -83,10 +88,13 @@ class Loop:
                 stop = self._step(step, batch, waited)
                 heartbeat(in_step=True)
                 step += 1
+                self.done = step
                 if stop and step < self.steps:
                     self._save(step, wait=True)
                     return False
             assert next(batches, None) is None, "the loader yields steps_per_epoch batches"
+        self._save(step, wait=True)
+        return True
 
     def _step(self, step: int, batch: Batch, waited: float) -> bool:
         """One update, its log and its checkpoint. Returns True where a rank has received a stop signal."""
@@ -94,7 +102,12 @@ class Loop:
             self.monitor.images(batch.views, self.views.mean, self.views.std)
         outcome = forward_backward(self.engine, batch)
         flags = self.stop_requested(), self.checkpoints.due_by_clock()
-        stop, due = check_finite(self.engine, outcome, step, flags)
+        try:
+            stop, due = check_finite(self.engine, outcome, step, flags)
+        except NonFinite as failure:
+            failure.losses = self.losses
+            raise
+        self.losses.note(step, outcome.loss)
         lr = self.learning_rate(step)
         self.engine.step(lr)
         batch_norm.commit(self.engine.method)
@@ -139,7 +152,9 @@ class Loop:
         meta |= {"recipe": self.recipe, "images": self.images, "classes": len(self.classes)}
         meta |= {"class_names": self.classes, "input": input_images(self.views)}
         meta |= {"images_sha256": self.images_sha256, "data_sha256": self.data_sha256}
-        self.checkpoints.save(step, self.engine.pieces() | rng_pieces(), meta, wait)
+        pieces = self.engine.pieces()
+        meta |= {soundness.KEY: self.losses.soundness(step, pieces).model_dump()}
+        self.checkpoints.save(step, pieces | rng_pieces(), meta, wait)
 
     def restore(self, saved: Saved) -> int:
         """Loads a checkpoint into engine and random generators. Returns its step.

@@ -11,6 +11,7 @@ from kilobatch.methods import collectives
 from kilobatch.methods.method import Tensors
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
+from kilobatch.trainer.divergence import LossHistory
 from kilobatch.trainer.engine import Engine
 
 
@@ -24,14 +25,19 @@ class StepOutput:
 
 
 class NonFinite(RuntimeError):
-    """A loss or a gradient is infinite or no number. Raised on every rank, before the update."""
+    """A loss or a gradient is infinite or no number. Raised on every rank, before the update.
+
+    losses: those of the steps before, where a loop has kept them.
+    """
+
+    losses: LossHistory | None = None
 
     def __init__(self, step: int, loss_ranks: list[int], gradient_ranks: list[int]) -> None:
         self.step, self.loss_ranks, self.gradient_ranks = step, loss_ranks, gradient_ranks
         parts = [("the loss", loss_ranks), ("the gradient", gradient_ranks)]
         faults = " and ".join(f"{what} on {_ranks(ranks)}" for what, ranks in parts if ranks)
         super().__init__(
-            f"step {step}: not finite: {faults}. Nothing was updated; the last checkpoint is good. "
+            f"step {step}: not finite: {faults}. Nothing was updated. "
             "Lower the learning rate, lengthen the warm-up, or use engine.precision=fp32"
         )
 

@@ -27,6 +27,15 @@ NewRunWorkers = Annotated[
         "--workers", help="Number of worker processes on this machine. Default: one for each GPU, or 1 without a GPU."
     ),
 ]
+FromStep = Annotated[
+    int | None,
+    typer.Option(
+        "--from",
+        help="The step of an earlier checkpoint to go on from. Newer ones are set aside. Default: the newest one.",
+        metavar="STEP",
+        show_default=False,
+    ),
+]
 ClusterName = Annotated[
     str | None,
     typer.Option(

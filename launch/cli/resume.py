@@ -13,31 +13,42 @@ from kilobatch.launch.pipelines.pipeline import find_pipeline, reason_to_wait
 from kilobatch.launch.recipes.recipe import load_recipe
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.runs import identity, job_history, run_folder
+from kilobatch.launch.runs.earlier_checkpoint import check_checkpoint, set_newer_aside
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.select import scheduler_of
 
 
 def resume(
-    run: str, workers: int | None, cluster_name: str | None, resources: dict[str, Any], accept_changes: bool
+    run: str,
+    workers: int | None,
+    cluster_name: str | None,
+    resources: dict[str, Any],
+    accept_changes: bool,
+    from_step: int | None = None,
 ) -> int:
     """Continues a run from its newest complete checkpoint, or a pipeline. Returns the exit code.
 
     The run becomes a job where it was one or a cluster is named, with its former resources except for those that are
-    given; else, or where `workers` is given, it runs on this machine. Raises UserError where the run has finished, or
-    is still queued or running, and where its data or recipe have changed, unless `accept_changes` is given.
+    given; else, or where `workers` is given, it runs on this machine. from_step: of the checkpoint to go on from; the
+    newer ones are set aside. Raises UserError where the run has finished, or is still queued or running, and where its
+    data or recipe have changed, unless `accept_changes` is given.
     """
     if (top := find_pipeline(run)) is not None:
+        if from_step is not None:
+            raise UserError(f"--from {from_step} is for one run; name a stage of {top}, such as {top / 'pretrain'}")
         return resume_pipeline(top, workers, cluster_name, resources, accept_changes)
     folder = run_folder.find_run(run)
     submitted = job_history.read_job_file(folder)
     on_cluster = names_cluster(workers, cluster_name, resources, "goes on")
     _check_resumable(folder, submitted)
+    if from_step is not None:
+        check_checkpoint(folder, from_step)
     if workers is None and (submitted or on_cluster):
-        _resubmit(folder, submitted, cluster_name, resources, accept_changes)
+        _resubmit(folder, submitted, cluster_name, resources, accept_changes, from_step)
         return 0
     from kilobatch.launch.cli import train
 
-    return train.resume(run, workers, accept_changes)
+    return train.resume(run, workers, accept_changes, from_step)
 
 
 def _check_resumable(folder: Path, submitted: JobFile | None) -> None:
@@ -57,6 +68,7 @@ def _resubmit(
     cluster_name: str | None,
     resources: dict[str, Any],
     accept_changes: bool,
+    from_step: int | None,
 ) -> None:
     if submitted and cluster_name is None:
         kind = submitted.cluster
@@ -66,6 +78,11 @@ def _resubmit(
     recipe, settings = load_recipe(folder / "recipe.yaml")
     submit.check_fit(recipe, settings, kind, cluster, begun=begun(folder))
     submit.check_submittable(kind, folder)
+    if from_step is not None:
+        with run_folder.locked(folder):
+            aside = set_newer_aside(folder, from_step)
+        if aside is not None:
+            print(f"the newer checkpoints are now in {aside}")
     paths = [folder / name for name in ("cancelled", "cluster.yaml", identity.FILE, "job.json", "state.json")]
     contents = {path: path.read_bytes() if path.exists() else None for path in paths}
     submit.compare_with_beginning(folder, recipe, accept_changes)

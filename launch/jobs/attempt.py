@@ -3,19 +3,23 @@ that is allowed."""
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.files import is_full_disk, refusal_of
+from kilobatch.launch.jobs.node_workers import meeting_name, read_job, run_node_workers, workers_per_node
 from kilobatch.launch.jobs.signals import Signals, StopSignal
 from kilobatch.launch.pipelines.pipeline import reason_to_wait
 from kilobatch.launch.pipelines.results import conclude_after_last_stage
 from kilobatch.launch.processes.exit_status import RunOutcome, this_host
 from kilobatch.launch.processes.output import tell
-from kilobatch.launch.recipes.recipe import Recipe, load_recipe
-from kilobatch.launch.runs import job_history, requeue, run_folder
+from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.runs import final_evaluation, job_history, requeue, run_folder
 from kilobatch.launch.runs.job_history import JobFile, Reason
 from kilobatch.launch.schedulers.scheduler import Fate, Scheduler, Task
 
@@ -44,51 +48,17 @@ def run_attempt(folder: Path, task: Task, scheduler: Scheduler, signals: Signals
             return _Attempt(folder, task, scheduler, signals).run()
         except UserError as error:
             tell(f"kilobatch: {error}")
+            if (folder / "state.json").exists() and run_folder.read_state(folder).status == "running":
+                run_folder.set_status(folder, "failed", run_folder.read_state(folder).workers)
             return AttemptOutcome(requeued=False, code=1)
     try:
-        recipe, job = _read_run(folder)
-        _run_workers(folder, task, recipe, job, signals.stop_requested, list)
+        recipe, job = read_job(folder)
+        run_node_workers(folder, task, recipe, job, signals.stop_requested, list, meeting_name(task))
     except Exception:
         # Node 0 notices that this agent is gone, and records it in attempts.jsonl. With an exit code other than 0 from
         # here, SLURM would kill node 0 before it could.
         traceback.print_exc()
     return AttemptOutcome(requeued=False, code=0)
-
-
-def _read_run(folder: Path) -> tuple[Recipe, JobFile]:
-    job = job_history.read_job_file(folder)
-    if job is None:
-        raise UserError(f"{folder / 'job.json'} is missing; submit the run with: kilobatch resume {folder}")
-    return load_recipe(folder / "recipe.yaml")[0], job
-
-
-def _workers_per_node(task: Task, job: JobFile) -> int:
-    """Workers on each node. A local job has one node, which then runs the workers of all nodes that were asked for."""
-    return job.workers_per_node * job.nodes // task.nodes
-
-
-def _run_workers(
-    folder: Path,
-    task: Task,
-    recipe: Recipe,
-    job: JobFile,
-    stop_requested: Callable[[], str | None],
-    prepare: Callable[[], list[str]],
-) -> RunOutcome:
-    from kilobatch.launch.nodes import agent
-
-    return agent.run_node(
-        folder,
-        task.node,
-        task.nodes,
-        _workers_per_node(task, job),
-        f"{task.job}-{task.restart}",
-        [str(folder)],
-        interface=job.interface,
-        stop_requested=stop_requested,
-        stall_minutes=recipe.run.stall_minutes,
-        prepare=prepare,
-    )
 
 
 @dataclass
@@ -108,33 +78,52 @@ class _Attempt:
     lead: float = 0.0
     superseded: bool = False
     _stop_recorded: bool = False
+    _evaluation: run_folder.EvaluationStatus | None = None
+    _failures: str = ""  # of the evaluation
     _checked_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> AttemptOutcome:
         folder, task = self.folder, self.task
-        recipe, job = _read_run(folder)
+        recipe, job = read_job(folder)
         if (not_begun := self._not_begun(recipe)) is not None:
             return not_begun
-        workers = _workers_per_node(task, job) * task.nodes
+        workers = workers_per_node(task, job) * task.nodes
         self.number = job_history.record_start(folder, task.job, task.restart, task.hosts, workers)
         self.limit, self.lead = self._time_limit(), job.signal_lead_seconds
         try:
             with self._locked():
                 run_folder.set_status(folder, "running", workers)
-                outcome = _run_workers(folder, task, recipe, job, self._stop_requested, lambda: self._prepare(recipe))
+                outcome = self._train_and_evaluate(recipe, job)
         except StopSignal:
             outcome = RunOutcome("interrupted")
         except UserError as error:
             outcome = RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {error}"])
         except Exception as error:  # of this process itself: attempts.jsonl has to say so before it ends
-            lines = traceback.format_exc().splitlines()[-LAST_LINES:]
-            outcome = RunOutcome("failed", None, this_host(), f"the launcher failed: {error!r}", lines)
+            outcome = _own_failure(error)
         if self.superseded:
             job_history.record_end(
                 folder, self.number, "node_failed", how="taken for dead; its successor goes on", requeued=True
             )
             return AttemptOutcome(requeued=False, code=0)
         return self._finish(outcome, recipe, workers)
+
+    def _train_and_evaluate(self, recipe: Recipe, job: JobFile) -> RunOutcome:
+        starts = count()
+
+        def start(more: list[str]) -> RunOutcome:
+            prepare = partial(self._prepare, recipe)
+            meeting = meeting_name(self.task, next(starts))
+            return run_node_workers(self.folder, self.task, recipe, job, self._stop_requested, prepare, meeting, more)
+
+        final = final_evaluation.run_to_the_end(
+            self.folder,
+            recipe.schedule.epochs,
+            start,
+            evaluates=recipe.data.test is not None,
+            restarts=self.task.nodes == 1,  # the other nodes' agents have ended
+        )
+        self._evaluation, self._failures = final.evaluation, final.failures
+        return final.workers
 
     def _not_begun(self, recipe: Recipe) -> AttemptOutcome | None:
         """The outcome of an attempt that may not begin; None: it may.
@@ -226,8 +215,11 @@ class _Attempt:
     def _finish(self, outcome: RunOutcome, recipe: Recipe, workers: int) -> AttemptOutcome:
         """Writes attempts.jsonl and state.json, and requeues last: the scheduler may then kill this process at once."""
         if outcome.kind == "finished":
-            job_history.record_end(self.folder, self.number, "finished")
-            run_folder.set_status(self.folder, "finished", workers)
+            how = f"its evaluation failed: {self._failures}" if self._failures else None
+            run_folder.set_status(self.folder, "finished", workers, self._evaluation)
+            job_history.record_end(self.folder, self.number, "finished", how=how)
+            if how:
+                tell(f"kilobatch: trained, but {how}; ask again with: kilobatch eval {self.folder}")
             conclude_after_last_stage(self.folder)
             return AttemptOutcome(requeued=False, code=0)
         fate = self._fate()
@@ -289,3 +281,11 @@ class _Attempt:
         if outcome.kind == "interrupted":
             return self._reason_of_signal()
         return "node_failed" if outcome.kind == "lost" else "crashed"
+
+
+def _own_failure(error: Exception) -> RunOutcome:
+    """The outcome where this process itself has failed: a refusal on a full disk, which a requeue would not mend."""
+    if isinstance(error, OSError) and is_full_disk(error):
+        return RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {refusal_of(error)}"])
+    lines = traceback.format_exc().splitlines()[-LAST_LINES:]
+    return RunOutcome("failed", None, this_host(), f"the launcher failed: {error!r}", lines)

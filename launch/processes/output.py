@@ -6,12 +6,15 @@ import re
 import select
 import sys
 import termios
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+from kilobatch.data.files import is_full_disk, refusal_of, refusing_os_errors
 
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>78]")
 KEPT_LINES = 200  # of each worker's last output: the longest message of a failing worker
@@ -23,13 +26,17 @@ class WorkerOutput:
     log: gets whole lines, each after the time at which it came, in UTC: `2026-11-22T07:50:01.123Z step 7`; without
     colours, and only the last state of a line that was overwritten. shown: every byte goes to our own output as well;
     where that is a terminal, the pipe is a pseudo-terminal, so that the worker shows a progress bar.
+    failure: why the log, or our own output, could not be written, and when that was (time.monotonic()); None: it could.
     """
 
     def __init__(self, log: Path, *, shown: bool) -> None:
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)  # the last ones, without their times
         self._shown = shown
         self._line = b""
-        self._log: BinaryIO = log.open("ab", buffering=0)
+        self.failure: tuple[str, float] | None = None
+        self._path = log
+        with refusing_os_errors(log):
+            self._log: BinaryIO = log.open("ab", buffering=0)
         if shown and sys.stdout.isatty():
             self._ours, self.workers_end = os.openpty()
             termios.tcsetwinsize(self.workers_end, termios.tcgetwinsize(sys.stdout.fileno()))
@@ -55,9 +62,7 @@ class WorkerOutput:
         except OSError:  # EIO: a pseudo-terminal whose other end is closed
             return False
         if self._shown:
-            with _ignoring_closed_terminal(sys.stdout):
-                sys.stdout.buffer.write(data)
-                sys.stdout.flush()
+            self._show(data)
         *lines, self._line = (self._line + data).split(b"\n")
         self._log_lines(lines)
         if len(self._line) > 1 << 16:  # a progress bar overwrites its line for hours without ending it
@@ -82,14 +87,33 @@ class WorkerOutput:
             return
         plain = [_plain(line) for line in lines]
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3].encode() + b"Z "
-        self._log.write(b"".join(now + line + b"\n" for line in plain))
         self.lines.extend(line.decode(errors="replace") for line in plain)
+        if self.failure is None:
+            try:
+                self._log.write(b"".join(now + line + b"\n" for line in plain))
+            except OSError as error:
+                self.failure = refusal_of(error, self._path), time.monotonic()
+
+    def _show(self, data: bytes) -> None:
+        try:
+            with _ignoring_closed_terminal(sys.stdout):
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
+        except OSError as error:
+            self._shown = False
+            _send_nowhere(sys.stdout)
+            self.failure = self.failure or (refusal_of(error, Path("standard output")), time.monotonic())
 
 
 def tell(message: str) -> None:
-    """Prints on stderr; does nothing where the terminal or pipe behind it is closed."""
-    with _ignoring_closed_terminal(sys.stderr):
-        print(message, file=sys.stderr, flush=True)
+    """Prints on stderr; does nothing where the terminal or pipe behind it is closed, or the file's disk is full."""
+    try:
+        with _ignoring_closed_terminal(sys.stderr):
+            print(message, file=sys.stderr, flush=True)
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        _send_nowhere(sys.stderr)
 
 
 @contextmanager
@@ -100,8 +124,13 @@ def _ignoring_closed_terminal(stream: TextIO) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EIO, errno.EPIPE):
             raise
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+        _send_nowhere(stream)
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Sends what is written to `stream` from now on, and what waits in its buffer, nowhere."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _plain(line: bytes) -> bytes:

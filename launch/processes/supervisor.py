@@ -23,11 +23,13 @@ from kilobatch.launch.processes.events import (
     run_outcome,
 )
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED, RunOutcome, this_host
+from kilobatch.launch.processes.output import tell
 from kilobatch.launch.processes.stall_timer import StallTimer
 from kilobatch.launch.processes.worker_processes import Worker, Workers
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL for the remaining workers after one has failed
 DUMP = 2.0  # seconds for the workers that hang to write their stacks
+OUTPUT_GRACE = 2.0  # seconds after which a log that could not be written ends the run
 TICK = 0.2  # seconds between two looks at the events
 
 
@@ -78,7 +80,7 @@ class Supervisor:
         self.events: list[Event] = []
         self._posted_level = 0  # level of the last stop that this node posted
         self._signalled_level = 0  # level of the last stop that was signalled to the workers
-        self._stopped = False
+        self._stopped = self._output_failed = False
         self._heartbeats, self._stall_timer = 0, StallTimer()
 
     def wait(self) -> None:
@@ -144,6 +146,8 @@ class Supervisor:
     def _poll(self, workers: Workers) -> None:
         for worker in workers.wait(TICK):
             self._handle_exit(worker)
+        for worker in workers.alive:
+            self._check_output(worker)
         self._exchange_events(workers)
         heartbeats = sum(worker.heartbeats for worker in workers.all)
         if heartbeats > self._heartbeats:
@@ -165,10 +169,21 @@ class Supervisor:
                 self._signalled_level = event.level
                 workers.signal(signal.SIGTERM if event.level == 1 else signal.SIGKILL)
 
+    def _check_output(self, worker: Worker) -> None:
+        """Posts that a worker's log could not be written, as on a full disk, unless the worker leaves by itself for the
+        same reason: its own message is better."""
+        if worker.output.failure is not None and not self._output_failed:
+            message, since = worker.output.failure
+            if time.monotonic() - since > OUTPUT_GRACE:
+                self._output_failed = True
+                self.event_log.post(WorkerFailed(None, this_host(), REFUSED, [f"kilobatch: {message}"]))
+
     def _handle_exit(self, worker: Worker) -> None:
         """Posts the event that the end of a worker amounts to, if any."""
         code = worker.process.returncode
         if code == 0:
+            if worker.output.failure is not None:
+                tell(f"kilobatch: warning: {worker.output.failure[0]}")
             return
         killed = self._signalled_level > 1 and code == -signal.SIGKILL
         if code == INTERRUPTED:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from kilobatch.data.files import read_model, write_whole
+from kilobatch.data.files import read_model, refusing_os_errors, write_whole
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 
 Reason = Literal["finished", "timed_out", "preempted", "cancelled", "crashed", "refused", "node_failed"]
@@ -47,7 +47,8 @@ def read_job_file(run: Path) -> JobFile | None:
 
 
 def write_job_file(run: Path, job: JobFile) -> None:
-    write_whole(run / "job.json", [job.model_dump_json(indent=2).encode(), b"\n"])
+    with refusing_os_errors(run / "job.json"):
+        write_whole(run / "job.json", [job.model_dump_json(indent=2).encode(), b"\n"])
 
 
 class Attempt(BaseModel):
@@ -185,7 +186,8 @@ def utc_now() -> str:
 
 def _add(run: Path, line: dict[str, Any]) -> None:
     """Appends one line and syncs it. A line that a kill left half-written is ended first."""
-    with (run / "attempts.jsonl").open("a+b") as file:
+    path = run / "attempts.jsonl"
+    with refusing_os_errors(path), path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)

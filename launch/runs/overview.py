@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.runs import job_history, run_folder
+from kilobatch.launch.runs.final_evaluation import read_final_evaluation
 from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile
 from kilobatch.launch.schedulers.scheduler import JobState
 from kilobatch.launch.schedulers.select import scheduler_of
@@ -183,6 +184,10 @@ def _row(folder: Path, state: run_folder.State | UserError | None, job: JobState
         status = run_folder.status(folder, job)
     row = RunRow(run=name, state=status, workers=state.workers if state else None)
     _add_job(row, submitted, job, attempts)
+    if state and state.evaluation == "failed":
+        record = read_final_evaluation(folder)
+        why = f": {failures}" if record and (failures := record.failures()) else ""
+        row.problem = f"trained, but its evaluation failed{why}; ask again with: kilobatch eval {folder}"
     _add_progress(row, progress)
     _add_checkpoint(row, folder)
     return row

@@ -15,7 +15,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kilobatch.data.errors import UserError, did_you_mean
-from kilobatch.data.files import describe_os_error, read_model, write_whole
+from kilobatch.data.files import (
+    describe_os_error,
+    read_model,
+    refusing_os_errors,
+    write_state,
+    write_whole,
+)
 from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.requeue import RequeueOptions
 from kilobatch.launch.schedulers.scheduler import JobState
@@ -51,10 +57,12 @@ class RunOptions(BaseModel):
 
 
 Status = Literal["new", "queued", "running", "finished", "failed", "interrupted", "cancelled"]
+EvaluationStatus = Literal["finished", "failed"]
 
 
 class State(BaseModel):
-    """state.json. Times are ISO 8601, UTC; pid is the launcher's, on `host`."""
+    """state.json. Times are ISO 8601, UTC; pid is the launcher's, on `host`; evaluation: of a run that has finished,
+    how its evaluators have ended (evaluation.json says more); None: there were none."""
 
     status: Status
     pid: int
@@ -62,6 +70,7 @@ class State(BaseModel):
     workers: int
     started: str
     updated: str
+    evaluation: EvaluationStatus | None = None
 
 
 def create_run(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int) -> Path:
@@ -157,15 +166,21 @@ def status(folder: Path, job: JobState | None = None) -> Status:
         return "running"
 
 
-def set_status(folder: Path, status: Status, workers: int) -> None:
+def set_status(folder: Path, status: Status, workers: int, evaluation: EvaluationStatus | None = None) -> None:
     """Writes state.json as a whole; `started` keeps its first value."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     path = folder / "state.json"
     started = read_state(folder).started if path.exists() else now
     new = State(
-        status=status, pid=os.getpid(), host=socket.gethostname(), workers=workers, started=started, updated=now
+        status=status,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        workers=workers,
+        started=started,
+        updated=now,
+        evaluation=evaluation,
     )
-    write_whole(path, [new.model_dump_json(indent=2).encode(), b"\n"])
+    write_state(path, new.model_dump_json(indent=2).encode() + b"\n")
 
 
 @contextmanager
@@ -173,9 +188,12 @@ def locked(folder: Path) -> Iterator[None]:
     """Locks the run, so that two launchers never train in one folder. The kernel frees the lock when the process ends,
     however it ends. File systems of some clusters have no locks: there, only the scheduler prevents a second launcher.
 
-    Raises UserError where another process holds the lock.
+    Raises UserError where another process holds the lock, and where its file cannot be written.
     """
-    with (folder / ".lock").open("w") as lock:
+    path = folder / ".lock"
+    with refusing_os_errors(path):
+        file = path.open("w")
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,4 +1,4 @@
-"""Runs a recipe's evaluators: after epochs, at the end of training, and later on the newest checkpoint."""
+"""Runs a recipe's evaluators after epochs, and later on the newest checkpoint."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from rich.console import Console
 
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
+from kilobatch.data.files import refusing_os_errors
 from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.launch.recipes.data import PreparedData, class_numbers
 from kilobatch.launch.recipes.recipe import Recipe
@@ -15,11 +16,10 @@ from kilobatch.launch.worker.components import loader_of, loader_worker, method_
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
-from kilobatch.trainer.evaluate import linear, moved, picture
+from kilobatch.trainer.evaluate import linear, moved
 from kilobatch.trainer.evaluate.class_subset import Relabelled
 from kilobatch.trainer.evaluate.options import Evaluator
 from kilobatch.trainer.evaluate.suite import EvaluationSuite
-from kilobatch.trainer.loop import Loop
 
 LABELS = {
     "classify/top1": "top-1 of its classifier",
@@ -67,22 +67,6 @@ def after_epoch(recipe: Recipe, suite: EvaluationSuite | None, epoch: int) -> di
     return dict(suite.evaluate(recipe.evaluate.during)) if suite and every and epoch % every == 0 else {}
 
 
-def evaluate_final(run: Path, recipe: Recipe, suite: EvaluationSuite, loop: Loop) -> None:
-    """Runs evaluate.final when training has ended; logs and prints the values."""
-    values: dict[str, float] = {}
-    for name in recipe.evaluate.final:
-        values |= dict(suite.evaluate(name))
-    sample = suite.image_sample(suite.test, picture.QUERY_IMAGES)
-    if loop.monitor:
-        loop.monitor.log(loop.steps, {f"final/{name}": value for name, value in values.items()})
-        loop.monitor.embedding(loop.steps, sample, suite.classes)
-        _print_values(values, recipe, suite)
-        if "picture" in recipe.evaluate.final:
-            file = run / "pictures" / "neighbours.png"
-            loop.monitor.picture(loop.steps, file)
-            print(f"picture: {file}", flush=True)
-
-
 def evaluate(
     run: Path,
     recipe: Recipe,
@@ -101,8 +85,9 @@ def evaluate(
     values = {key: value for name in evaluators for key, value in suite.evaluate(name)}
     if world.rank == 0:
         print(f"{run}, {saved.folder.name}, {recipe.data.test}:")
-        _print_values(values, recipe, suite)
-        with (run / "evaluations.jsonl").open("a") as file:
+        print_values(values, recipe, suite)
+        path = run / "evaluations.jsonl"
+        with refusing_os_errors(path), path.open("a") as file:
             options = recipe.evaluate.model_dump(mode="json", include=set(evaluators))
             images = {"train": recipe.data.train, "test": recipe.data.test}
             line = {"step": saved.step, **images, **values, "options": options}
@@ -111,7 +96,8 @@ def evaluate(
             file.write(json.dumps(line) + "\n")
 
 
-def _print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:
+def print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:
+    """Prints the values of evaluators, each on a line that says what it is."""
     among = "" if suite.among is None else f", among the {len(suite.among)} classes of the test images"
     console = Console(emoji=False)
     if any(name.startswith("moved/") for name in values):

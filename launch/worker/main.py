@@ -1,6 +1,6 @@
 """Runs one worker: builds its parts from the run's recipe, then trains or evaluates.
 
-`python -m kilobatch.launch.worker.main RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]] [--data JSON]`
+`python -m kilobatch.launch.worker.main RUN [KEY=VALUE ... --evaluate knn,linear [--test DATA]] [--rest] [--data JSON]`
 """
 
 import argparse
@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -19,18 +20,22 @@ import torch.distributed as dist
 
 from kilobatch.data import triton_support
 from kilobatch.data.errors import UserError, warn
+from kilobatch.data.files import is_full_disk, refusal_of
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
 from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.data import PreparedData, data_sha256, labelled_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_images
 from kilobatch.launch.recipes.references import refuse_other_teacher
+from kilobatch.launch.runs.final_evaluation import REST
 from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of
-from kilobatch.launch.worker.evaluation import after_epoch, evaluate, evaluate_final, suite_of
+from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
+from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed
 from kilobatch.launch.worker.pretrained import PinnedReferences
 from kilobatch.launch.worker.process_group import World, world_from_environment
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
+from kilobatch.trainer.divergence import describe_way_back
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.evaluate.options import Evaluator
 from kilobatch.trainer.evaluate.suite import EvaluationSuite
@@ -50,6 +55,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--train", metavar="DATA", help="training images for --evaluate, instead of the recipe's")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
+    parser.add_argument(REST, action="store_true", help="once trained: evaluate only what has no result yet")
     parser.add_argument(
         "--data",
         type=PreparedData.model_validate_json,
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of the recipe; stand before --evaluate")
     arguments = parser.parse_args()
     stop_requested = _note_stop_signals()  # before anything slow: a signal during the start-up counts as well
+    threading.excepthook = _report_thread
     skip_dynamo()
     triton_support.log.setLevel(logging.INFO)
     triton_support.log.addHandler(logging.StreamHandler())
@@ -71,11 +78,16 @@ def main() -> None:
         if arguments.evaluate:
             named = {"train": arguments.train, "test": arguments.test}
             changes.refuse_other_images(arguments.run, recipe, data, named, arguments.evaluate)
-        finished = _work(arguments.run, recipe, data, world, stop_requested, arguments.evaluate)
+        finished = _work(arguments, recipe, data, world, stop_requested)
     except UserError as reason:
         _exit_now(f"kilobatch: {reason}", REFUSED)
     except NonFinite as reason:
+        _exit_now(f"kilobatch: {reason}. {_way_back(arguments.run, world, reason)}", 1)
+    except EvaluationFailed as reason:
         _exit_now(f"kilobatch: {reason}", 1)
+    except OSError as error:
+        full = is_full_disk(error)
+        _exit_now(f"kilobatch: {refusal_of(error)}" if full else traceback.format_exc(), REFUSED if full else 1)
     except BaseException:
         _exit_now(traceback.format_exc(), 1)
     dist.destroy_process_group()
@@ -87,6 +99,19 @@ def _exit_now(message: str, code: int) -> NoReturn:
     that this rank has left."""
     print(message, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Prints what a thread has raised, unless it met a full disk: TensorBoard's thread raises that again in a call."""
+    if not is_full_disk(failure.exc_value):
+        threading.__excepthook__(failure)
+
+
+def _way_back(run: Path, world: World, failure: NonFinite) -> str:
+    """The checkpoint to go on from, on rank 0, whose message is shown."""
+    if world.rank != 0 or failure.losses is None:
+        return "The message of rank 0 names the checkpoint to go on from"
+    return describe_way_back(run, failure.step, failure.losses)
 
 
 def _exit_on_signals() -> None:
@@ -104,19 +129,20 @@ def _note_stop_signals() -> Callable[[], bool]:
 
 
 def _work(
-    run: Path,
+    arguments: argparse.Namespace,
     recipe: Recipe,
     data: PreparedData,
     world: World,
     stop_requested: Callable[[], bool],
-    evaluators: list[str],
 ) -> bool:
-    """Trains, or evaluates with these evaluators. Returns whether it finished, that is, was not stopped."""
+    """Trains, or evaluates with the evaluators that the arguments name. Returns whether it finished, that is, was not
+    stopped."""
+    run, evaluators = arguments.run, arguments.evaluate
     saved = _newest(run, world)
     method = method_of(recipe, data, saved if evaluators else None)
     former_data = frozenset[str]()
     if not evaluators:
-        former_data = _identify(run, recipe, data, world)
+        former_data = _identify(run, data, world)
         check = partial(refuse_other_teacher, recipe, images_of(data).classes)
         method.load_pretrained(PinnedReferences(run, world.rank, world.size, check).load, fresh=saved is None)
     method.to(world.device)
@@ -126,32 +152,35 @@ def _work(
         evaluate(run, recipe, data, world, method, saved, cast(list[Evaluator], evaluators))
         return True
     with Checkpoints(run / "checkpoints", recipe.checkpoint, world.rank, world.size) as checkpoints:
-        return _train(run, recipe, data, world, method, saved, checkpoints, stop_requested, former_data)
+        loop, suite = _build_loop(run, recipe, data, world, method, checkpoints, stop_requested, former_data)
+        with loop.loader:
+            return _train(run, recipe, world, loop, suite, saved, arguments.rest)
 
 
-def _identify(run: Path, recipe: Recipe, data: PreparedData, world: World) -> frozenset[str]:
+def _identify(run: Path, data: PreparedData, world: World) -> frozenset[str]:
     """Records what the run is, or compares it with that, on rank 0; all ranks call it together.
 
-    Returns the SHA-256 of the data before changes that a user has accepted.
+    Its recipe is that of its file: a worker's changes of it only say how an evaluation asks. Returns the SHA-256 of the
+    data before changes that a user has accepted.
     """
+    recipe, _ = load_recipe(run / "recipe.yaml")
     found = [changes.begin_or_compare(run, recipe, data) if world.rank == 0 else frozenset[str]()]
     if world.size > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
 
 
-def _train(
+def _build_loop(
     run: Path,
     recipe: Recipe,
     data: PreparedData,
     world: World,
     method: Method,
-    saved: Saved | None,
     checkpoints: Checkpoints,
     stop_requested: Callable[[], bool],
     former_data: frozenset[str],
-) -> bool:
-    """Trains from the checkpoint, or from the start, to the end or until it is stopped. Returns whether it finished."""
+) -> tuple[Loop, EvaluationSuite | None]:
+    """The training, whose loader is to be closed, and the models and images for its evaluators."""
     batch, images = recipe.data.batch, images_of(data)
     optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
     engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
@@ -161,45 +190,62 @@ def _train(
     # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
     dtype = torch.bfloat16 if to_bf16 else torch.float32
-    with loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, dtype) as loader:
-        loop = Loop(
-            engine=engine,
-            loader=loader,
-            views=recipe.data.views,
-            checkpoints=checkpoints,
-            epochs=recipe.schedule.epochs,
-            learning_rate=lambda step: lr_at(recipe.schedule, base_rate, step, loader.steps_per_epoch),
-            evaluate=partial(after_epoch, recipe, suite),
-            stop_requested=stop_requested,
-            monitor=None,
-            log_every=recipe.run.log_every,
-            recipe=recipe.model_dump(mode="json"),
-            images=images.samples,
-            classes=images.classes,
-            images_sha256=images.sha256,
-            data_sha256=data_sha256(recipe, data),
-            former_data=former_data,
-        )
-        return _run_loop(run, recipe, world, loop, suite, saved)
+    loader = loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, dtype)
+    loop = Loop(
+        engine=engine,
+        loader=loader,
+        views=recipe.data.views,
+        checkpoints=checkpoints,
+        epochs=recipe.schedule.epochs,
+        learning_rate=lambda step: lr_at(recipe.schedule, base_rate, step, loader.steps_per_epoch),
+        evaluate=partial(after_epoch, recipe, suite),
+        stop_requested=stop_requested,
+        monitor=None,
+        log_every=recipe.run.log_every,
+        recipe=recipe.model_dump(mode="json"),
+        images=images.samples,
+        classes=images.classes,
+        images_sha256=images.sha256,
+        data_sha256=data_sha256(recipe, data),
+        former_data=former_data,
+    )
+    return loop, suite
 
 
-def _run_loop(
-    run: Path, recipe: Recipe, world: World, loop: Loop, suite: EvaluationSuite | None, saved: Saved | None
+def _train(
+    run: Path,
+    recipe: Recipe,
+    world: World,
+    loop: Loop,
+    suite: EvaluationSuite | None,
+    saved: Saved | None,
+    rest: bool,
 ) -> bool:
+    """Trains from the checkpoint, or from the start, to the end or until it is stopped, and evaluates at the end.
+    Returns whether it finished."""
     step = loop.restore(saved) if saved else 0
     if world.rank == 0:
         loop.monitor = Monitor(run, loop.steps, step, loop.epochs)
         if saved:
-            loop.monitor.say(f"going on from step {step} of {loop.steps} ({saved.folder.name})")
+            loop.monitor.say(_describe_start(step, loop, saved))
     try:
         finished = loop.run(step)
         if finished and suite:
             _exit_on_signals()
-            evaluate_final(run, recipe, suite, loop)
+            if loop.stop_requested():  # noted after the last step: heeded as well
+                return False
+            EvaluationAfterTraining(run, recipe, suite, loop, world).run(rest)
     finally:
         if loop.monitor:
             loop.monitor.close()
     return finished
+
+
+def _describe_start(step: int, loop: Loop, saved: Saved) -> str:
+    if step < loop.steps:
+        return f"going on from step {step} of {loop.steps} ({saved.folder.name})"
+    past = "" if step == loop.steps else f", past the end of schedule.epochs={loop.epochs}"
+    return f"{saved.folder.name} is of step {step} of {loop.steps}{past}: no step is left to train"
 
 
 def _newest(run: Path, world: World) -> Saved | None:

@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoin
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import Damaged, open_saved
 from kilobatch.trainer.checkpoint.shard import Piece, Snapshot, own_pieces
+from kilobatch.trainer.checkpoint.soundness import recorded_soundness
 
 
 class Checkpoints:
@@ -193,7 +195,11 @@ class Checkpoints:
         )
 
     def _retain(self, step: int) -> None:
-        """Removes checkpoints that the options do not keep. Damaged ones and those of later steps are not counted."""
+        """Removes checkpoints that the options do not keep. Damaged ones and those of later steps are not counted.
+
+        The newest one whose weights are finite and whose loss was in its range stays, too: while a training diverges,
+        it is the one to go back to.
+        """
         found = {old: path for old, path in list_checkpoints(self.folder).items() if old <= step}
         self._whole |= {old for old, path in found.items() if old not in self._whole and _looks_whole(path)}
         whole = [old for old in found if old in self._whole]
@@ -201,6 +207,7 @@ class Checkpoints:
         kept = set(last)
         if every := self.options.keep_every_steps:
             kept |= {new for old, new in zip([0, *whole], whole, strict=False) if new // every > old // every}
+        kept |= {*islice((old for old in reversed(whole) if _looks_sound(found[old])), 1)}
         for old, path in found.items():
             if old < last[0] and old not in kept:
                 discard(path)
@@ -221,6 +228,10 @@ def _looks_whole(path: Path) -> bool:
     except Damaged:
         return False
     return True
+
+
+def _looks_sound(path: Path) -> bool:
+    return recorded_soundness(open_saved(path, verify=False).meta).problem([]) is None
 
 
 def _until(deadline: float) -> Iterator[None]:

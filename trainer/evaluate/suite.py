@@ -61,12 +61,20 @@ class EvaluationSuite:
                     with classifying(self.method) as logits:
                         yield from classify.evaluate(logits, moved.Moved(self.test, mean, std), name, self.among)
                 case "picture":
-                    bank = self.image_sample(self.train, picture.BANK_IMAGES)
-                    queries = self.image_sample(self._picture_queries(), picture.QUERY_IMAGES)
+                    bank, queries = self.picture_samples()
                     if collectives.rank() == 0:
-                        path = self.folder / "pictures" / "neighbours.png"
-                        title = f"{self.folder.name}: what the encoder sees"
-                        picture.draw(bank, queries, self.classes, title, path, self.among)
+                        self.draw(bank, queries)
+
+    def picture_samples(self) -> tuple[ImageSample, ImageSample]:
+        """The training images and the test images of the picture, the same on every rank."""
+        bank = self.image_sample(self.train, picture.BANK_IMAGES)
+        return bank, self.image_sample(self._picture_queries(), picture.QUERY_IMAGES)
+
+    def draw(self, bank: ImageSample, queries: ImageSample) -> Path:
+        """Draws the picture of these images; to be called on rank 0. Returns its path."""
+        path = self.folder / "pictures" / "neighbours.png"
+        picture.draw(bank, queries, self.classes, f"{self.folder.name}: what the encoder sees", path, self.among)
+        return path
 
     def image_sample(self, images: Images, most: int) -> ImageSample:
         """Some of the images with their features, the same on every rank."""

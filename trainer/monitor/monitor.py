@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from kilobatch.data.files import write_whole
+from kilobatch.data.files import refusing_os_errors, write_whole
 from kilobatch.data.sources.path_names import printable
 from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.images import Triple, grid, png, to_bytes
@@ -27,19 +27,23 @@ class Monitor:
 
     Lines that a killed run wrote after its last checkpoint are removed, so that metrics.jsonl ends up the same as
     without the kill. TensorBoard is told to hide such steps as well.
+
+    All methods raise UserError where a file cannot be written, as on a full disk.
     """
 
     def __init__(self, folder: Path, total_steps: int, start_step: int, epochs: int, console: Console | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         console = console or Console(soft_wrap=True, emoji=False)
         self.folder, self.total_steps = folder, total_steps
-        truncate_metrics(folder / "metrics.jsonl", start_step)
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None, flush_secs=10
-        )
+        self._metrics, self._events = folder / "metrics.jsonl", folder / "tensorboard"
+        with refusing_os_errors(self._metrics):
+            folder.mkdir(parents=True, exist_ok=True)
+            truncate_metrics(self._metrics, start_step)
+            self._lines = self._metrics.open("a", encoding="utf-8")
+        with refusing_os_errors(self._events):
+            purge = start_step + 1 if start_step else None
+            self._tensorboard = SummaryWriter(str(self._events), purge_step=purge, flush_secs=10)
         self._display = (Bar if console.is_terminal else Lines)(console, total_steps, start_step)
         self._progress_file = ProgressWriter(folder, total_steps, start_step, epochs)
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
@@ -68,13 +72,15 @@ class Monitor:
         """
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with refusing_os_errors(self._metrics):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         grouped = {name: value for name, value in values.items() if "/" in name}
         # One event for all values: add_scalar writes one for each, 160 of them with the trust ratios of LARS.
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in grouped.items()])
         assert self._tensorboard.file_writer is not None, "the writer exists until close()"
-        self._tensorboard.file_writer.add_summary(summary, step)
+        with refusing_os_errors(self._events):
+            self._tensorboard.file_writer.add_summary(summary, step)
         self._display.show(values)
         self._progress_file.show(values)
 
@@ -94,32 +100,38 @@ class Monitor:
         views (N, V, 3, H, W): normalised with mean and std.
         """
         picture = grid(to_bytes(views[:VIEWS_SHOWN].cpu(), mean, std))
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        write_whole(self.folder / "pictures" / "views.png", [png(picture)])
-        self._tensorboard.add_image("views", picture, 0)
+        path = self.folder / "pictures" / "views.png"
+        with refusing_os_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, [png(picture)])
+        with refusing_os_errors(self._events):
+            self._tensorboard.add_image("views", picture, 0)
 
     def picture(self, step: int, path: Path) -> None:
         """Shows a PNG file of the run in TensorBoard, under the file's name."""
-        with Image.open(path) as image:
+        with Image.open(path) as image, refusing_os_errors(self._events):
             self._tensorboard.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def embedding(self, step: int, sample: ImageSample, classes: Sequence[str]) -> None:
         """Writes the features for TensorBoard's projector, which draws each point as its image."""
         side = sample.image.shape[-1]
         rows = min(len(sample), (8192 // side) ** 2)  # the projector's sprite is at most 8192 pixels wide
-        self._tensorboard.add_embedding(
-            sample.x[:rows],
-            # One line each: the projector drops an empty one, and then names the points after it wrongly.
-            metadata=[printable(classes[int(label)]).strip() or "''" for label in sample.label[:rows]],
-            label_img=sample.image[:rows].float() / 255,
-            global_step=step,
-            tag="encoder",
-        )
+        with refusing_os_errors(self._events):
+            self._tensorboard.add_embedding(
+                sample.x[:rows],
+                # One line each: the projector drops an empty one, and then names the points after it wrongly.
+                metadata=[printable(classes[int(label)]).strip() or "''" for label in sample.label[:rows]],
+                label_img=sample.image[:rows].float() / 255,
+                global_step=step,
+                tag="encoder",
+            )
 
     def close(self) -> None:
         self._display.close()
-        self._lines.close()
-        self._tensorboard.close()
+        with refusing_os_errors(self._metrics):
+            self._lines.close()
+        with refusing_os_errors(self._events):
+            self._tensorboard.close()
 
 
 def truncate_metrics(metrics: Path, start_step: int) -> None:

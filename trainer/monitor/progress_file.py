@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from kilobatch.data.files import refusing_os_errors
 from kilobatch.trainer.monitor.progress_bar import Eta
 
 EVERY = 5.0  # seconds between two writings
@@ -56,11 +57,16 @@ class Progress(BaseModel):
     def write(self, run: Path) -> None:
         """Writes the file under another name and renames it, so that a reader never sees half of it.
 
-        It is not synced: training does not wait for the disk.
+        It is not synced: training does not wait for the disk. Raises UserError where it cannot be written.
         """
-        temporary = run / f".progress.json.{os.getpid()}"
-        temporary.write_text(json.dumps(self.model_dump()))
-        temporary.replace(run / "progress.json")
+        temporary, path = run / f".progress.json.{os.getpid()}", run / "progress.json"
+        with refusing_os_errors(path):
+            try:
+                temporary.write_text(json.dumps(self.model_dump()))
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
 class ProgressWriter:

@@ -133,6 +133,10 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "evaluate without a checkpoint": (["eval", "demo-2", "--knn"], ["no checkpoint", "kilobatch resume"]),
     "resume with a damaged state": (["resume", "damaged"], ["state.json is damaged", "--workers"]),
     "resume on workers that do not divide": (["resume", "demo-2", "--workers", "4"], ["478", "4 workers"]),
+    "resume from a step without a checkpoint": (
+        ["resume", "demo-2", "--from", "7"],
+        ["--from 7: runs/demo-2 has no checkpoint of this step; there are: none"],
+    ),
     "resume what has finished": (["resume", "finished"], ["has finished", "kilobatch eval"]),
     "export without a checkpoint": (["export", "demo-2", "e.safetensors"], ["checkpoint"]),
     "export beside a folder of that name": (["export", "finished", "e.safetensors"], ["runs/finished holds no chec"]),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kilobatch.launch.cli.status import format_duration, render
 from kilobatch.launch.runs import job_history, run_folder
+from kilobatch.launch.runs.final_evaluation import FinalEvaluation, PartResult
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.runs.overview import overview
 from kilobatch.launch.runs.run_folder import RunOptions
@@ -161,6 +162,16 @@ def test_a_narrow_terminal_gets_fewer_columns(kilobatch: Kilobatch) -> None:
         assert "crashed" in row
         assert "300/400" in row
         assert ("data wait" in header) == (width == 200)
+
+
+def test_an_evaluation_that_failed_is_told_of_a_finished_run(kilobatch: Kilobatch) -> None:
+    run = make("whole", "finished")
+    run_folder.set_status(run, "finished", 1, "failed")
+    parts = {"knn": PartResult(state="finished"), "picture": PartResult(state="failed", why="ended by SIGSEGV")}
+    FinalEvaluation(step=9, parts=parts).write(run)
+    told = kilobatch("status").out.splitlines()[-1]
+    assert told.startswith("whole: trained, but its evaluation failed: picture: ended by SIGSEGV; ask again with: ")
+    assert rows()["whole"]["state"] == "finished"
 
 
 def test_nothing_to_show(kilobatch: Kilobatch) -> None:

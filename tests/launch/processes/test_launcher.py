@@ -221,3 +221,21 @@ def test_a_launcher_that_died_before_its_worker_was_set_to_die_with_it(folder: P
     assert late.returncode == 1
     assert "the launcher is gone" in late.stderr
     assert [path.name for path in folder.iterdir()] == ["logs"]
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_as_a_refusal(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "OUTPUT_GRACE", 0.2)
+    (folder / "logs" / "rank-1.log").symlink_to("/dev/full")
+    outcome = launcher.run_workers(folder, 2, "scripted_worker", ["saves", str(folder)])
+    assert (outcome.kind, outcome.rank) == ("refused", None)
+    assert len(outcome.lines) == 1
+    assert outcome.lines[0].startswith(
+        f"kilobatch: {folder}/logs/rank-1.log could not be written: no room left (No space"
+    )
+    assert (folder / "saved-0").exists() and (folder / "saved-1").exists()
+
+
+def test_a_log_that_lacks_its_last_lines_is_told(folder: Path, capfd: pytest.CaptureFixture[str]):
+    (folder / "logs" / "rank-0.log").symlink_to("/dev/full")
+    assert launcher.run_workers(folder, 1, "scripted_worker", ["finishes", str(folder)]) == RunOutcome("finished")
+    assert "kilobatch: warning: " in capfd.readouterr().err

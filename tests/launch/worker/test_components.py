@@ -102,11 +102,11 @@ def test_test_images_of_some_classes_are_evaluated_among_these(
     assert (suite.classes, suite.among) == (NAMES, [0, 2])
     assert torch.cat([batch.label for batch in suite.test]).tolist() == [2, 2, 0]  # cat, cat, ant
     values: dict[str, float] = {name: value for of in ("knn", "fast_linear") for name, value in suite.evaluate(of)}
-    evaluation._print_values(values, ours, suite)
+    evaluation.print_values(values, ours, suite)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(", among the 2 classes of the test images: " in line for line in lines)
     whole = evaluation.suite_of(tmp_path, ours, data.model_copy(update={"test": data.train}), world(), Pixels())
     assert whole is not None and whole.among is None
-    evaluation._print_values(values, ours, whole)
+    evaluation.print_values(values, ours, whole)
     assert "among" not in capsys.readouterr().out
