@@ -8,6 +8,7 @@ from rich.table import Table
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import catalogue, method_options
+from kilobatch.launch.runs.table_printing import print_table
 
 if TYPE_CHECKING:
     from kilobatch.trainer.parity import ParityRow
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 def print_recipes() -> None:
     """Prints the recipes with the opening lines of their files."""
-    table = Table("recipe", "what it is", show_lines=True)
+    table = Table(show_lines=True)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
     for name in catalogue.recipe_names():
         table.add_row(name, "\n".join(catalogue.opening(name)))
-    Console().print(table)
+    print_table(table, Console())
 
 
 def verify(method: str | None, everything: bool) -> bool:
@@ -47,9 +50,9 @@ def print_parity(methods: Sequence[str]) -> bool:
 
     tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()))
     for name, rows in tables.items():
-        Console().print(_table(name, rows))
+        print_table(_table(name, rows), Console())
     if len(tables) > 1:
-        Console().print(_summary(tables))
+        print_table(_summary(tables), Console())
     missing = [name for name in methods if name not in tables]
     for name in missing:
         Console().print(f"[bold red]{name}: no table[/]; its formula should stand in methods/parity/formulas/{name}.py")

@@ -86,6 +86,12 @@ class WorkerOutput:
         self.lines.extend(line.decode(errors="replace") for line in plain)
 
 
+def say(message: str) -> None:
+    """Prints on stdout at once; does nothing where the terminal or pipe behind it is closed."""
+    with _ignoring_closed_terminal(sys.stdout):
+        print(message, flush=True)
+
+
 def tell(message: str) -> None:
     """Prints on stderr; does nothing where the terminal or pipe behind it is closed."""
     with _ignoring_closed_terminal(sys.stderr):

@@ -53,6 +53,15 @@ class RunOptions(BaseModel):
 Status = Literal["new", "queued", "running", "finished", "failed", "interrupted", "cancelled"]
 
 
+def _utc_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"'{text}' has no time zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_utc_time)]
+
+
 class State(BaseModel):
     """state.json. Times are ISO 8601, UTC; pid is the launcher's, on `host`."""
 
@@ -60,8 +69,8 @@ class State(BaseModel):
     pid: int
     host: str
     workers: int
-    started: str
-    updated: str
+    started: Time
+    updated: Time
 
 
 def create_run(options: RunOptions, recipe_name: str, recipe_yaml: str, workers: int) -> Path:
