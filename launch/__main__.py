@@ -15,6 +15,7 @@ from kilobatch.launch.cli import options
 from kilobatch.launch.cli.options import ClusterName, DryRun, NewRunWorkers, Overrides, Recipe, Run, Workers
 from kilobatch.launch.cli.resource_options import with_resources
 from kilobatch.launch.processes.output import tell
+from kilobatch.launch.processes.standard_streams import flush_stdout, prepare_streams
 
 app = typer.Typer(
     name="kilobatch",
@@ -279,6 +280,7 @@ def verify(method: options.MethodName = None, everything: options.AllMethods = F
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command. Exits with 0, 1 (a worker or a check failed), 2 (refused) or 130 (interrupted)."""
+    prepare_streams()
     try:
         app(argv)
     except UserError as error:
@@ -289,6 +291,11 @@ def main(argv: list[str] | None = None) -> None:
             raise
         tell(f"kilobatch: {refusal_of(error)}")
         sys.exit(2)
+    except SystemExit as end:
+        flush_stdout()
+        if isinstance(end.__context__, BrokenPipeError):  # its reader, such as `head`, has read what it wanted
+            sys.exit(0)
+        raise
 
 
 if __name__ == "__main__":

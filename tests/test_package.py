@@ -21,6 +21,17 @@ FOREIGN = [
     "launch.py",
     "configs.py",
 ]
+FORKED = """
+import multiprocessing
+from kilobatch.trainer.ranks import spawn
+
+if __name__ == "__main__":
+    spawn._start_fork_server()
+    child = multiprocessing.get_context("forkserver").Process(target=print)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, child.exitcode
+"""
 LAZY = """
 import sys
 import kilobatch
@@ -85,3 +96,19 @@ def test_type_checkers_see_the_same_names() -> None:
         if name.asname
     }
     assert seen == kilobatch._MODULES
+
+
+def test_modules_of_the_callers_folder_are_not_taken_for_pythons(tmp_path: Path) -> None:
+    """`python -m kilobatch`, and the process from which ranks are forked."""
+    for name in ("yaml", "typer", "selectors", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the caller')\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    environment["PYTHONPATH"] = str(Path(kilobatch.__file__).parents[1])
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(FORKED)
+    for arguments in (["-m", "kilobatch", "recipes", "--schema"], [str(script)]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import write_whole
+from kilobatch.launch.runs.table_printing import print_table
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file
     title = f"on {device.type}, {torch.get_num_threads()} threads"
     console = Console(emoji=False)
     rows, rates = _measure(device, ranks, console)
-    console.print(_table(title, rows))
+    print_table(_table(title, rows), console)
     if file is not None:
         text = json.dumps({"rates": rates, "rows": [asdict(row) for row in rows]}, indent=2)
         write_whole(file, [text.encode()])

@@ -20,8 +20,12 @@ from kilobatch.data.errors import UserError
 from kilobatch.launch.cli.kill_worker import kill_worker
 from kilobatch.launch.cli.resume import cancel
 from kilobatch.launch.jobs import submit
+from kilobatch.launch.processes.import_path import import_variables
+from kilobatch.launch.processes.output import say
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt, JobFile
+from kilobatch.launch.runs.table_printing import print_table
+from kilobatch.launch.schedulers.environment import job_environment
 from kilobatch.launch.schedulers.select import scheduler_of
 
 POLL_SECONDS = 1.0  # between two reads of the runs' files
@@ -55,7 +59,7 @@ def drill(recipe: str, overrides: list[str], cluster_name: str | None, resources
             _cause_fault(disturbed, "a worker killed", _kill_worker),
         ]
         for run in (disturbed, undisturbed):
-            print(f"waiting for the end of {run}", flush=True)
+            say(f"waiting for the end of {run}")
             _wait(run, lambda run=run: run_folder.read_state(run).status == "finished")
     except BaseException:  # also at Ctrl-C: nobody waits for these jobs any more
         cancel([str(undisturbed), str(disturbed)])
@@ -65,7 +69,7 @@ def drill(recipe: str, overrides: list[str], cluster_name: str | None, resources
 
 def _cause_fault(run: Path, name: str, action: Callable[[Path, JobFile, Attempt], None]) -> Fault:
     """Waits until the run has made some steps after a checkpoint, causes the fault, and waits for the next attempt."""
-    print(f"{run}: waiting for steps, then: {name}", flush=True)
+    say(f"{run}: waiting for steps, then: {name}")
     before = len(job_history.read_attempts(run)) or 1
 
     def has_advanced() -> bool:
@@ -77,14 +81,14 @@ def _cause_fault(run: Path, name: str, action: Callable[[Path, JobFile, Attempt]
 
     _wait(run, has_advanced)
     job, attempt = _job(run), job_history.read_attempts(run)[-1]
-    began = time.time()
+    began = time.monotonic()
     action(run, job, attempt)
     _wait(run, lambda: len(job_history.read_attempts(run)) > attempt.attempt)
+    seconds = time.monotonic() - began  # by one clock: that of the job's node may be another
     *_, ended, now = job_history.read_attempts(run)
     # A killed attempt could not write its last step. metrics.jsonl has it until the next attempt cuts the file back.
     reached = job_history.last_step(run) if ended.step is None else ended.step
-    seconds = datetime.fromisoformat(now.began).timestamp() - began
-    print(f"{run}: {ended.reason} at step {reached}, going on from step {now.from_step}", flush=True)
+    say(f"{run}: {ended.reason} at step {reached}, going on from step {now.from_step}")
     return Fault(name, reached - now.from_step, seconds)
 
 
@@ -107,7 +111,7 @@ def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
     code = run / job.code
     inner = [
         "env",
-        f"PYTHONPATH={code.resolve()}",
+        *(f"{name}={value}" for name, value in import_variables(code.resolve()).items()),
         sys.executable,
         "-m",
         "kilobatch.launch.cli.kill_worker",
@@ -116,7 +120,9 @@ def _kill_worker(run: Path, job: JobFile, attempt: Attempt) -> None:
     ]
     outer = ["srun", "--overlap", f"--jobid={job.job_id}", f"--nodelist={attempt.nodes[-1]}", "-N1", "-n1", "--mem=0"]
     try:
-        done = subprocess.run([*outer, *inner], capture_output=True, text=True, timeout=SRUN_SECONDS)
+        done = subprocess.run(
+            [*outer, *inner], capture_output=True, text=True, timeout=SRUN_SECONDS, env=job_environment()
+        )
     except subprocess.TimeoutExpired as error:
         raise UserError(f"no step of srun starts within a running job here: {shlex.join(outer)}") from error
     if done.returncode:
@@ -154,7 +160,7 @@ def _report(faults: list[Fault], difference: float) -> bool:
     table = Table("what happened", "steps lost", "until it went on")
     for fault in faults:
         table.add_row(fault.name, str(fault.steps_lost), f"{fault.seconds:.0f} s")
-    Console(emoji=False).print(table)
+    print_table(table, Console(emoji=False))
     equal = difference == 0
     print("final weights: " + ("equal to the bit" if equal else f"they differ by up to {difference:.1e}"))
     return equal and faults[0].steps_lost == 0

@@ -22,7 +22,7 @@ from kilobatch.launch.pipelines.stages import (
     naming_stage,
     plan_pipeline,
 )
-from kilobatch.launch.processes.output import tell
+from kilobatch.launch.processes.output import say, tell
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
@@ -49,7 +49,7 @@ def start_pipeline(
         raise UserError("--dry-run prints what a scheduler would get; name one: --cluster, or --cluster local")
     workers = _check(planned, workers)
     create_runs(planned, workers)
-    print(f"pipeline: {planned.top}", flush=True)
+    say(f"pipeline: {planned.top}")
     return _run_stages(planned.top, workers)
 
 

@@ -10,11 +10,13 @@ from kilobatch.launch.cli.pipeline import resume_pipeline
 from kilobatch.launch.jobs import code_snapshot, submit
 from kilobatch.launch.jobs.cluster import choose_cluster, cluster_again, names_cluster
 from kilobatch.launch.pipelines.pipeline import find_pipeline, reason_to_wait
+from kilobatch.launch.processes.output import say, tell
 from kilobatch.launch.recipes.recipe import load_recipe
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.runs import identity, job_history, run_folder
 from kilobatch.launch.runs.earlier_checkpoint import check_checkpoint, set_newer_aside
 from kilobatch.launch.runs.job_history import JobFile
+from kilobatch.launch.schedulers.scheduler import NoAnswer
 from kilobatch.launch.schedulers.select import scheduler_of
 
 
@@ -39,6 +41,8 @@ def resume(
         return resume_pipeline(top, workers, cluster_name, resources, accept_changes)
     folder = run_folder.find_run(run)
     submitted = job_history.read_job_file(folder)
+    if submitted and submitted.original:
+        tell(f"kilobatch: {folder} is {submitted.original}; it goes on as a run of its own")
     on_cluster = names_cluster(workers, cluster_name, resources, "goes on")
     _check_resumable(folder, submitted)
     if from_step is not None:
@@ -89,6 +93,8 @@ def _resubmit(
     code = code_snapshot.take_snapshot(folder / "code")
     try:
         ids = submit.queue_runs(kind, cluster, folder, [folder], code)
+    except NoAnswer as error:  # the job may come, and needs what was written
+        raise submit.unknown_submission(folder, error) from error
     except UserError:  # all as before
         for path, content in contents.items():
             if content is None:
@@ -116,13 +122,20 @@ def cancel(names: list[str]) -> None:
         open_jobs = [(folder, file) for folder, file in jobs if states[file.job_id].open]
         for folder, _ in open_jobs:  # a job that is asked to stop looks for this file, and then does not requeue itself
             write_whole(folder / "cancelled", [job_history.utc_now().encode()])
-        scheduler.cancel([file.job_id for _, file in open_jobs])
+        try:
+            scheduler.cancel([file.job_id for _, file in open_jobs])
+        except NoAnswer:  # it may have worked
+            raise
+        except UserError:  # a job that goes on is to be queued anew, as before
+            for folder, _ in open_jobs:
+                (folder / "cancelled").unlink(missing_ok=True)
+            raise
         for folder, file in jobs:
             state = states[file.job_id]
             if state.state == "queued":  # no job has begun that could write it
                 run_folder.set_status(folder, "cancelled", file.nodes * file.workers_per_node)
             result = "cancelled" if state.open else f"was over already ({run_folder.status(folder, state)})"
-            print(f"{folder}: job {file.job_id} {result}")
+            say(f"{folder}: job {file.job_id} {result}")
 
 
 def _runs_of(name: str) -> list[Path]:
@@ -142,4 +155,11 @@ def _job_of(folder: Path) -> JobFile:
             f"; it runs here, as process {state.pid} on {state.host}" if run_folder.status(folder) == "running" else ""
         )
         raise UserError(f"{folder} was not submitted, so there is no job to cancel{where}")
+    if file.original:
+        there = Path(file.original.folder).exists()
+        way_out = f"kilobatch cancel {file.original.folder}" if there else f"scancel {file.original.job_id}"
+        raise UserError(
+            f"{folder} is {file.original}, so there is nothing to cancel; {way_out} ends that job, and kilobatch "
+            f"resume {folder} makes the copy a run of its own"
+        )
     return file

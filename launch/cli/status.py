@@ -29,7 +29,7 @@ def status(runs: Sequence[str], sweep: str | None, *, everything: bool, watch: b
         raise UserError(f"--sweep {sweep} lists all its points; leave {runs[0]} out")
     found = overview(runs, sweep, everything)
     if as_json:
-        print(json.dumps([row.model_dump(mode="json") for row in found.rows], indent=1))
+        print(json.dumps([json.loads(row.model_dump_json()) for row in found.rows], indent=1))  # null, not NaN
         return
     console = Console(emoji=False)
     if not console.is_terminal:
@@ -57,21 +57,33 @@ def render(found: Overview, console: Console) -> Group:
         below.append(Text(f"{found.older} more ended over a week ago (--all)", style="dim"))
     if not found.rows:
         return Group(Text("no runs here yet (kilobatch train, or submit)"), *below)
-    columns = [name for name in COLUMNS if any(COLUMNS[name](row) != UNKNOWN for row in found.rows)]
+    return Group(_fitting_table(found.rows, console.width), *below)
+
+
+def _fitting_table(rows: list[RunRow], width: int) -> Table:
+    """The table without the columns for which there is no room. Nothing is cut off: a number without its last digits
+    is another number. Where it is still too wide, names and states go on in a second line."""
+    columns = [name for name in COLUMNS if any(COLUMNS[name](row) != UNKNOWN for row in rows)]
     # A table is never measured wider than the console that measures it, so another console does.
-    table, measuring = _table(columns, found.rows), Console(width=UNLIMITED_WIDTH, emoji=False)
-    for name in DROPPED_WHEN_NARROW:
-        if measuring.measure(table).maximum <= console.width:
+    measuring = Console(width=UNLIMITED_WIDTH, emoji=False)
+    for dropped in ("", *DROPPED_WHEN_NARROW):
+        columns = [column for column in columns if column != dropped]
+        if measuring.measure(table := _table(columns, rows)).maximum <= width:
+            return table
+    for dropped in ("", *DROPPED_WHEN_VERY_NARROW):
+        columns = [column for column in columns if column != dropped]
+        others = _table([column for column in columns if column not in FOLDED_TO], rows)
+        if measuring.measure(others).maximum + sum(FOLDED_TO.values()) + 2 * len(FOLDED_TO) <= width:
             break
-        columns = [column for column in columns if column != name]
-        table = _table(columns, found.rows)
-    return Group(table, *below)
+    return _table(columns, rows, fold=True)
 
 
-def _table(columns: list[str], rows: list[RunRow]) -> Table:
+def _table(columns: list[str], rows: list[RunRow], *, fold: bool = False) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, no_wrap=True, justify="left" if name in LEFT_ALIGNED else "right")
+        folds = fold and name in FOLDED_TO
+        justify = "left" if name in LEFT_ALIGNED else "right"
+        table.add_column(name, no_wrap=not folds, overflow="fold" if folds else "ellipsis", justify=justify)
     for row in rows:
         cells = [
             Text(COLUMNS[name](row), style=STYLES.get(row.state, "") if name == "state" else "") for name in columns
@@ -114,8 +126,10 @@ def _requeues(row: RunRow) -> str:
 
 
 def _checkpoint(row: RunRow) -> str:
-    if row.checkpoint_step is None or row.checkpoint_age is None:
+    if row.checkpoint_step is None:
         return UNKNOWN
+    if row.checkpoint_age is None:  # by a clock that is ahead of this machine's
+        return str(row.checkpoint_step)
     return f"{row.checkpoint_step}, {format_duration(row.checkpoint_age)} ago"
 
 
@@ -146,3 +160,5 @@ COLUMNS: dict[str, Callable[[RunRow], str]] = {
 LEFT_ALIGNED = ("run", "state", "job", "nodes")
 # in this order
 DROPPED_WHEN_NARROW = ("data wait", "epoch", "nodes", "images/s", "requeues p/t/c/n", "job", "checkpoint")
+DROPPED_WHEN_VERY_NARROW = ("ETA", "k-NN", "top-1", "loss", "step")
+FOLDED_TO = {"run": 12, "state": 11}  # characters of a line at least

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes import catalogue, method_options
+from kilobatch.launch.runs.table_printing import print_table
 
 if TYPE_CHECKING:
     from kilobatch.trainer.parity import ParityRow
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
 def print_recipes() -> None:
     """Prints the recipes with the opening lines of their files."""
-    table = Table("recipe", "what it is", show_lines=True)
+    table = Table(show_lines=True)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
     for name in catalogue.recipe_names():
         table.add_row(name, Text("\n".join(catalogue.opening(name))))  # not markup: it may say evaluate.final=[knn]
-    Console(emoji=False).print(table)
+    print_table(table, Console(emoji=False))
 
 
 def verify(method: str | None, everything: bool) -> bool:
@@ -48,9 +51,9 @@ def print_parity(methods: Sequence[str]) -> bool:
 
     tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()))
     for name, rows in tables.items():
-        Console(emoji=False).print(_table(name, rows))
+        print_table(_table(name, rows), Console(emoji=False))
     if len(tables) > 1:
-        Console(emoji=False).print(_summary(tables))
+        print_table(_summary(tables), Console(emoji=False))
     missing = [name for name in methods if name not in tables]
     for name in missing:
         place = f"methods/parity/formulas/{name}.py"

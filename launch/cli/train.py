@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.exit_status import RunOutcome
-from kilobatch.launch.processes.output import tell
+from kilobatch.launch.processes.output import say, tell
 from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.data import PreparedData, prepare_data, with_absolute_paths
@@ -42,7 +42,7 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
     recipe = with_absolute_paths(recipe)  # so that the run is resumed and evaluated on the same data from any folder
     data = prepare_data(recipe)
     folder = run_folder.create_run(recipe.run, Path(name).stem, recipe.dump_yaml(), workers)
-    print(f"run: {folder}", flush=True)
+    say(f"run: {folder}")
     return _train(folder, workers, data)
 
 

@@ -21,7 +21,7 @@ from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.runs import final_evaluation, job_history, requeue, run_folder
 from kilobatch.launch.runs.job_history import JobFile, Reason
-from kilobatch.launch.schedulers.scheduler import Fate, Scheduler, Task
+from kilobatch.launch.schedulers.scheduler import Fate, NoAnswer, Scheduler, Task
 
 SIGNAL_SLACK_SECONDS = 90.0  # by which a scheduler's signal may come earlier than it was asked for
 TAKEOVER_SECONDS = 300.0  # for an attempt that SLURM took for dead to notice its successor and save
@@ -87,6 +87,8 @@ class _Attempt:
         recipe, job = read_job(folder)
         if (not_begun := self._not_begun(recipe)) is not None:
             return not_begun
+        if not job.job_id and job.original is None:  # sbatch's answer was lost, or is still being written
+            job_history.write_job_file(folder, job.model_copy(update={"job_id": task.job}))
         workers = workers_per_node(task, job) * task.nodes
         self.number = job_history.record_start(folder, task.job, task.restart, task.hosts, workers)
         self.limit, self.lead = self._time_limit(), job.signal_lead_seconds
@@ -252,7 +254,13 @@ class _Attempt:
         run_folder.set_status(self.folder, "queued", workers)
         if fate != "requeued":
             try:
-                self.scheduler.requeue(self.task.job)
+                self.scheduler.requeue(self.task.job, self.task.restart)
+            except NoAnswer as error:
+                # It may have worked. state.json goes on saying "queued", so that readers ask the scheduler.
+                why = f"it is not known whether the job is queued anew: {error}"
+                job_history.record_not_requeued(self.folder, self.number, why)
+                tell(f"kilobatch: {why}; kilobatch status {self.folder} asks again")
+                return AttemptOutcome(requeued=False, code=1)
             except UserError as error:
                 job_history.record_not_requeued(self.folder, self.number, str(error))
                 run_folder.set_status(self.folder, "interrupted", workers)

@@ -18,8 +18,10 @@ from pathlib import Path
 from signal import SIGUSR2
 
 from kilobatch.launch.jobs.signals import Signals
+from kilobatch.launch.processes.import_path import import_variables
 from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.job_history import JobFile
+from kilobatch.launch.schedulers.environment import job_environment
 from kilobatch.launch.schedulers.local import Local, job_ids
 from kilobatch.launch.schedulers.scheduler import Task
 
@@ -34,7 +36,7 @@ def start(runs: Sequence[Path], code: Path) -> list[str]:
     with (folder / "submitit" / "local.log").open("ab") as log:
         process = subprocess.Popen(
             _arguments(runs),
-            env=os.environ | _environment(code),
+            env=job_environment(keep_devices=True) | import_variables(code),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -45,18 +47,12 @@ def start(runs: Sequence[Path], code: Path) -> list[str]:
 
 def command(runs: Sequence[Path], code: Path) -> str:
     """A line of shell that does what `start` does."""
-    variables = [f"{name}={shlex.quote(value)}" for name, value in _environment(code).items()]
+    variables = [f"{name}={shlex.quote(value)}" for name, value in import_variables(code).items()]
     return " ".join([*variables, shlex.join(_arguments(runs))])
 
 
 def _arguments(runs: Sequence[Path]) -> list[str]:
     return [sys.executable, "-u", "-m", "kilobatch.launch.jobs.local_queue", *(str(run.absolute()) for run in runs)]
-
-
-def _environment(code: Path) -> dict[str, str]:
-    """Variables with which Python imports kilobatch from the snapshot, not from the folder that it is started in."""
-    path = [str(code.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from kilobatch.launch.jobs.code_snapshot import take_snapshot
 from kilobatch.launch.jobs.submit import check_fit, check_submittable, compare_with_beginning, queue_runs
 from kilobatch.launch.pipelines.pipeline import stage_folders
 from kilobatch.launch.pipelines.stages import PipelinePlan, check_stages, create_runs
+from kilobatch.launch.processes.output import say
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.recipes.settings import Settings
@@ -117,7 +118,7 @@ def _dry_run_text(kind: ClusterKind, cluster: Cluster, planned: PipelinePlan) ->
 
 
 def _print_jobs(top: Path, stages: list[Path], ids: list[str]) -> None:
-    print(f"pipeline: {top}")
+    say(f"pipeline: {top}")
     for k, (stage, job) in enumerate(zip(stages, ids, strict=True)):
-        print(f"{stage.name}: job {job}" + (f", after {stages[k - 1].name}" if k else ""))
-    print(f"kilobatch status {top}, kilobatch logs {stages[0]}, kilobatch cancel {top}", flush=True)
+        say(f"{stage.name}: job {job}" + (f", after {stages[k - 1].name}" if k else ""))
+    say(f"kilobatch status {top}, kilobatch logs {stages[0]}, kilobatch cancel {top}")

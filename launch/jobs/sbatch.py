@@ -1,18 +1,19 @@
 """Submits jobs to SLURM with submitit, or prints the script that sbatch would get. Loads no torch."""
 
-import io
 import shlex
+import uuid
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from submitit import SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit import Job as SubmittedJob
+from submitit import SlurmExecutor, SlurmJob
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs.cluster import Cluster, lead_seconds
 from kilobatch.launch.jobs.slurm_job import Job
+from kilobatch.launch.schedulers.scheduler import NoAnswer
 from kilobatch.launch.schedulers.slurm import Slurm
 
 
@@ -23,6 +24,26 @@ class _Executor(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 1
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[SubmittedJob[Any]]:
+        """As submitit's, for a job or an array. submitit hands the caller's whole environment on, waits for sbatch for
+        ever, and takes a missing answer for a refusal."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pickles = [self.folder / f"{uuid.uuid4().hex}.pkl" for _ in delayed_submissions]
+        for delayed, pickle in zip(delayed_submissions, pickles, strict=True):
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            delayed.dump(pickle)
+        if len(pickles) > 1:
+            self.parameters["map_count"] = len(pickles)
+        script = self.folder / f".submission_file_{uuid.uuid4().hex}.sh"
+        script.write_text(self._make_submission_file_text(self._submitit_command_str, ""))
+        number = Slurm().submit(script)
+        JobPaths(self.folder, number).move_temporary_file(script, "submission_file", keep_as_symlink=True)
+        ids = [number] if len(pickles) == 1 else [f"{number}_{k}" for k in range(len(pickles))]
+        jobs = [SlurmJob(self.folder, job_id, list(range(self._num_tasks()))) for job_id in ids]
+        for job, pickle in zip(jobs, pickles, strict=True):
+            job.paths.move_temporary_file(pickle, "submitted_pickle")
+        return [*jobs]
 
 
 def script(cluster: Cluster, name: str, logs: Path, code: Path, points: int, after: str | None = None) -> str:
@@ -39,15 +60,16 @@ def submit_array(
     """Submits a job for a run, or an array of jobs for several. Returns their ids, such as 123, or 123_0 and 123_1.
 
     logs: the folder for the tasks' output and the files that submitit passes to them; code: the snapshot that the job
-    runs; after: the job that it waits for. Raises UserError with sbatch's own message where sbatch rejects the job.
+    runs; after: the job that it waits for. Raises UserError with sbatch's own message where sbatch rejects the job, and
+    NoAnswer where it cannot be known whether the job is queued.
     """
     executor = _executor(cluster, name, logs, code, after)
     try:
-        with redirect_stderr(io.StringIO()):  # submitit prints the message that it also raises
-            jobs = executor.map_array(Job.__call__, [Job(str(run.absolute())) for run in runs])
-    except (FailedJobError, FailedSubmissionError) as error:
-        lines = [line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines()]
-        raise UserError(f"sbatch refused the job: {'; '.join(filter(None, lines)) or 'it does not say why'}") from error
+        jobs = executor.map_array(Job.__call__, [Job(str(run.absolute())) for run in runs])
+    except NoAnswer:
+        raise
+    except UserError as error:
+        raise UserError(f"sbatch refused the job: {str(error).removeprefix('sbatch: ')}") from error
     return [job.job_id for job in jobs]
 
 

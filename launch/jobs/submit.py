@@ -12,6 +12,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.files import discard, write_whole
 from kilobatch.launch.jobs import code_snapshot, local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, lead_seconds
+from kilobatch.launch.processes.output import say, tell
 from kilobatch.launch.recipes import changes, sweep
 from kilobatch.launch.recipes.checks import check
 from kilobatch.launch.recipes.data import prepare_data, with_absolute_paths
@@ -19,6 +20,8 @@ from kilobatch.launch.recipes.recipe import Recipe, read_recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
+from kilobatch.launch.schedulers.environment import left_out_options
+from kilobatch.launch.schedulers.scheduler import NoAnswer
 
 
 def submit(
@@ -50,6 +53,8 @@ def submit(
     folders = _create_runs(top, names, recipes, Path(name).stem, cluster)
     try:
         ids = queue_runs(kind, cluster, top, folders, code_snapshot.take_snapshot(top / "code"))
+    except NoAnswer as error:  # the job may come, and needs the folders
+        raise unknown_submission(top, error) from error
     except UserError:
         discard(top)
         raise
@@ -91,6 +96,19 @@ def check_submittable(kind: ClusterKind, top: Path) -> None:
     code_snapshot.check_path(top)
     if kind == "slurm" and shutil.which("sbatch") is None:
         raise UserError("there is no sbatch here; submit where SLURM is, or try it on this machine: --cluster local")
+    if kind == "slurm" and (names := left_out_options()):
+        tell(
+            f"kilobatch: {', '.join(names)}: not handed on, as it would replace what the job's script says; options of "
+            "sbatch stand in cluster.yaml or on the command line (kilobatch submit --help)"
+        )
+
+
+def unknown_submission(top: Path, error: NoAnswer) -> NoAnswer:
+    """The message for a submission of which SLURM does not tell whether it worked."""
+    return NoAnswer(
+        f"it is not known whether the job of {top} is queued: {error}; if it comes, it trains there, and kilobatch "
+        f"status {top} shows it; if it does not: kilobatch resume {top}"
+    )
 
 
 def compare_with_beginning(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
@@ -168,7 +186,7 @@ def _job_file(kind: ClusterKind, cluster: Cluster, top: Path, folder: Path, code
         interface=cluster.interface,
         signal_lead_seconds=lead_seconds(kind, cluster),
         time_minutes=cluster.minutes,
-        earlier=[*previous.earlier, previous.job_id] if previous else [],
+        earlier=[*previous.earlier, *filter(None, [previous.job_id])] if previous else [],
     )
 
 
@@ -183,10 +201,10 @@ def print_submission(top: Path, ids: list[str], cluster: Cluster) -> None:
     """Prints where the runs are, their jobs and the commands that come next."""
     size = f"{_count(cluster.nodes, 'node')} × {_count(cluster.workers, 'worker')}"
     if len(ids) == 1:
-        print(f"run: {top}\njob: {ids[0]} ({size})")
+        say(f"run: {top}\njob: {ids[0]} ({size})")
     else:
-        print(f"sweep: {top}, {len(ids)} runs\njobs: {ids[0]} to {ids[-1]} (each {size})")
-    print(f"kilobatch status, kilobatch logs {top}, kilobatch cancel {top}", flush=True)
+        say(f"sweep: {top}, {len(ids)} runs\njobs: {ids[0]} to {ids[-1]} (each {size})")
+    say(f"kilobatch status, kilobatch logs {top}, kilobatch cancel {top}")
 
 
 def _count(number: int, noun: str) -> str:

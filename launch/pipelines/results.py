@@ -13,6 +13,7 @@ from kilobatch.data.loading.labels import count_labelled
 from kilobatch.data.sources.specs import count_classes, count_images
 from kilobatch.launch.pipelines.pipeline import stage_folders, stages_around
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
+from kilobatch.launch.runs.table_printing import print_table
 
 FILE = "pipeline.json"
 NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned (teacher)", "distill": "student"}
@@ -75,7 +76,7 @@ def print_results(rows: list[StageRow]) -> None:
         labels = f"{row.labels:,} of {row.images:,}" if row.labels else "–"
         table.add_row(NAMES[row.stage], row.encoder, f"{row.parameters / 1e6:.3f} M", labels, *accuracies)
     console = Console(emoji=False)
-    console.print(table) if console.is_terminal else Console(width=200, emoji=False).print(table)
+    print_table(table, console if console.is_terminal else Console(width=200, emoji=False))
 
 
 def _row(run: Path) -> StageRow:

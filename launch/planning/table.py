@@ -5,11 +5,13 @@ from rich.table import Table
 
 from kilobatch.launch.planning.machines import ASSUMED, GIB
 from kilobatch.launch.planning.plan import Plan
+from kilobatch.launch.runs.table_printing import print_table
 
 
 def print_plan(plan: Plan) -> None:
     console = Console(emoji=False)
-    console.print(_memory(plan), _stages(plan), _sent(plan), sep="\n")
+    for table in (_memory(plan), _stages(plan), _sent(plan)):
+        print_table(table, console)
     console.print("\n".join(_time(plan)))
     console.print(
         "\nassumed, not measured (docs/plan.md has the sources):", *[f"  {line}" for line in ASSUMED], sep="\n"

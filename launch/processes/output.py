@@ -105,6 +105,12 @@ class WorkerOutput:
             self.failure = self.failure or (refusal_of(error, Path("standard output")), time.monotonic())
 
 
+def say(message: str) -> None:
+    """Prints on stdout at once; does nothing where the terminal or pipe behind it is closed."""
+    with _ignoring_closed_terminal(sys.stdout):
+        print(message, flush=True)
+
+
 def tell(message: str) -> None:
     """Prints on stderr; does nothing where the terminal or pipe behind it is closed, or the file's disk is full."""
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilobatch.data.cpus import spare_threads
+from kilobatch.launch.processes.import_path import import_variables
 from kilobatch.launch.processes.output import WorkerOutput
 from kilobatch.trainer.ranks import heartbeat
 
@@ -103,7 +104,8 @@ def start_workers(folder: Path, count: int, group: WorkerGroup, command: list[st
     """Runs `python -m <command>` in `count` processes, which are killed on exit from the context.
 
     Each gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and its share of the CPUs as
-    OMP_NUM_THREADS; its output goes to `folder/logs/rank-K.log`, and rank 0's to our own output, too.
+    OMP_NUM_THREADS, and imports nothing from the folder that we were started in. Its output goes to
+    `folder/logs/rank-K.log`, and rank 0's to our own output, too.
     """
     (folder / "logs").mkdir(exist_ok=True)
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
@@ -144,9 +146,10 @@ def _environment(group: WorkerGroup, local: int, count: int, heartbeat_end: int)
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the store as well, instead of opening one
         "TORCHELASTIC_RESTART_COUNT": "0",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # so that no locale refuses what a worker prints
         heartbeat.VARIABLE: str(heartbeat_end),
     }
-    return defaults | os.environ | group.environment | ours
+    return defaults | os.environ | import_variables() | group.environment | ours
 
 
 def _start(

@@ -40,15 +40,18 @@ def check(
 
     chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
     training = evaluators is None
-    _check_views(recipe, refuse)
-    _check_batch(recipe, workers, chunks, refuse)
-    _check_engine(recipe, chunks, refuse)
-    context = OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch)
-    _check_options(recipe, context, settings, groups_alone=not training)
+    if training:  # an evaluation has no steps: it uses neither the views nor the batch, nor what depends on them
+        _check_views(recipe, refuse)
+        _check_batch(recipe, workers, chunks, refuse)
+        _check_engine(recipe, chunks, refuse)
+        _check_options(
+            recipe, OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch), settings
+        )
     samples = images if images is not None else _count(recipe, "train", refuse)
     classes = _count_classes(recipe, refuse) if images is None else None
-    used = _used(recipe, samples, refuse) if training and images is None else samples
-    _check_size(recipe, workers * chunks, samples, used, refuse)
+    if training:
+        used = _used(recipe, samples, refuse) if images is None else samples
+        _check_size(recipe, workers * chunks, samples, used, refuse)
     if training and not begun:
         references.check_references(recipe, awaited or {}, refuse, classes)
     if recipe.data.test is not None and images is None:
@@ -86,12 +89,11 @@ def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse) -> None:
         raise refuse("engine.zero", problem)
 
 
-def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, groups_alone: bool) -> None:
+def _check_options(recipe: Recipe, context: OptionContext, settings: Settings) -> None:
     """The constraints of the method's options: of groups of options first, then those that a type carries."""
     constraints = [(name, type(value)) for name, value in recipe.method]
-    if not groups_alone:
-        fields = type(recipe.method).model_fields.items()
-        constraints += [(name, constraint) for name, field in fields for constraint in field.metadata]
+    fields = type(recipe.method).model_fields.items()
+    constraints += [(name, constraint) for name, field in fields for constraint in field.metadata]
     for name, constraint in constraints:
         if not isinstance(constraint, Constraint):
             continue

@@ -3,24 +3,40 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from kilobatch.data.errors import UserError
 from kilobatch.data.files import read_model, refusing_os_errors, write_whole
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 
+EVENTS = ("began", "asked", "ended", "stopped")  # of attempts.jsonl
 Reason = Literal["finished", "timed_out", "preempted", "cancelled", "crashed", "refused", "node_failed"]
+
+
+@dataclass(frozen=True)
+class Original:
+    """The run that a folder is a copy of, and the job that trains it."""
+
+    folder: str
+    job_id: str
+
+    def __str__(self) -> str:
+        return f"a copy of {self.folder}, whose job{f' {self.job_id}' if self.job_id else ''} is not its own"
 
 
 class JobFile(BaseModel):
     """job.json: the job that was submitted. Times are ISO 8601, UTC.
 
-    job_id: "" while it is being submitted; array_index: of a sweep's point, its index in the job array; code: the
-    snapshot's path, relative to the run; signal_lead_seconds: as given to the scheduler; earlier: ids of earlier jobs.
+    job_id: "" while it is being submitted, and in a copy of a run's folder; array_index: of a sweep's point, its index
+    in the job array; code: the snapshot's path, relative to the run; signal_lead_seconds: as given to the scheduler;
+    earlier: ids of earlier jobs; original: the run that the folder is a copy of, None: it is no copy.
     """
 
     cluster: Literal["slurm", "local"]
@@ -35,20 +51,37 @@ class JobFile(BaseModel):
     signal_lead_seconds: int = 120
     time_minutes: int | None = None
     earlier: list[str] = []
+    original: Original | None = Field(default=None, exclude=True)
+
+
+class _Content(JobFile):
+    """What the file holds. folder, inode: of the run that the job trains, by which a copy is told from it; None: an
+    earlier version has written the file."""
+
+    folder: str | None = None
+    inode: int | None = None
 
 
 def read_job_file(run: Path) -> JobFile | None:
-    """A run's job.json; None for a run that was never submitted. Raises UserError where the file is damaged."""
+    """A run's job.json; None for a run that was never submitted. In a copy of a run's folder the job is left out, as it
+    trains the original; a folder that was moved or mounted elsewhere is no copy. Raises UserError where the file is
+    damaged."""
     path = run / "job.json"
     try:
-        return read_model(path, JobFile, "remove it to resume with --workers", with_key=True)
+        content = read_model(path, _Content, "remove it to resume with --workers", with_key=True)
     except FileNotFoundError:
         return None
+    known = content.model_dump(exclude={"folder", "inode"})
+    if content.folder in (None, str(run.resolve())) or content.inode == run.stat().st_ino:
+        return JobFile(**known)
+    return JobFile(**known | {"job_id": "", "earlier": [], "original": Original(content.folder, content.job_id)})
 
 
 def write_job_file(run: Path, job: JobFile) -> None:
+    """Writes a run's job.json, as that of this folder."""
     with refusing_os_errors(run / "job.json"):
-        write_whole(run / "job.json", [job.model_dump_json(indent=2).encode(), b"\n"])
+        content = _Content(**job.model_dump(), folder=str(run.resolve()), inode=run.stat().st_ino)
+        write_whole(run / "job.json", [content.model_dump_json(indent=2).encode(), b"\n"])
 
 
 class Attempt(BaseModel):
@@ -97,21 +130,41 @@ _COUNTED = {
 }
 
 
-def read_attempts(run: Path) -> list[Attempt]:
+def read_attempts(run: Path, *, strict: bool = False) -> list[Attempt]:
     """The attempts in order. An attempt that wrote no end before the next began gets the reason of the signal that it
-    received, else "node_failed"."""
+    received, else "node_failed".
+
+    A line that is no event is passed over, as the half line that a kill leaves; a running job has to go on. strict:
+    raise UserError for it instead, unless it is such a half line.
+    """
     attempts: list[Attempt] = []
-    for line in _lines(run / "attempts.jsonl"):
-        if line.pop("event") == "began":
-            if attempts:
-                attempts[-1] = with_unreported_end(attempts[-1])
-            attempts.append(Attempt(**line))
-            continue
-        # An attempt that was thought dead may still write its end after the next one has begun.
-        index = next((i for i, known in enumerate(attempts) if known.attempt == line["attempt"]), None)
-        if index is not None:
-            attempts[index] = attempts[index].model_copy(update=line)
+    path = run / "attempts.jsonl"
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            _add_event(attempts, text)
+        except ValueError as error:
+            torn = text.startswith(b"{") and isinstance(error, JSONDecodeError)
+            if strict and not torn:
+                message = f"{path} is damaged (line {number} is no event); remove the line: the others stay as they are"
+                raise UserError(message) from error
     return attempts
+
+
+def _add_event(attempts: list[Attempt], text: bytes) -> None:
+    """Adds a line of attempts.jsonl to the attempts. Raises ValueError where it is no event."""
+    line = json.loads(text)
+    if not isinstance(line, dict) or (event := line.pop("event", None)) not in EVENTS:
+        raise ValueError("no event")
+    if event == "began":
+        attempt = Attempt.model_validate(line)
+        if attempts:
+            attempts[-1] = with_unreported_end(attempts[-1])
+        attempts.append(attempt)
+        return
+    # An attempt that was thought dead may still write its end after the next one has begun.
+    index = next((i for i, known in enumerate(attempts) if known.attempt == line.get("attempt")), None)
+    if index is not None:
+        attempts[index] = Attempt.model_validate(attempts[index].model_dump() | line)
 
 
 def with_unreported_end(attempt: Attempt) -> Attempt:
@@ -195,14 +248,3 @@ def _add(run: Path, line: dict[str, Any]) -> None:
         file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of JSON lines. A half line, left by a kill, is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue

@@ -1,7 +1,9 @@
 """Collects the state of runs from their folders and from one query to each scheduler. Loads no torch."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,11 +15,14 @@ from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.final_evaluation import read_final_evaluation
 from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile
+from kilobatch.launch.runs.records import Records, read_records
+from kilobatch.launch.runs.run_folder import State
 from kilobatch.launch.schedulers.scheduler import JobState
 from kilobatch.launch.schedulers.select import scheduler_of
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 from kilobatch.trainer.monitor.progress_file import Progress
 
+SKEW = 10.0  # seconds by which clocks may differ without a word
 RECENT = timedelta(days=7)  # runs that ended longer ago are listed only when the user names them
 
 
@@ -27,7 +32,8 @@ class RunRow(BaseModel):
 
     waiting: the scheduler's reason why a job is queued; nodes: their number; hosts: names of the nodes it runs on;
     seen: age of the last progress report; problem: what ended the last attempt, or what is wrong with the folder; rank,
-    host, lines: of the worker that failed first, and its last lines.
+    host, lines: of the worker that failed first, and its last lines. An age is None where this machine's clock is
+    behind that of the machine which wrote.
     """
 
     run: str
@@ -82,11 +88,14 @@ def overview(names: Sequence[str], sweep: str | None, everything: bool) -> Overv
     states = {folder: _read_state(folder) for folder in folders}
     listed = folders
     if not (names or sweep or everything):
-        listed = [folder for folder in folders if not _ended_long_ago(states[folder])]
-    jobs, notes = _query_schedulers(
-        {folder: job for folder in listed if (job := _unfinished_job(folder, states[folder]))}
-    )
-    rows = {folder: _row(folder, states[folder], jobs.get(folder)) for folder in listed}
+        since = _newest_activity(states.values()) - RECENT
+        listed = [folder for folder in folders if not _ended_before(since, states[folder])]
+    found = {folder: _read(folder) for folder in listed}
+    jobs, notes = _query_schedulers({folder: job for folder in listed if (job := _unfinished_job(found[folder]))})
+    rows = {folder: _row(folder, found[folder], jobs.get(folder)) for folder in listed}
+    if ahead := [row.run for row in rows.values() if row.step is not None and row.seen is None]:
+        more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
+        notes.append(f"{', '.join(ahead[:3])}{more}: written by a clock ahead of this machine's; ages are left out")
     if sweep is not None:
         listed = sorted(listed, key=lambda folder: _sort_key(rows[folder]))
     elif not names:
@@ -98,11 +107,19 @@ def _runs_in(parent: Path) -> list[Path]:
     """The runs in a folder, and those in the sweeps in it."""
     found: list[Path] = []
     for folder in parent.iterdir() if parent.is_dir() else ():
-        if (folder / "recipe.yaml").is_file():
+        if _may_be_run(folder):
             found.append(folder)
         elif folder.is_dir():
             found += [path.parent for path in folder.glob("*/recipe.yaml")]
     return found
+
+
+def _may_be_run(folder: Path) -> bool:
+    """Whether a folder is a run. One that may not be read, as another user's, counts: its row says so."""
+    try:
+        return (folder / "recipe.yaml").is_file()
+    except PermissionError:
+        return True
 
 
 def _find_runs(name: str) -> list[Path]:
@@ -125,30 +142,45 @@ def _sweep_runs(name: str) -> list[Path]:
     raise UserError(f"there is no sweep '{name}'{hint}")
 
 
-def _read_state(folder: Path) -> run_folder.State | UserError | None:
-    """Returns the state of a run; None without state.json; where the file is damaged the UserError itself, not raised,
-    so that the other runs are still listed."""
+def _read_state(folder: Path) -> State | None:
+    """The state of a run; None where there is none, or it is damaged: `_read` says so."""
     try:
-        return run_folder.read_state(folder) if (folder / "state.json").exists() else None
+        return run_folder.read_state(folder)
+    except (UserError, OSError):
+        return None
+
+
+def _started(state: State | None) -> str:
+    return state.started if state else ""
+
+
+def _newest_activity(states: Iterable[State | None]) -> datetime:
+    """The newest time that a run wrote, or now, whichever is earlier: where this machine's clock is ahead, no run seems
+    to have ended long ago."""
+    now = datetime.now(UTC)
+    return min(now, max((datetime.fromisoformat(state.updated) for state in states if state), default=now))
+
+
+def _ended_before(since: datetime, state: State | None) -> bool:
+    if state is None or state.status in ("queued", "running"):
+        return False
+    return datetime.fromisoformat(state.updated) < since
+
+
+def _read(folder: Path) -> Records | UserError:
+    """The records of a run; where one is damaged the UserError itself, not raised, so that the other runs are still
+    listed."""
+    try:
+        return read_records(folder)
     except UserError as error:
         return error
 
 
-def _started(state: run_folder.State | UserError | None) -> str:
-    return state.started if isinstance(state, run_folder.State) else ""
-
-
-def _ended_long_ago(state: run_folder.State | UserError | None) -> bool:
-    if not isinstance(state, run_folder.State) or state.status in ("queued", "running"):
-        return False
-    return datetime.fromisoformat(state.updated) < datetime.now(UTC) - RECENT
-
-
-def _unfinished_job(folder: Path, state: run_folder.State | UserError | None) -> JobFile | None:
+def _unfinished_job(found: Records | UserError) -> JobFile | None:
     """The job of a run that has not ended, whose scheduler knows more about it than the folder does."""
-    if not isinstance(state, run_folder.State) or state.status not in ("queued", "running"):
+    if isinstance(found, UserError) or found.state is None or found.state.status not in ("queued", "running"):
         return None
-    return job_history.read_job_file(folder)
+    return found.job
 
 
 def _query_schedulers(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], list[str]]:
@@ -169,26 +201,22 @@ def _query_schedulers(jobs: dict[Path, JobFile]) -> tuple[dict[Path, JobState], 
     return found, notes
 
 
-def _row(folder: Path, state: run_folder.State | UserError | None, job: JobState | None) -> RunRow:
+def _row(folder: Path, found: Records | UserError, job: JobState | None) -> RunRow:
     name = str(folder.relative_to(run_folder.FOLDER)) if folder.is_relative_to(run_folder.FOLDER) else str(folder)
-    if isinstance(state, UserError):
-        return RunRow(run=name, state="damaged", problem=str(state))
-    submitted, attempts, progress = (
-        job_history.read_job_file(folder),
-        job_history.read_attempts(folder),
-        Progress.of(folder),
-    )
-    if state and submitted and job is None:  # being submitted, over, or of a scheduler that does not answer
-        status = state.status
+    if isinstance(found, UserError):
+        return RunRow(run=name, state="damaged", problem=str(found))
+    state, submitted = found.state, found.job
+    if state and submitted and job is None and not submitted.original:
+        status = state.status  # it is being submitted, over, or of a scheduler that does not answer
     else:
         status = run_folder.status(folder, job)
     row = RunRow(run=name, state=status, workers=state.workers if state else None)
-    _add_job(row, submitted, job, attempts)
+    _add_job(row, submitted, job, found.attempts)
     if state and state.evaluation == "failed":
         record = read_final_evaluation(folder)
         why = f": {failures}" if record and (failures := record.failures()) else ""
         row.problem = f"trained, but its evaluation failed{why}; ask again with: kilobatch eval {folder}"
-    _add_progress(row, progress)
+    _add_progress(row, Progress.of(folder))
     _add_checkpoint(row, folder)
     return row
 
@@ -205,6 +233,8 @@ def _add_job(row: RunRow, submitted: JobFile | None, job: JobState | None, attem
     if last and row.state in ("failed", "interrupted"):
         row.rank, row.host, row.lines = last.rank, last.host, last.lines
         row.problem = ", ".join(filter(None, (last.reason, last.how, last.stopped))) or None
+    if submitted and submitted.original:
+        row.problem = "; ".join(filter(None, (str(submitted.original), row.problem)))
 
 
 def _requeued(attempts: list[Attempt]) -> list[Attempt]:
@@ -222,15 +252,23 @@ def _add_progress(row: RunRow, progress: Progress | None) -> None:
         return
     for name in ("epoch", "epochs", "step", "steps", "loss", "knn", "top1", "images_per_second", "data_wait"):
         setattr(row, name, getattr(progress, name))
-    row.seen = time.time() - progress.time
-    if row.state == "running" and progress.seconds_left is not None:
-        row.eta = max(0.0, progress.seconds_left - row.seen)
+    row.seen, left = _age(progress.time), progress.seconds_left
+    if row.state == "running" and left is not None and math.isfinite(left):
+        # A report cannot be older than what was left then, unless the clocks differ.
+        row.eta = left - row.seen if row.seen is not None and row.seen < left else left
 
 
 def _add_checkpoint(row: RunRow, folder: Path) -> None:
     if checkpoints := list_checkpoints(folder / "checkpoints"):
         row.checkpoint_step = max(checkpoints)
-        row.checkpoint_age = time.time() - checkpoints[row.checkpoint_step].stat().st_mtime
+        with suppress(FileNotFoundError):  # removed just now, since there is a newer one
+            row.checkpoint_age = _age(checkpoints[row.checkpoint_step].stat().st_mtime)
+
+
+def _age(written: float) -> float | None:
+    """Seconds since a time that a machine wrote; None where that is ahead of this machine's clock."""
+    seconds = time.time() - written
+    return max(0.0, seconds) if seconds > -SKEW and math.isfinite(seconds) else None
 
 
 def _sort_key(row: RunRow) -> tuple[bool, float, float]:

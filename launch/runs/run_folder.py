@@ -60,6 +60,15 @@ Status = Literal["new", "queued", "running", "finished", "failed", "interrupted"
 EvaluationStatus = Literal["finished", "failed"]
 
 
+def _utc_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"'{text}' has no time zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_utc_time)]
+
+
 class State(BaseModel):
     """state.json. Times are ISO 8601, UTC; pid is the launcher's, on `host`; evaluation: of a run that has finished,
     how its evaluators have ended (evaluation.json says more); None: there were none."""
@@ -68,8 +77,8 @@ class State(BaseModel):
     pid: int
     host: str
     workers: int
-    started: str
-    updated: str
+    started: Time
+    updated: Time
     evaluation: EvaluationStatus | None = None
 
 

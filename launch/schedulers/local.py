@@ -96,7 +96,7 @@ class Local:
             return True
         return False
 
-    def requeue(self, job: str) -> None:
+    def requeue(self, job: str, restart: int) -> None:
         """Does nothing: the process that runs the jobs starts the job again (jobs/local_queue.py)."""
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:

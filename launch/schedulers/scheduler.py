@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from kilobatch.data.errors import UserError
+
 State = Literal["queued", "running", "ending", "finished", "failed", "timed_out", "preempted", "cancelled", "gone"]
 Fate = Literal["runs", "requeued", "ended"]
 
@@ -40,8 +42,17 @@ class JobState:
         return self.state in ("queued", "running", "ending")
 
 
+class NoAnswer(UserError):
+    """The scheduler did not answer. Whether a request that changes something has worked is then not known."""
+
+
 class Scheduler(Protocol):
-    """A scheduler. Ids of jobs are as it shows them: "123", or "123_4" for a job of an array."""
+    """A scheduler. Ids of jobs are as it shows them: "123", or "123_4" for a job of an array.
+
+    What changes a job raises UserError with the scheduler's message where it is refused. Where an answer is missing,
+    the job's own state is asked before the request is repeated, and NoAnswer is raised where that cannot be known
+    either.
+    """
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         """The state of each job, "gone" for unknown ones, by one call. Raises UserError where the scheduler does not
@@ -49,15 +60,15 @@ class Scheduler(Protocol):
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Ends jobs, queued or running; ignores those that have ended. Raises UserError."""
+        """Ends jobs, queued or running; ignores those that have ended."""
         ...
 
     def signal(self, job: str, name: str) -> None:
-        """Sends a signal, such as "USR2", to all processes of a running job. Raises UserError."""
+        """Sends a signal, such as "USR2", to all processes of a running job."""
         ...
 
-    def requeue(self, job: str) -> None:
-        """Ends a running job and queues it again. Raises UserError with the scheduler's message."""
+    def requeue(self, job: str, restart: int) -> None:
+        """Ends a running job and queues it again. restart: how often it had been requeued when it began."""
         ...
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:

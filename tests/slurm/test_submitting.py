@@ -1,5 +1,7 @@
 """Submissions, resubmissions and cancellations as SLURM shows them. All jobs are held: none of them trains."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from kilobatch.launch.__main__ import main
 from kilobatch.launch.jobs import cluster as clusters
 from kilobatch.launch.recipes.recipe import load_recipe
 from kilobatch.launch.runs import job_history, run_folder
+from kilobatch.launch.schedulers import slurm
 from tests.slurm.cluster import Cluster
 
 Command = Callable[..., str]
@@ -90,6 +93,29 @@ def test_a_job_that_sbatch_refuses_leaves_all_as_it_was(cluster: Cluster, comman
     assert "invalid partition" in command("resume", "mine", "--partition", "nowhere")
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert [path.name for path in (folder / "code").iterdir()] == ["001"]
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_answers_that_are_lost_after_the_work_is_done(
+    points: int, cluster: Cluster, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SLURM's own commands do the work; what they answer is that the controller did not."""
+    monkeypatch.setattr(slurm, "RETRY_PAUSE", 0.1)
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "scancel"):
+        script = tmp_path / "bin" / name
+        lost = "echo 'error: Socket timed out on send/recv operation' >&2; exit 1"
+        script.write_text(f'#!/bin/bash\necho {name} >> {tmp_path}/calls\n{shutil.which(name)} "$@"; {lost}\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    sweep = ["--sweep", "seed=0,1"] if points == 2 else []
+    before = cluster.jobs().keys()
+    assert "kilobatch cancel runs/mine" in command("submit", *HELD, "--name", "mine", *sweep)
+    files = [the(job_history.read_job_file(path.parent)) for path in sorted(Path("runs").rglob("job.json"))]
+    assert {file.job_id for file in files} == cluster.jobs().keys() - before
+    assert "cancelled" in command("cancel", "mine")
+    assert not any(state.open for state in slurm.Slurm().states([file.job_id for file in files]).values())
+    assert (tmp_path / "calls").read_text() == "sbatch\nscancel\n"
 
 
 def test_a_sweep_is_one_array_whose_points_are_cancelled_one_by_one_or_together(cluster: Cluster, command: Command):

@@ -47,11 +47,11 @@ class Progress(BaseModel):
     def of(cls, run: Path) -> "Progress | None":
         """The progress of the run in this folder.
 
-        None before a run's first steps, and where the file is damaged after a power failure.
+        None before a run's first steps, and where the file is damaged or cannot be read.
         """
         try:
             return cls.model_validate_json((run / "progress.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (OSError, ValidationError):
             return None
 
     def write(self, run: Path) -> None:

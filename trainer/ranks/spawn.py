@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 9
     TimeoutError after `timeout` seconds; no process outlives the call.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    _start_fork_server()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         arguments = (world, folder, timeout, dict(os.environ), pickle.dumps((fn, args)))
         context = start_processes(_run, arguments, world, join=False, start_method="forkserver")
@@ -53,6 +55,19 @@ def run_ranks(world: int, fn: Callable[..., Any], *args: Any, timeout: float = 9
                 process.kill()
                 process.join()
         return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world)]
+
+
+def _start_fork_server() -> None:
+    """Starts the process from which ranks are forked, unless it runs. It is the variable's only reader: without it,
+    Python would take a random.py in the caller's folder for its own module."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _run(

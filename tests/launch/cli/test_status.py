@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -120,12 +122,106 @@ def test_long_ended_runs_are_left_out(kilobatch: Kilobatch) -> None:
     assert kilobatch("status", "old").out.splitlines()[1].startswith("old")
 
 
-def test_a_damaged_run_hides_no_other(kilobatch: Kilobatch) -> None:
+DAMAGE = {"cut short": '{"status": "fini', "no text": "\0\xff" * 40, "a list": "[1, 2]\n", "a number": "7\n"}
+RECORDS = ("state.json", "job.json", "attempts.jsonl", "recipe.yaml")
+
+
+def test_a_damaged_record_is_named_and_hides_no_other(kilobatch: Kilobatch) -> None:
     make("good", "finished")
-    (make("bad", "finished") / "state.json").write_text("{")
-    result = kilobatch("status").out
-    assert "good" in result
-    assert "bad: runs/bad/state.json is damaged" in result
+    cases = [(record, text) for record in RECORDS for text in DAMAGE.values()]
+    cases.remove(("attempts.jsonl", DAMAGE["cut short"]))  # as a kill leaves it
+    cases += [("state.json", '{"status": "new", "pid": 1, "host": "a", "workers": 1, "started": "x", "updated": "y"}')]
+    cases += [("attempts.jsonl", '{"event": "began", "attempt": "one"}'), ("attempts.jsonl", '{"event": "lost"}')]
+    cases += [("recipe.yaml", "data: {train: digits}\nmethod: {name: simclr}\n"), ("recipe.yaml", "data: 1\nrun: {}")]
+    for number, (record, text) in enumerate(cases):
+        run = make(f"bad-{number}", "running")
+        job(run)
+        (run / record).write_text(text, "latin-1")
+    for number, record in enumerate(RECORDS[:3]):  # what cannot be read at all
+        run = make(f"odd-{number}", "finished")
+        (run / record).unlink(missing_ok=True)
+        (run / record).mkdir()
+    odd = make("odd", "finished", step=3, epoch=1.0)
+    (odd / "progress.json").unlink()
+    (odd / "progress.json").mkdir()
+    result = kilobatch("status")
+    assert result.code == 0
+    states = {line.split()[0]: line.split()[1] for line in result.out.splitlines()}
+    assert (states["good"], states["odd"]) == ("finished", "finished")
+    for number, (record, text) in enumerate(cases):
+        assert states[f"bad-{number}"] == "damaged", (record, text)
+        assert f"bad-{number}: runs/bad-{number}/{record} is damaged (" in result.out
+    for number, record in enumerate(RECORDS[:3]):
+        assert f"odd-{number}: runs/odd-{number}/{record} cannot be read: Is a directory" in result.out
+
+
+def test_a_half_line_of_attempts_is_no_damage(kilobatch: Kilobatch) -> None:
+    run = make("killed", "failed")
+    failed(run)
+    with (run / "attempts.jsonl").open("a") as file:
+        file.write('{"attempt": 3, "event": "beg')
+    assert rows()["killed"]["state"] == "failed"
+
+
+def test_no_age_is_negative_where_clocks_differ(kilobatch: Kilobatch) -> None:
+    week = 7 * 86400.0
+    for name, ahead in (("ahead", week), ("behind", -week), ("alike", 0.0)):
+        then = time.time() + ahead
+        run = make(name, "running", step=360, epoch=1.0, time=then, seconds_left=100.0)
+        (run / "checkpoints" / "step-360").mkdir()
+        os.utime(run / "checkpoints" / "step-360", (then, then))
+    with run_folder.locked(Path("runs/ahead")), run_folder.locked(Path("runs/behind")):
+        result = kilobatch("status")
+        shown = rows()
+    table = {line.split()[0]: line for line in result.out.splitlines()}
+    assert "-" not in table["ahead"].replace("–", "") and table["ahead"].rstrip().endswith(" 360")
+    assert "360, 7d00h ago" in table["behind"] and "360, 0s ago" in table["alike"]
+    assert "ahead: written by a clock ahead of this machine's; ages are left out" in result.out
+    assert (shown["ahead"]["seen"], shown["ahead"]["checkpoint_age"], shown["ahead"]["eta"]) == (None, None, 100.0)
+    assert shown["behind"]["eta"] == 100.0, "it has not come to its end for a week"
+
+
+def test_no_run_seems_old_where_this_clock_is_ahead(kilobatch: Kilobatch) -> None:
+    for name, days in (("new", 20), ("old", 30)):
+        state = run_folder.read_state(make(name, "finished"))
+        past = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+        text = state.model_copy(update={"started": past, "updated": past}).model_dump_json()
+        Path("runs", name, "state.json").write_text(text)
+    assert list(rows()) == ["new"]
+
+
+def test_json_is_json_where_the_loss_is_no_number(kilobatch: Kilobatch) -> None:
+    run = make("diverged", "failed", step=3, epoch=1.0)
+    (run / "progress.json").write_text((run / "progress.json").read_text().replace('"loss": null', '"loss": NaN'))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(kilobatch("status", "--json").out, parse_constant=refuse)[0]["loss"] is None
+
+
+def test_a_copy_shows_as_one_and_cancels_nothing(kilobatch: Kilobatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = make("a", "running")
+    job(original)
+    shutil.copytree(original, "runs/b")
+    Path("bin").mkdir()
+    for name in ("squeue", "scancel", "sacct"):
+        Path("bin", name).write_text(f"#!/bin/sh\necho $0 $* >> {Path.cwd()}/calls\necho '17|RUNNING|n0|1:00|None'\n")
+        Path("bin", name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path.cwd()}/bin:/usr/bin:/bin")
+    copy = rows()["b"]
+    assert (copy["state"], copy["job"], rows()["a"]["state"]) == ("interrupted", None, "running")
+    assert copy["problem"] == f"a copy of {original.resolve()}, whose job 17 is not its own"
+    Path("calls").unlink()
+    result = kilobatch("cancel", "b")
+    assert (result.code, result.out) == (2, "")
+    assert f"nothing to cancel; kilobatch cancel {original.resolve()} ends that job" in result.err
+    assert "kilobatch resume runs/b makes the copy a run of its own" in result.err
+    assert not Path("calls").exists(), "no command of SLURM was run"
+    assert "running" in kilobatch("logs", "a").out and "interrupted" in kilobatch("logs", "b").out
+    original.rename("runs/c")
+    assert (rows()["c"]["state"], rows()["c"]["job"]) == ("running", "17"), "a folder that was moved is no copy"
+    assert "scancel 17 ends that job" in kilobatch("cancel", "b").err
 
 
 def test_a_sweep_is_ranked_by_top1_or_knn_then_loss(kilobatch: Kilobatch) -> None:
@@ -186,3 +282,19 @@ def test_nothing_to_show(kilobatch: Kilobatch) -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
+
+
+def test_nothing_is_cut_off_on_a_very_narrow_terminal(kilobatch: Kilobatch) -> None:
+    long = "simclr_imagenet-20261129-101500"
+    job(make(long, "queued", step=12345, epoch=6.0, loss=0.123456, knn=0.5))
+    make("short", "interrupted", step=7, epoch=6.0, loss=0.5, knn=0.25)
+    found = overview([], None, everything=False)
+    found.rows[0].waiting = "ReqNodeNotAvail"
+    for width in (40, 60, 80):
+        console = Console(width=width, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(render(replace(found, notes=[]), console))
+        header, *lines = captured.get().splitlines()
+        assert max(map(len, (header, *lines))) <= width and "…" not in captured.get()
+        assert long in "".join(line.split("  ")[0].strip() for line in lines)
+        assert "12345/400" in captured.get()

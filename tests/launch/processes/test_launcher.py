@@ -95,6 +95,18 @@ def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureF
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
+def test_workers_import_nothing_from_the_folder_that_they_are_started_in(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    own = folder / "own"
+    own.mkdir()
+    for name in ("ctypes", "selectors", "kilobatch", "scripted_rank"):
+        (own / f"{name}.py").write_text("raise SystemExit('a module of the caller')\n")
+    monkeypatch.chdir(own)
+    for path in ("", ".:", ":"):  # an empty entry stands for the folder, too
+        monkeypatch.setenv("PYTHONPATH", f"{path}{PROGRAMS}")
+        outcome = launcher.run_workers(folder, 1, "scripted_worker", ["finishes", str(folder)])
+        assert outcome == RunOutcome("finished"), path
+
+
 def test_first_to_fail_is_named_with_its_last_lines_and_the_others_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "GRACE", 0.5)
     outcome = launcher.run_workers(folder, 2, "scripted_worker", ["fails", str(folder)])

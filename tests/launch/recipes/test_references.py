@@ -56,6 +56,18 @@ def test_shuffling_needs_several_workers() -> None:
     checks.check(recipe, 1, settings, evaluators=["knn"])
 
 
+def test_an_evaluation_is_held_to_what_it_uses() -> None:
+    for changes, workers in ((["data.batch=32"], 3), (["engine.chunks=5"], 1), (["data.batch=4000"], 1)):
+        recipe, settings = read_recipe("demo", ["encoder.norm=local", *changes])
+        with pytest.raises(UserError, match="data.batch"):
+            checks.check(recipe, workers, settings)
+        checks.check(recipe, workers, settings, evaluators=["knn"])
+    recipe, settings = read_recipe("demo", ["evaluate.linear.batch=256"])
+    with pytest.raises(UserError, match="evaluate.linear.batch 256 does not divide over 3 workers"):
+        checks.check(recipe, 3, settings, evaluators=["linear"])
+    checks.check(recipe, 3, settings, evaluators=["fast_linear"])
+
+
 def run(name: str, recipe_: list[str], steps: int = 3) -> None:
     path = Path("runs") / name
     (path / "checkpoints").mkdir(parents=True)
