@@ -56,6 +56,7 @@ def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path |
     """Checks a .beton that FFCV or an older kilobatch wrote, and writes its note. Raises UserError as adopt does."""
     if source is not None or out is not None:
         raise UserError("convert --adopt FILE checks one file; leave out the source and the file to write")
+    beton.read_header(file)  # before numba is imported, which makes a folder for its cache
     from kilobatch.data.sources.adopt import adopt
 
     info = adopt(file, classes=classes, label=label)

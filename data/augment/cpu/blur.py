@@ -73,15 +73,28 @@ def reflect(y: Integer, height: Integer) -> Integer:
 
 @fast
 def convolve(source: Floats, target: Floats, weights: Floats, stride: Integer, first: Integer, last: Integer) -> None:
-    """target[i] for first <= i < last: the sum of weights[t] * (source[i - t * stride] + source[i + t * stride])."""
+    """target[i] for first <= i < last: the sum of weights[t] * (source[i - t * stride] + source[i + t * stride]).
+
+    Two taps at once, since reading and writing the sums takes as long as reading their neighbours.
+    """
+    taps = len(weights) - 1
     for start in range(first, last, BAND):
         n = min(BAND, last - start)
-        sums, middle = target[start : start + n], source[start : start + n]
-        for i in range(n):
-            sums[i] = weights[0] * middle[i]
-        for tap in range(1, len(weights)):
-            weight, distance = weights[tap], tap * stride
-            before = source[start - distance : start - distance + n]
-            behind = source[start + distance : start + distance + n]
+        sums, middle, centre = target[start : start + n], source[start : start + n], weights[0]
+        if taps == 0:
             for i in range(n):
-                sums[i] += weight * (before[i] + behind[i])
+                sums[i] = centre * middle[i]
+        elif taps % 2 == 1:
+            before, behind, u = source[start - stride :], source[start + stride :], weights[1]
+            for i in range(n):
+                sums[i] = centre * middle[i] + u * (before[i] + behind[i])
+        for tap in range(1 + taps % 2, taps, 2):
+            near, far = tap * stride, (tap + 1) * stride
+            before, behind, u = source[start - near :], source[start + near :], weights[tap]
+            ahead, after, v = source[start - far :], source[start + far :], weights[tap + 1]
+            if tap == 1:
+                for i in range(n):
+                    sums[i] = centre * middle[i] + u * (before[i] + behind[i]) + v * (ahead[i] + after[i])
+            else:
+                for i in range(n):
+                    sums[i] += u * (before[i] + behind[i]) + v * (ahead[i] + after[i])

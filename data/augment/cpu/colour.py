@@ -9,8 +9,8 @@ import numpy as np
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, fast
 from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, GREY_WEIGHTS
 
-ZERO, ONE, TWO, FOUR, SIX, FULL = (np.float32(x) for x in (0, 1, 2, 4, 6, 255))
-SIXTH, HALF = np.float32(1 / 6), np.float32(0.5)
+ZERO, ONE, TWO, THREE, FOUR, SIX, FULL = (np.float32(x) for x in (0, 1, 2, 3, 4, 6, 255))
+SIXTH = np.float32(1 / 6)
 RED, GREEN, BLUE = (np.float32(weight) for weight in GREY_WEIGHTS)
 FLAT = np.float32(1e-6)  # a smaller difference between the channels counts as no colour
 
@@ -75,16 +75,16 @@ def hue(turns: Real, r: Floats, g: Floats, b: Floats) -> None:
         place = (blue - red) * per + TWO if high == green else place
         place = (green - blue) * per if high == red else place
         place = place + shift
-        r[x] = low + chroma * near(place)
-        g[x] = low + chroma * near(place - TWO)
-        b[x] = low + chroma * near(place - FOUR)
+        place = place - SIX * np.floor(place * SIXTH)  # from 0 to 6: red's own place is at both ends
+        r[x] = low + chroma * part(abs(place - THREE) - ONE)
+        g[x] = low + chroma * part(TWO - abs(place - TWO))
+        b[x] = low + chroma * part(TWO - abs(place - FOUR))
 
 
 @fast
-def near(place: Real) -> Real:
-    """1 within one sextant of 0 on the circle, 0 from a distance of two on, linear between."""
-    distance = abs(place - SIX * np.floor(place * SIXTH + HALF))
-    return min(max(TWO - distance, ZERO), ONE)
+def part(x: Real) -> Real:
+    """The nearest number from 0 to 1."""
+    return min(max(x, ZERO), ONE)
 
 
 @fast
