@@ -283,13 +283,10 @@ def main(argv: list[str] | None = None) -> None:
     prepare_streams()
     try:
         app(argv)
-    except UserError as error:
-        tell(f"kilobatch: {error}")
-        sys.exit(2)
-    except OSError as error:
-        if not is_full_disk(error):
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and not is_full_disk(error):
             raise
-        tell(f"kilobatch: {refusal_of(error)}")
+        tell(f"kilobatch: {refusal_of(error) if isinstance(error, OSError) else error}")
         sys.exit(2)
     except SystemExit as end:
         flush_stdout()
