@@ -82,6 +82,8 @@ def _resubmit(
     recipe, settings = load_recipe(folder / "recipe.yaml")
     submit.check_fit(recipe, settings, kind, cluster, begun=begun(folder))
     submit.check_submittable(kind, folder)
+    if not accept_changes:  # refuses them, before anything is moved
+        submit.compare_with_beginning(folder, recipe, accept_changes)
     if from_step is not None:
         with run_folder.locked(folder):
             aside = set_newer_aside(folder, from_step)
@@ -89,7 +91,8 @@ def _resubmit(
             print(f"the newer checkpoints are now in {aside}")
     paths = [folder / name for name in ("cancelled", "cluster.yaml", identity.FILE, "job.json", "state.json")]
     contents = {path: path.read_bytes() if path.exists() else None for path in paths}
-    submit.compare_with_beginning(folder, recipe, accept_changes)
+    if accept_changes:  # records them, from the newest checkpoint that is left
+        submit.compare_with_beginning(folder, recipe, accept_changes)
     code = code_snapshot.take_snapshot(folder / "code")
     try:
         ids = submit.queue_runs(kind, cluster, folder, [folder], code)

@@ -145,10 +145,10 @@ def _train(
         return _start_workers(folder, workers, data, [*overrides, *more])
 
     with run_folder.locked(folder):
-        if record:
-            record()
         if from_step is not None and (aside := set_newer_aside(folder, from_step)) is not None:
             tell(f"kilobatch: the newer checkpoints are now in {aside}")
+        if record:
+            record()
         run_folder.set_status(folder, "running", workers)
         # Kept where an exception ends the launcher: it has ended its workers then.
         status: run_folder.Status = "finished" if evaluate_again else "interrupted"
