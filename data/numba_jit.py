@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 DATA_FOLDER = Path(__file__).parent
-FILES_OF_CONSTANTS = ("views/columns.py",)  # no compiled functions, but numbers that are compiled into others
+FILES_OF_CONSTANTS = ("views/columns.py", "views/vector_instructions.py")  # compiled into functions of other files
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
