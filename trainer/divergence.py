@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, unsealed
+from kilobatch.trainer.checkpoint.description import list_checkpoints, read_description
 from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.checkpoint.soundness import WINDOW, Soundness, recorded_soundness
 
@@ -73,7 +73,7 @@ def describe_way_back(run: Path, failed_step: int, losses: LossHistory) -> str:
 
 def _problem(path: Path, step: int, failed_step: int, losses: LossHistory) -> str | None:
     try:
-        meta = unsealed((path / DESCRIPTION).read_bytes())["meta"]
+        meta = read_description(path)["meta"]
     except (OSError, ValueError, KeyError) as error:
         return f"it is damaged ({error})"
     if step >= failed_step:

@@ -85,16 +85,16 @@ def _find(_typing: object, source: Any, byte: Any) -> tuple[Any, Callable[..., A
     return types.intp(types.intp, types.uint8), generate
 
 
-def _load_word(_typing: object, source: Any) -> tuple[Any, Callable[..., Any]]:
+def _load_short(_typing: object, source: Any) -> tuple[Any, Callable[..., Any]]:
     def generate(_context: Any, builder: Any, _signature: object, values: Any) -> Any:
-        return builder.bitcast(load(builder, values[0], I16, 4), ir.IntType(64))
+        return builder.extract_element(load(builder, values[0], I16, 1), I32(0))
 
-    return types.int64(types.intp), generate
+    return types.int16(types.intp), generate
 
 
 # copy_bytes(to, source, length)
 copy_bytes = cast(Callable[[Integer, Integer, Integer], None], intrinsic(_copy))
 # find_byte(source, byte): which of BYTES bytes is the first of this value; BYTES if none is
 find_byte = cast(Callable[[Integer, Integer], Integer], intrinsic(_find))
-# load_word(source): eight bytes
-load_word = cast(Callable[[Integer], Integer], intrinsic(_load_word))
+# load_short(source): a number, int16
+load_short = cast(Callable[[Integer], Integer], intrinsic(_load_short))

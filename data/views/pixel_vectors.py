@@ -83,48 +83,31 @@ def _mix_rows(_typing: object, to: Any, first: Any, second: Any, weight: Any) ->
     return types.void(types.intp, types.intp, types.intp, types.int16), generate
 
 
-def _mix_pixels(
-    _typing: object, to: Any, row: Any, windows: Any, picks: Any, weights: Any
-) -> tuple[Any, Callable[..., Any]]:
-    def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
-        to, row, windows, picks, weights = values
-        next_pixel, fine = ir.Constant(vector(I8, WIDE), [3, 0] * BYTES), constant(I16, BYTES, FINE_BITS)
-        halves = [load(builder, builder.add(row, load_address(builder, windows, i)), I8, WINDOW) for i in range(2)]
-        window, left = joined(builder, halves), load(builder, picks, I8, WIDE)
-        both = [
-            builder.shl(builder.bitcast(pick(builder, window, which), vector(I16, BYTES)), fine)
-            for which in (left, builder.add(left, next_pixel))
-        ]
-        store(builder, _mix(builder, both, load(builder, weights, I16, BYTES)), to)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5), generate
+def _mix_pixels(builder: Any, to: Any, row: Any, windows: Any, picks: Any, weights: Any) -> None:
+    next_pixel, fine = ir.Constant(vector(I8, WIDE), [3, 0] * BYTES), constant(I16, BYTES, FINE_BITS)
+    halves = [load(builder, builder.add(row, load_address(builder, windows, i)), I8, WINDOW) for i in range(2)]
+    window, left = joined(builder, halves), load(builder, picks, I8, WIDE)
+    both = [
+        builder.shl(builder.bitcast(pick(builder, window, which), vector(I16, BYTES)), fine)
+        for which in (left, builder.add(left, next_pixel))
+    ]
+    store(builder, _mix(builder, both, load(builder, weights, I16, BYTES)), to)
 
 
-def _weigh_rows(
-    _typing: object, to: Any, rows: Any, at: Any, weights: Any, count: Any
-) -> tuple[Any, Callable[..., Any]]:
-    def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
-        to, rows, at, weights, count = values
+def _weigh_rows(builder: Any, to: Any, rows: Any, at: Any, weights: Any, count: Any) -> None:
+    def add(k: Any, sums: list[Any]) -> list[Any]:
+        row = builder.add(load_address(builder, builder.add(rows, builder.mul(k, k.type(8))), 0), at)
+        weight = load(builder, builder.add(weights, builder.mul(k, k.type(2))), I16, 1)
+        weight = shuffle(builder, weight, weight, [0] * BYTES)
+        halves = [load(builder, plus(builder, row, WIDE * half), I16, BYTES) for half in range(2)]
+        return [builder.add(of, scale(builder, half, weight)) for of, half in zip(sums, halves, strict=True)]
 
-        def add(k: Any, sums: list[Any]) -> list[Any]:
-            row = builder.add(load_address(builder, builder.add(rows, builder.mul(k, k.type(8))), 0), at)
-            weight = load(builder, builder.add(weights, builder.mul(k, k.type(2))), I16, 1)
-            weight = shuffle(builder, weight, weight, [0] * BYTES)
-            halves = [load(builder, plus(builder, row, WIDE * half), I16, BYTES) for half in range(2)]
-            return [builder.add(of, scale(builder, half, weight)) for of, half in zip(sums, halves, strict=True)]
-
-        sums = _loop(builder, count, [constant(I16, BYTES, 0)] * 2, add)
-        halves = [_within(builder, _shifted(builder, half, FINE_BITS + SHORT_BITS - FRACTION), 255) for half in sums]
-        store(builder, builder.trunc(joined(builder, halves), vector(I8, WIDE)), to)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5), generate
+    sums = _loop(builder, count, [constant(I16, BYTES, 0)] * 2, add)
+    halves = [_within(builder, _shifted(builder, half, FINE_BITS + SHORT_BITS - FRACTION), 255) for half in sums]
+    store(builder, builder.trunc(joined(builder, halves), vector(I8, WIDE)), to)
 
 
-def _weigh_pixels(
-    _typing: object, to: Any, row: Any, starts: Any, weights: Any, fours: Any
-) -> tuple[Any, Callable[..., Any]]:
+def _weigh_pixels(builder: Any, to: Any, row: Any, starts: Any, weights: Any, fours: Any) -> None:
     zero_byte = WIDE  # of a vector of zeros behind the windows
     pairs = [
         [
@@ -136,34 +119,29 @@ def _weigh_pixels(
         for pair in range(2)
     ]
 
-    def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
-        to, row, starts, weights, fours = values
-        sources = [builder.add(row, load_address(builder, starts, pixel)) for pixel in range(4)]
-        nothing = constant(I8, WIDE, 0)
+    sources = [builder.add(row, load_address(builder, starts, pixel)) for pixel in range(4)]
+    nothing = constant(I8, WIDE, 0)
 
-        def add(four: Any, sums: list[Any]) -> list[Any]:
-            made, of_four = [], builder.add(weights, builder.mul(four, four.type(4 * WIDE)))
-            for half, of in enumerate(sums):
-                two = [
-                    load(builder, builder.add(source, builder.mul(four, four.type(12))), I8, WINDOW)
-                    for source in sources[2 * half : 2 * half + 2]
-                ]
-                windows = joined(builder, two)
-                for pair in range(2):
-                    numbers = builder.bitcast(shuffle(builder, windows, nothing, pairs[pair]), vector(I16, BYTES))
-                    by = load(builder, plus(builder, of_four, WIDE * (2 * half + pair)), I16, BYTES)
-                    of = builder.add(of, add_products(builder, numbers, by))
-                made.append(of)
-            return made
+    def add(four: Any, sums: list[Any]) -> list[Any]:
+        made, of_four = [], builder.add(weights, builder.mul(four, four.type(4 * WIDE)))
+        for half, of in enumerate(sums):
+            two = [
+                load(builder, builder.add(source, builder.mul(four, four.type(12))), I8, WINDOW)
+                for source in sources[2 * half : 2 * half + 2]
+            ]
+            windows = joined(builder, two)
+            for pair in range(2):
+                numbers = builder.bitcast(shuffle(builder, windows, nothing, pairs[pair]), vector(I16, BYTES))
+                by = load(builder, plus(builder, of_four, WIDE * (2 * half + pair)), I16, BYTES)
+                of = builder.add(of, add_products(builder, numbers, by))
+            made.append(of)
+        return made
 
-        sums = _loop(builder, fours, [constant(I32, 8, 0)] * 2, add)
-        fine = [_within(builder, _shifted(builder, of, SHORT_BITS - FINE_BITS), 255 << FINE_BITS) for of in sums]
-        halves = [builder.bitcast(of, vector(I16, BYTES)) for of in fine]
-        lanes = [*THREE_OF_FOUR, *(BYTES + lane for lane in THREE_OF_FOUR), 0, 0, 0, 0]
-        store(builder, shuffle(builder, halves[0], halves[1], lanes), to)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5), generate
+    sums = _loop(builder, fours, [constant(I32, 8, 0)] * 2, add)
+    fine = [_within(builder, _shifted(builder, of, SHORT_BITS - FINE_BITS), 255 << FINE_BITS) for of in sums]
+    halves = [builder.bitcast(of, vector(I16, BYTES)) for of in fine]
+    lanes = [*THREE_OF_FOUR, *(BYTES + lane for lane in THREE_OF_FOUR), 0, 0, 0, 0]
+    store(builder, shuffle(builder, halves[0], halves[1], lanes), to)
 
 
 def _rounded(builder: Any, sums: Sequence[Any]) -> Any:
@@ -197,62 +175,63 @@ def _weights(builder: Any, at: Any) -> list[Any]:
     return [builder.bitcast(shuffle(builder, words, words, [lane] * 4), vector(I16, 8)) for lane in (0, 1)]
 
 
-def _filter_rows(
-    _typing: object, to: Any, rows: Any, at: Any, weights: Any, pairs: Any
-) -> tuple[Any, Callable[..., Any]]:
-    def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
-        to, rows, at, weights, pairs = values
+def _filter_rows(builder: Any, to: Any, rows: Any, at: Any, weights: Any, pairs: Any) -> None:
+    def add(pair: Any, quarter: int) -> tuple[Any, list[Any]]:
+        of_pair = builder.add(rows, builder.mul(pair, pair.type(16)))
+        both = [load(builder, builder.add(load_address(builder, of_pair, row), at), I8, BYTES) for row in range(2)]
+        in_turn = shuffle(builder, both[0], both[1], [4 * quarter + i // 2 + BYTES * (i % 2) for i in range(8)])
+        return in_turn, _weights(builder, builder.add(weights, builder.mul(pair, pair.type(8))))
 
-        def add(pair: Any, quarter: int) -> tuple[Any, list[Any]]:
-            of_pair = builder.add(rows, builder.mul(pair, pair.type(16)))
-            both = [load(builder, builder.add(load_address(builder, of_pair, row), at), I8, BYTES) for row in range(2)]
-            in_turn = shuffle(builder, both[0], both[1], [4 * quarter + i // 2 + BYTES * (i % 2) for i in range(8)])
-            return in_turn, _weights(builder, builder.add(weights, builder.mul(pair, pair.type(8))))
-
-        store(builder, _sums_of_pairs(builder, pairs, add), to)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5), generate
+    store(builder, _sums_of_pairs(builder, pairs, add), to)
 
 
-def _filter_pixels(
-    _typing: object, to: Any, row: Any, starts: Any, weights: Any, pairs: Any
-) -> tuple[Any, Callable[..., Any]]:
-    def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
-        to, row, starts, weights, pairs = values
-        sources = [builder.add(row, load_address(builder, starts, pixel)) for pixel in range(4)]
+def _filter_pixels(builder: Any, to: Any, row: Any, starts: Any, weights: Any, pairs: Any) -> None:
+    sources = [builder.add(row, load_address(builder, starts, pixel)) for pixel in range(4)]
 
-        def add(pair: Any, pixel: int) -> tuple[Any, list[Any]]:
-            both = load(builder, builder.add(sources[pixel], builder.mul(pair, pair.type(6))), I8, 8)
-            of_pair = builder.add(pair, builder.mul(pairs, pairs.type(pixel)))
-            by = _weights(builder, builder.add(weights, builder.mul(of_pair, pairs.type(8))))
-            return shuffle(builder, both, both, NEIGHBOURS), by
+    def add(pair: Any, pixel: int) -> tuple[Any, list[Any]]:
+        both = load(builder, builder.add(sources[pixel], builder.mul(pair, pair.type(6))), I8, 8)
+        of_pair = builder.add(pair, builder.mul(pairs, pairs.type(pixel)))
+        by = _weights(builder, builder.add(weights, builder.mul(of_pair, pairs.type(8))))
+        return shuffle(builder, both, both, NEIGHBOURS), by
 
-        four = _sums_of_pairs(builder, pairs, add)
-        store(builder, shuffle(builder, four, four, [4 * (i // 3) + i % 3 for i in range(12)] + [0] * 4), to)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5), generate
+    four = _sums_of_pairs(builder, pairs, add)
+    store(builder, shuffle(builder, four, four, [4 * (i // 3) + i % 3 for i in range(12)] + [0] * 4), to)
 
 
 _Five = Callable[[Integer, Integer, Integer, Integer, Integer], None]
+
+
+def _of_five_addresses(emit: Callable[[Any, Any, Any, Any, Any, Any], None]) -> _Five:
+    """The instruction that `emit` writes with a builder, for five addresses or numbers of that size."""
+
+    def typing(_context: object, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: Any, _signature: object, values: Any) -> Any:
+            emit(builder, *values)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 5), generate
+
+    typing.__name__ = typing.__qualname__ = emit.__name__
+    return cast(_Five, intrinsic(typing))
+
+
 # mix_rows(to, first, second, weight): WIDE bytes between those of two rows of `mix_pixels`
 mix_rows = cast(Callable[[Integer, Integer, Integer, Integer], None], intrinsic(_mix_rows))
 # mix_pixels(to, row, windows, picks, weights): BYTES numbers, int16, FINE_BITS of them after the point. Each half lies
 # between the bytes that its eight picks name in its window, windows[half] bytes from `row` on, and those three further.
 # windows: (2,) int64; picks: (16, 2) uint8, the second of each NOTHING; weights: (16,) int16
-mix_pixels = cast(_Five, intrinsic(_mix_pixels))
+mix_pixels = _of_five_addresses(_mix_pixels)
 # weigh_rows(to, rows, at, weights, count): WIDE bytes, weighted sums of those of `count` rows of `weigh_pixels` from
 # byte `at` on. rows: their addresses; weights: (count,) int16
-weigh_rows = cast(_Five, intrinsic(_weigh_rows))
+weigh_rows = _of_five_addresses(_weigh_rows)
 # weigh_pixels(to, row, starts, weights, fours): four pixels as 12 numbers, int16, FINE_BITS of them after the point,
 # and four numbers without meaning; weighted sums of 4 * fours pixels each, the first of them starts[i] bytes from `row`
 # on. starts: (4,) int64; weights: (fours, 2, 2, 2, 4, 2) int16: of each two pixels the first two weights, for one and
 # for the other, each four times; then the last two
-weigh_pixels = cast(_Five, intrinsic(_weigh_pixels))
+weigh_pixels = _of_five_addresses(_weigh_pixels)
 # filter_rows(to, rows, at, weights, pairs): BYTES bytes, weighted sums of those of 2 * pairs rows from byte `at` on.
 # rows: their addresses; weights: (pairs, 2, 2) int16, of each pair the high parts and the low parts
-filter_rows = cast(_Five, intrinsic(_filter_rows))
+filter_rows = _of_five_addresses(_filter_rows)
 # filter_pixels(to, row, starts, weights, pairs): four pixels, and four bytes without meaning; weighted sums of
 # 2 * pairs pixels each, the first of them starts[i] bytes from `row` on. starts: (4,) int64; weights: (4, pairs, 2, 2)
-filter_pixels = cast(_Five, intrinsic(_filter_pixels))
+filter_pixels = _of_five_addresses(_filter_pixels)

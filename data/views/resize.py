@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.numba_jit import Bytes, Integer, exact
-from kilobatch.data.views.byte_vectors import BYTES, copy_bytes, load_word
+from kilobatch.data.views.byte_vectors import BYTES, copy_bytes, load_short
 from kilobatch.data.views.columns import BICUBIC
 from kilobatch.data.views.filter_taps import (
     EXACT,
@@ -78,10 +78,16 @@ def address(array: NDArray[np.generic]) -> Integer:
 
 
 @exact
+def line_sizes(size: Integer) -> tuple[Integer, Integer]:
+    """Pixels of a resized line, filled up to ROUND, and the halves that `mix_pixels` makes it of."""
+    return (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
+
+
+@exact
 def make_scratch(height: Integer, width: Integer, size: Integer, interpolation: Integer) -> ResizeScratch:
     """For parts of images of up to (height, width), resized to (size, size)."""
     across, down = count_taps(width, size, interpolation) + 1, count_taps(height, size, interpolation) + 1
-    filled, halves = (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
+    filled, halves = line_sizes(size)
     line, resized = 3 * (width + across + MOST_WEIGHED) + WIDE, 6 * filled + 2 * WIDE
     spread = max(halves * HALF, SPREAD * ((min(across, MOST_WEIGHED) + 3) // 4) * filled)
     return ResizeScratch(
@@ -127,7 +133,7 @@ def plan_lines(
     columns: Integer, size: Integer, interpolation: Integer, kind: Integer, flip: bool, scratch: ResizeScratch
 ) -> tuple[LinePlan, Integer]:
     """The plan, and how many of the scratch's weights it uses."""
-    filled, halves = (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
+    filled, halves = line_sizes(size)
     starts, windows = scratch.places[:filled], scratch.places[filled : filled + halves]
     groups = fill_taps(starts, scratch.weights, columns, size, interpolation, kind, 1 if flip else 0)
     used, own = max(1, 4 * groups) * filled, address(scratch.weights)
@@ -177,7 +183,7 @@ def make_row(to: Integer, length: Integer, lines: NDArray[np.int64], y: Integer,
             at = min(BYTES * chunk, length - BYTES) if chunk > 0 else 0
             filter_rows(to + at, address(lines), at, weights, plan.step // 4)
         return
-    weight = np.int16(load_word(weights) & 0xFFFF)
+    weight = load_short(weights)
     for chunk in range((length + WIDE - 1) // WIDE):
         at = min(WIDE * chunk, length - WIDE) if chunk > 0 else 0
         if plan.kind == MIXED:
@@ -195,7 +201,7 @@ def resize(image: Bytes, box: Box, flip: bool, interpolation: Integer, out: Byte
     top, left, rows, columns = box
     size, step, end = out.shape[0], 3 * image.shape[1], address(image) + image.size
     source, to, length = address(image) + top * step + 3 * left, address(out), 3 * out.shape[0]
-    filled, halves = (size + ROUND - 1) // ROUND * ROUND, (3 * size + BYTES - 1) // BYTES * 2
+    filled, halves = line_sizes(size)
     kind = kind_of_sums(rows, columns, size, interpolation)
     plan, used = plan_lines(columns, size, interpolation, kind, flip, scratch)
     start, down = scratch.places[filled + halves : 2 * filled + halves], scratch.weights[used:]

@@ -101,7 +101,7 @@ class WorkerOutput:
                 sys.stdout.flush()
         except OSError as error:
             self._shown = False
-            _send_nowhere(sys.stdout)
+            send_nowhere(sys.stdout)
             self.failure = self.failure or (refusal_of(error, Path("standard output")), time.monotonic())
 
 
@@ -119,7 +119,7 @@ def tell(message: str) -> None:
     except OSError as error:
         if not is_full_disk(error):
             raise
-        _send_nowhere(sys.stderr)
+        send_nowhere(sys.stderr)
 
 
 @contextmanager
@@ -130,10 +130,10 @@ def _ignoring_closed_terminal(stream: TextIO) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EIO, errno.EPIPE):
             raise
-        _send_nowhere(stream)
+        send_nowhere(stream)
 
 
-def _send_nowhere(stream: TextIO) -> None:
+def send_nowhere(stream: TextIO) -> None:
     """Sends what is written to `stream` from now on, and what waits in its buffer, nowhere."""
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

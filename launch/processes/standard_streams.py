@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from kilobatch.launch.processes.output import send_nowhere
+
 
 def prepare_streams() -> None:
     """Opens the standard streams that the caller has closed, as `>&-` does, and lets none refuse a character.
@@ -37,4 +39,4 @@ def flush_stdout() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        send_nowhere(sys.stdout)

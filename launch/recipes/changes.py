@@ -37,8 +37,13 @@ def identity_of(recipe: Recipe, data: PreparedData, step: int) -> Identity:
         data_sha256=data_sha256(recipe, data),
         test=None if data.test is None else _images(data.test),
         recipe=recipe.model_dump(mode="json"),
-        versions={**{name: version(name) for name in PACKAGES}, "python": platform.python_version()},
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run depends on, as they are now."""
+    return {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()}
 
 
 def _images(file: PreparedFile) -> ImagesIdentity:
@@ -228,7 +233,7 @@ def begin_or_compare(run: Path, recipe: Recipe, data: PreparedData) -> frozenset
     elif recorded is None:
         recorded = identity_of(recipe, data, 0)
     else:
-        _warn_of_versions(run, recorded.versions, identity_of(recipe, data, 0).versions)
+        _warn_of_versions(run, recorded.versions, versions())
         return frozenset(entry.data_sha256 for entry in recorded.accepted)
     identity.write_identity(run, recorded)
     return frozenset()

@@ -19,7 +19,7 @@ from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import ReferenceIdentity, read_references
 from kilobatch.methods.networks.options import EncoderOptions, refuse_layers
 from kilobatch.methods.options import Reference
-from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, unsealed
+from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, read_description
 
 
 def references(recipe: Recipe) -> dict[str, str]:
@@ -60,7 +60,7 @@ def recipe_of(where: str) -> Recipe:
 def description_of(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it. Raises UserError where it is damaged."""
     try:
-        return unsealed((checkpoint / DESCRIPTION).read_bytes())["meta"]
+        return read_description(checkpoint)["meta"]
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoint}: {DESCRIPTION} cannot be used: {error}; name another") from None
 

@@ -13,7 +13,7 @@ from kilobatch.data.files import read_model, write_state
 from kilobatch.launch.processes.exit_status import RunOutcome, describe_exit
 from kilobatch.launch.runs.job_history import last_line
 from kilobatch.launch.runs.run_folder import EvaluationStatus
-from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, unsealed
+from kilobatch.trainer.checkpoint.description import list_checkpoints, read_description
 
 FILE = "evaluation.json"
 REST = "--rest"  # the worker's option: evaluate only what has no result yet
@@ -55,7 +55,7 @@ def training_finished(run: Path, epochs: int) -> bool:
     one."""
     checkpoints = list_checkpoints(run / "checkpoints")
     try:
-        content = unsealed((checkpoints[max(checkpoints)] / DESCRIPTION).read_bytes())
+        content = read_description(checkpoints[max(checkpoints)])
         return content["step"] >= epochs * content["meta"]["steps_per_epoch"]
     except (OSError, ValueError, KeyError):
         return False

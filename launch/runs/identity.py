@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from kilobatch.data.errors import UserError
-from kilobatch.data.files import describe_os_error, read_model, write_whole
+from kilobatch.data.files import read_model, refusing_os_errors, write_whole
 
 FILE = "identity.json"
 FORMER_REFERENCES = "trained.json"  # in which earlier versions kept the references
@@ -95,10 +94,8 @@ def read_identity(run: Path) -> Identity | None:
 
 def write_identity(run: Path, identity: Identity) -> None:
     """Writes identity.json, whole or not at all. Raises UserError where it cannot be written."""
-    try:
+    with refusing_os_errors(run / FILE):
         write_whole(run / FILE, [identity.model_dump_json(indent=1).encode(), b"\n"])
-    except OSError as error:
-        raise UserError(f"{run / FILE} could not be written: {describe_os_error(error)}") from error
 
 
 def read_references(run: Path) -> dict[str, ReferenceIdentity]:

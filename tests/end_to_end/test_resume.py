@@ -12,7 +12,7 @@ import torch
 
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import read_identity
-from kilobatch.trainer.checkpoint.description import list_checkpoints, unsealed
+from kilobatch.trainer.checkpoint.description import list_checkpoints, read_description
 from tests.helpers.real_runs import RECIPE, command, lines_without_timings, logged, run_to_the_end, wait_for, weights
 
 SHORT = [
@@ -72,7 +72,7 @@ def test_other_images_and_options_only_if_they_are_meant(tmp_path: Path) -> None
     small = [*RECIPE, *photos, *tiny, "checkpoint.every_steps=2", "checkpoint.keep_last=9", f"run.folder={tmp_path}"]
     run_to_the_end(command("train", *small, "--workers", "1"))
     run = tmp_path / "drill"
-    described = unsealed((run / "checkpoints" / "step-00000006" / "checkpoint.json").read_bytes())["meta"]
+    described = read_description(run / "checkpoints" / "step-00000006")["meta"]
     assert described["class_names"] == ["bird", "cat"]
     assert described["input"] == {
         "size": 8, "mean": [0.5] * 3, "std": [0.5] * 3, "central_fraction": 0, "interpolation": "bilinear",

@@ -28,6 +28,11 @@ def sealed(content: dict[str, Any]) -> bytes:
     return json.dumps({"sha256": _checksum(content), "content": content}, indent=1).encode()
 
 
+def read_description(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint's description. Raises OSError, and ValueError as unsealed does."""
+    return unsealed((checkpoint / DESCRIPTION).read_bytes())
+
+
 def unsealed(text: bytes) -> dict[str, Any]:
     """The content of JSON that sealed() made. Raises ValueError, which says what is wrong with it."""
     if not text.strip():

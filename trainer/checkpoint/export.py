@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kilobatch.data.errors import UserError
-from kilobatch.data.files import describe_os_error, write_whole
+from kilobatch.data.files import refusing_os_errors, write_whole
 from kilobatch.data.loading.loader import input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods.networks.resnet import torchvision_state_dict
@@ -123,7 +123,5 @@ def _open(source: Path, report: Callable[[str], None]) -> Saved:
 
 def write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes the file, whole or not at all. Raises UserError where it cannot be written."""
-    try:
+    with refusing_os_errors(out):
         write_whole(out, [save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)])
-    except OSError as error:
-        raise UserError(f"{out} could not be written: {describe_os_error(error)}") from error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import sha256
-from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, unsealed
+from kilobatch.trainer.checkpoint.description import DESCRIPTION, list_checkpoints, read_description
 from kilobatch.trainer.checkpoint.shard import TYPES, ShardEntry, read_entries
 
 
@@ -52,7 +52,7 @@ def open_saved(path: Path, *, verify: bool = True) -> "Saved":
     Raises Damaged where the checkpoint is not whole.
     """
     try:
-        content = unsealed((path / DESCRIPTION).read_bytes())
+        content = read_description(path)
         files: dict[str, dict[str, Any]] = content["files"]
         saved = Saved(path, content["step"], content["world"], content["meta"])
     except FileNotFoundError:

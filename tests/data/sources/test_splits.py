@@ -142,17 +142,6 @@ def test_a_class_named_after_a_split_within_a_split(tmp_path: Path):
         (("images/Train/0.png", "images/Val/1.png"), r"'images' holds splits \(images/Train, images/Val\)"),
         (("a/b/c/training/0.png", "a/b/c/valid/1.png", "d/2.png"), r"class folder 'a' holds .*folder:.*/a/b/c, or"),
         (("archive/train/cat/0.png", "archive/train/dog/1.png"), r"'archive' holds splits \(archive/train\)"),
-    ],
-)  # fmt: skip
-def test_splits_within_classes(files: tuple[str, ...], says: str, tmp_path: Path):
-    tree(tmp_path, *files)
-    refused(tmp_path, "train", says)
-    refused(tmp_path, "test", says)
-
-
-@pytest.mark.parametrize(
-    ("files", "says"),
-    [
         (("seg_train/seg_train/a/0.png", "seg_test/seg_test/a/1.png"),
          r"seg_t\w+ is a split, and its folder 'seg_t\w+' is named after one again"),
         (("train.X1/a/0.png", "train.X2/b/1.png", "val.X/a/2.png", "labels/a.json"),
@@ -161,7 +150,7 @@ def test_splits_within_classes(files: tuple[str, ...], says: str, tmp_path: Path
         (("in_train_set_1/0.png", "in_test_set_1/1.png"), r"named as splits are \(in_test_set_1, in_train_set_1\)"),
     ],
 )  # fmt: skip
-def test_archives_within_themselves_and_parts_of_splits(files: tuple[str, ...], says: str, tmp_path: Path):
+def test_splits_within_classes_or_themselves_and_parts_of_splits(files: tuple[str, ...], says: str, tmp_path: Path):
     tree(tmp_path, *files)
     refused(tmp_path, "train", says)
     refused(tmp_path, "test", says)
