@@ -17,11 +17,10 @@ demo: setup
 
 # The same network from scratch on the same 72 labels comes last, to compare with.
 demo-pipeline: setup
-	$(BIN)/kilobatch pipeline simclr_v2_digits --workers 2
-	$(BIN)/kilobatch train simclr_v2_digits_finetune --workers 2
+	$(BIN)/kilobatch pipeline simclr_v2_digits --scratch --workers 2
 
-# Two processes, spread as tests/conftest.py says; each computes with one thread.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+# Three processes, since some tests wait for others; spread as tests/conftest.py says; each computes with one thread.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 # Neither SLURM nor ruff nor pyright; tests/conftest.py stops each test that starts a process. Its last line is the time.
 quick: setup

@@ -8,4 +8,4 @@ KILOBATCH_KERNELS=all python -m benchmarks.kernels
 KILOBATCH_KERNELS=off python -m benchmarks.kernels
 kilobatch bench --device cuda
 python -m benchmarks.one_gpu
-kilobatch train simclr_cifar10 "data.train=cifar10:$1" "data.test=cifar10:$1" schedule.epochs=200 engine.precision=bf16
+kilobatch train simclr_cifar10_lightly "data.train=cifar10:$1" "data.test=cifar10:$1"

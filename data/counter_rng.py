@@ -42,6 +42,12 @@ def uniform(key: Integer, draw: Integer) -> Real:
     return np.float64(mix(np.uint64(key) + np.uint64(draw) * GOLDEN) >> np.uint64(11)) * UNIT
 
 
+@exact
+def part_key(key: Integer, draw: Integer) -> Integer:
+    """The key of a part of what this key stands for: all bits of its draw number `draw`."""
+    return mix(np.uint64(key) + np.uint64(draw) * GOLDEN)
+
+
 def keys(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:
     """(N,) int64 sample indices -> (N, views) int64: the bits of `key` for each view of each sample."""
     state = mix_batch(torch.tensor(as_int64(seed), device=index.device))
@@ -52,6 +58,11 @@ def keys(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:
 def uniforms(keys: Tensor, draws: Tensor) -> Tensor:
     """int64 keys and draw numbers, broadcast against each other -> float64 in [0, 1), the bits of `uniform`."""
     return shift_right(mix_batch(keys + draws * as_int64(GOLDEN)), 11).double() * UNIT
+
+
+def part_keys(keys: Tensor, draws: Tensor) -> Tensor:
+    """int64 keys and draw numbers, broadcast against each other -> int64, the bits of `part_key`."""
+    return mix_batch(keys + draws * as_int64(GOLDEN))
 
 
 def mix_batch(state: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """Writes files so that they are whole or absent; checksums, the cache's folder, messages for damaged files."""
 
 import errno
+import fcntl
 import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,6 +18,7 @@ from kilobatch.data.errors import UserError
 
 CHUNK = 1 << 24  # bytes: hashing and writing alternate on pieces that stay in the processor's cache
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IN_ITS_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # a folder, a file, links in a circle
 Bytes = bytes | memoryview
 T = TypeVar("T")
 
@@ -95,6 +98,14 @@ def refusal_of(error: OSError, path: Path | None = None) -> str:
     return f"{path or error.filename or 'a file'} could not be written: {describe_os_error(error)}"
 
 
+def os_refusal(error: OSError) -> str | None:
+    """The message for an error of the operating system that no caller has turned into one; None where it names no file
+    and is no full disk, and so is an error of this program."""
+    if is_full_disk(error):
+        return refusal_of(error)
+    return None if error.filename is None else unreadable(Path(os.fsdecode(error.filename)), error)
+
+
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether the error says that there is no room left, on the disk or within the user's quota."""
     return isinstance(error, OSError) and error.errno in FULL
@@ -114,9 +125,35 @@ def read_model(path: Path, model: type[T], way_out: str, *, with_key: bool = Fal
     """Reads a JSON file as a pydantic model, or as any other type that pydantic validates.
 
     way_out: the end of the message; with_key: whether the message names the key with the wrong value.
-    Raises UserError where the content is not the model's, and FileNotFoundError.
+    Raises UserError where the file cannot be read or its content is not the model's, and FileNotFoundError.
     """
-    return parse_model(path.read_bytes(), path, model, way_out, with_key=with_key)
+    return parse_model(read_record(path), path, model, way_out, with_key=with_key)
+
+
+def read_record(path: Path) -> bytes:
+    """The content of a file of a run. Raises UserError where it cannot be read, and FileNotFoundError."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(unreadable(path, error)) from error
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """The message for a file that could not be read, with the cause and the way out."""
+    known = error.errno in _IN_ITS_PLACE
+    why = describe_os_error(error) if known else f"{error.strerror or error}; make it readable, or put a copy back"
+    return f"{path} cannot be read: {why}"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, which says what is wrong with it; also where brackets are nested so
+    deep that Python's own reader raises RecursionError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
 
 
 def parse_model(
@@ -141,6 +178,17 @@ def cache_root() -> Path:
     return Path(os.environ.get("KILOBATCH_CACHE") or Path.home() / ".cache" / "kilobatch").expanduser()
 
 
+def lock_file(file: IO[Any], *, wait: bool) -> None:
+    """Locks an open file for this process, until it is closed; the kernel frees the lock when the process ends. File
+    systems of some clusters have no locks: there, it is not locked. Raises BlockingIOError where another process has
+    the lock and wait is false."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
 def discard(path: Path) -> None:
     """Removes a folder. It is renamed first, so that a half-removed one is never taken for a whole one.
 
@@ -159,6 +207,8 @@ def sweep(folder: Path) -> None:
 def describe_os_error(error: OSError) -> str:
     """The cause of a failed write in words, and the way out."""
     match error.errno:
+        case code if code in _IN_ITS_PLACE:
+            return f"something else is in its place ({error.strerror}); rename that, or remove it"
         case code if code in FULL:
             return f"no room left ({error.strerror}); free some, or move the run folder to another disk"
         case errno.EROFS | errno.EACCES | errno.EPERM:

@@ -1,10 +1,13 @@
 """Compiles inner loops with numba: they release the interpreter lock, and their machine code is kept on disk."""
 
+import errno
 import hashlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 import numba
 import numpy as np
@@ -12,7 +15,7 @@ from numba.core import config
 from numba.core.caching import CacheImpl, UserProvidedCacheLocator
 from numpy.typing import NDArray
 
-from kilobatch.data.files import cache_root
+from kilobatch.data.files import cache_root, lock_file
 
 Integer = int | np.integer[Any]
 Real = float | np.floating[Any]
@@ -84,3 +87,34 @@ def exact(function: Function) -> Function:
 def fast(function: Function) -> Function:
     """Compiles with reassociation and fused multiply-add: for pixels. No NaN or infinity may occur."""
     return cast(Function, numba.njit(**COMMON, fastmath=True)(function))
+
+
+@contextmanager
+def first_call(function: Callable[..., object]) -> Iterator[None]:
+    """Encloses a process's first call of a compiled function, which compiles it where the cache has no code for it.
+
+    Of the processes that share a cache one compiles at a time, and those after it load what it has kept: eight ranks
+    would else compile the same loops side by side, on processors that they share.
+    """
+    folder = Path(cast(str, getattr(config, "CACHE_DIR")))  # noqa: B009, see above
+    if not any(folder.glob(f"*/*.{function.__name__}-*.nbi")):
+        print("compiling the loader's loops for this machine, once: about half a minute", file=sys.stderr, flush=True)
+    if (lock := _opened(folder)) is None:
+        yield
+        return
+    with lock:
+        lock_file(lock, wait=True)
+        yield
+
+
+def _opened(folder: Path) -> TextIO | None:
+    """The file to lock; None where the cache cannot be written, and every process compiles for itself."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / ".lock").open("w")
+    except (PermissionError, FileExistsError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return None

@@ -6,7 +6,8 @@ ranks. So a backward here sums the gradients that all ranks' losses have for the
 parameters' gradients is then the gradient of the global mean.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,12 +21,24 @@ FEW_RANKS = 8  # up to so many, about those of one machine, gather is faster tha
 _checked: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()  # by group: what had equal sizes
 
 
+T = TypeVar("T")
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def from_rank_0(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on every rank; on the others it is not called. It is pickled: keep it small."""
+    if world_size() == 1:
+        return make()
+    found: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 class _Gather(Function):

@@ -40,6 +40,7 @@ class Method(nn.Module):
     head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a str: the option with their number
     classes: int = 0  # of its classifier; 0: it has none
     unadapted: ClassVar[tuple[str, ...]] = ()  # names of weights that LARS and LAMB step without a trust ratio
+    undecayed: ClassVar[tuple[str, ...]] = ()  # names of parameters that optimizer.decay_norms leaves without decay
     encoder: nn.Module  # kept when training ends
     whole_batch: str = ""  # the reason why its batch cannot be computed in chunks, as a clause; "": it can
 

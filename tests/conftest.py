@@ -1,5 +1,6 @@
-"""Spreads the tests over processes (pytest -n 2 --dist loadgroup --no-loadscope-reorder, as make test does), and leaves
-those out that start processes themselves (--quick, as make quick does)."""
+"""Orders the tests for several processes (pytest -n 3 --dist loadfile --no-loadscope-reorder, as make test does: the
+tests of a file stay together, as they share what is dear to make), and leaves those out that start processes themselves
+(--quick, as make quick does)."""
 
 import sys
 from collections.abc import Generator
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from kilobatch.trainer.ranks.garbage import collect_from_now_on, collect_later
+
 HERE = Path(__file__).parent
 # Long ones begin first, so that no process waits for another's at the end. What is not named begins after these.
 LONG = [
@@ -17,10 +20,17 @@ LONG = [
     "launch/pipelines/test_pipeline.py",
     "end_to_end/test_pipeline_kills.py",
     "end_to_end/test_resume.py",
+    "launch/cli/test_resume_table.py",
     "trainer/optim/test_zero.py",
     "launch/jobs/test_local_queue.py",
     "trainer/checkpoint/test_memory_resume.py",
     "trainer/test_parity.py",
+    "end_to_end/test_endings.py",
+    "end_to_end/test_memory.py",
+    "launch/planning/test_question.py",
+    "launch/cli/test_prepared_data.py",
+    "launch/processes/test_hangs.py",
+    "launch/planning/test_plan.py",
 ]
 # Python's audit events for a process that is started. multiprocessing has none: see ProcessGuard.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system"}
@@ -34,18 +44,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    collect_later()
     if config.getoption("--quick"):
         config.pluginmanager.register(ProcessGuard())
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, as they share what is dear to make; those of SLURM as one, as they share its
-    cluster."""
-    group = {item: _group(item) for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group[item]))
-    items.sort(key=lambda item: LONG.index(group[item]) if group[item] in LONG else len(LONG))
+    items.sort(key=lambda item: LONG.index(_group(item)) if _group(item) in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    collect_from_now_on()
 
 
 def _group(item: pytest.Item) -> str:

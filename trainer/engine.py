@@ -1,7 +1,6 @@
 """DeepSpeed behind a few methods: embed, backward, step, and the tensors that a checkpoint holds."""
 
 import logging
-import os
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from kilobatch.trainer.costs.zero_memory import BUCKET
 from kilobatch.trainer.optim.lars import LARS
 from kilobatch.trainer.optim.zero_partitions import rank_partitions, refresh, restore_state, state_pieces
 from kilobatch.trainer.options import EngineOptions, zero_problem
+from kilobatch.trainer.ranks.import_deepspeed import import_deepspeed
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -217,7 +217,7 @@ def _initialize(
     """deepspeed.initialize with this project's configuration; parameters and device are checked around it."""
     assert dist.is_initialized(), "the process group comes first"
     _check_parameters(method)
-    deepspeed = _import_deepspeed(device)
+    deepspeed = import_deepspeed(device)
     deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     initial_step = optimizer.register_step_pre_hook(_refuse_initial_step)
     logging.getLogger("DeepSpeed").addFilter(_is_other_than_untested_optimizer)
@@ -234,22 +234,6 @@ def _check_parameters(method: Method) -> None:
         assert p.dtype == torch.float32, f"{name} is {p.dtype}: low precision is autocast's part"
         assert p.dim() > 0, f"{name} has no dimension, which DeepSpeed cannot broadcast; give it the shape (1,)"
         assert p.is_contiguous(), f"{name} is not contiguous, and DeepSpeed views it flat; channels-last is for inputs"
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """The module, imported with the environment that it reads then."""
-    # Otherwise DeepSpeed chooses an accelerator that this run may not use, and warns of it.
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    # On a machine without CUDA this logger warns that there is none.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    import deepspeed
-    import deepspeed.ops
-
-    # DeepSpeed's shared-memory all-reduce for CPUs needs a C++ compiler and up to a minute on first use, and its
-    # segments outlive a killed worker. The tests run on gloo.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 def _config(options: EngineOptions, batch_per_rank: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kilobatch.trainer.checkpoint.rng_state import restore_rng, rng_pieces
 from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.divergence import LossHistory
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.monitor.embedding_metrics import collapse, measure
+from kilobatch.trainer.monitor.embedding_metrics import measure
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim.lars import LARS
 from kilobatch.trainer.ranks.heartbeat import heartbeat
@@ -115,9 +115,11 @@ class Loop:
 
         done = step + 1
         if self.monitor:
-            self.monitor.progress(done, len(batch) * collectives.world_size(), waited)
+            self.monitor.count(len(batch) * collectives.world_size(), waited)
         if done % self.log_every == 0 or done in (1, self.steps):
             self._log(done, outcome, lr)
+        if self.monitor:
+            self.monitor.progress(done)
         if (due or self.checkpoints.due_by_steps(done)) and not stop and done < self.steps:
             self._save(done, wait=False)
         return stop
@@ -132,8 +134,6 @@ class Loop:
         z = self.engine.method.measured(outcome.z, outcome.t)
         if z is not None and min(z.shape[:2]) > 1:  # two samples and two views of each: negatives and positives
             values |= measure(z)
-            if warning := collapse(values):
-                self.monitor.warn_once(warning)
         if isinstance(self.engine.optimizer, LARS):
             values |= _on_host({f"trust_ratio/{k}": v for k, v in self.engine.optimizer.trust_ratios().items()})
         self.monitor.log(done, values | self.monitor.rates())
@@ -144,7 +144,7 @@ class Loop:
         values = self.evaluate(epoch)
         if values and self.monitor:
             self.monitor.log(step, {"epoch": epoch, **values})
-            self.monitor.rates()  # begins a new interval, so that the evaluation's time is not counted as training
+            self.monitor.begin_interval()  # so that the evaluation's time is not counted as training
 
     def _save(self, step: int, wait: bool) -> None:
         per_epoch = self.loader.steps_per_epoch

@@ -1,6 +1,6 @@
 """The parity table: compares gradients and memories on ranks x chunks with the paper's formula in one fp64 process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from kilobatch.methods.parity.standard import Construction, Loss, Standard
 from kilobatch.trainer.chunking import Chunking
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import forward_backward, join
 
@@ -70,17 +71,19 @@ class ParityRow:
         return self.agrees == self.right
 
 
-def parity_tables(*names: str) -> dict[str, list[ParityRow]]:
+def parity_tables(*names: str, tell: Callable[[str], None] | None = None) -> dict[str, list[ParityRow]]:
     """The parity table of each method, on real process groups, followed by right and wrong constructions of its loss.
 
-    All methods share the groups, because starting one takes longer than checking a method in it. Raises UserError for a
-    method without a table.
+    All methods share the groups, because starting one takes longer than checking a method in it. tell: a function at
+    the top level of a module, which rank 0 calls with a line before each method and, while that goes on, with the rows
+    that are done. Raises UserError for a method without
+    a table.
     """
     rows: dict[str, list[ParityRow]] = {name: [] for name in names}
     standards = {name: standard(name) for name in names}
     for ranks in RANKS:
         # Rank 0's result is enough: averaged gradients are the same on every rank, and memories are gathered.
-        tables = _tables(names) if ranks == 1 else run_ranks(ranks, _tables, names, timeout=900.0)[0]
+        tables = _tables(names, tell) if ranks == 1 else run_ranks(ranks, _tables, names, tell, timeout=900.0)[0]
         for name, expected in standards.items():
             rows[name] += _rows(name, expected, ranks, tables[name])
     return rows
@@ -191,15 +194,26 @@ class _Table(NamedTuple):
     constructions: list[Tensor]
 
 
-def _tables(names: Sequence[str]) -> dict[str, _Table]:
+def _tables(names: Sequence[str], tell: Callable[[str], None] | None) -> dict[str, _Table]:
     """The results of each method. Runs in every rank."""
-    return {name: _table(standard(name)) for name in names}
+    tables: dict[str, _Table] = {}
+    ranks = collectives.world_size()
+    with phase.shown_with(tell if collectives.rank() == 0 else None, every=phase.FIRST):
+        for name in names:
+            work = f"{name} on {ranks} {'rank' if ranks == 1 else 'ranks'}"
+            phase.announce(work)
+            tables[name] = _table(standard(name), f"rows of {work}")
+    return tables
 
 
-def _table(expected: Standard) -> _Table:
+def _table(expected: Standard, work: str) -> _Table:
+    """work: what is made, in words for those who wait."""
     mine = _batch(expected).chunks(collectives.world_size())[collectives.rank()]
     results: dict[tuple[ParityLayout, Precision], _StepResult] = {}
-    for layout in (layout for layout in LAYOUTS if layout.ranks == collectives.world_size()):
+    layouts = [layout for layout in LAYOUTS if layout.ranks == collectives.world_size()]
+    constructions = expected.constructions if collectives.world_size() == RANKS[-1] else ()
+    rows = len(layouts) * len(DTYPE) + len(constructions)
+    for layout in layouts:
         for precision, dtype in DTYPE.items():
             method = _method(expected, layout.norm).to(dtype)
             batch = Batch(mine.views.to(dtype), mine.index, mine.label)
@@ -208,8 +222,12 @@ def _table(expected: Standard) -> _Table:
             method.update(outcome.z, outcome.t, batch, 0.5)
             memory = _sorted(collectives.gather(expected.held(method))) if expected.held else None
             results[layout, precision] = _StepResult(gradient, memory)
-    constructions = expected.constructions if collectives.world_size() == RANKS[-1] else ()
-    return _Table(results, [_constructed(expected, construction, mine) for construction in constructions])
+            phase.phase(work, len(results), rows)  # from the first on, which takes longer than the others
+    gradients: list[Tensor] = []
+    for construction in constructions:
+        gradients.append(_constructed(expected, construction, mine))
+        phase.phase(work, len(results) + len(gradients), rows)
+    return _Table(results, gradients)
 
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters for both batched forms of augmentation: the images that an operation applies to, and blur kernels."""
+"""Parts that the batched forms of augmentation share: images that an operation applies to, and blur kernels."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,19 @@ from kilobatch.data.augment.cpu.blur import REACH
 def affected_rows(values: Tensor, operation: int) -> Tensor:
     """Rows of the images that an operation is done to. values: (M, VALUES); operation: its column there."""
     return (values[:, operation] > 0).nonzero().flatten()
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows.to(x.device, non_blocking=True))
+
+
+def put_rows(x: Tensor, rows: Tensor, part: Tensor) -> None:
+    x.index_copy_(0, rows.to(x.device, non_blocking=True), part)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """(M,) numbers on the host -> (M, 1, 1, 1) of the images' device and dtype."""
+    return values.to(like.dtype).to(like.device, non_blocking=True)[:, None, None, None]
 
 
 def taps(sigma: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kilobatch.data.augment.batch_parameters import affected_rows, taps
+from kilobatch.data.augment.batch_parameters import affected_rows, per_image, put_rows, take_rows, taps
+from kilobatch.data.augment.pillow_ops import photometric
 from kilobatch.data.views import columns
 from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, GREY_WEIGHTS, ORDERS
 from kilobatch.data.views.draws import draw_values
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.options import BORDERS, Views
+
+PADDING = {columns.REFLECT: "reflect", columns.ZERO: "constant", columns.EDGE: "replicate"}
 
 
 def augment_by_torch(images: Tensor, keys: Tensor, views: Views) -> Tensor:
@@ -36,35 +39,30 @@ def augment_by_torch(images: Tensor, keys: Tensor, views: Views) -> Tensor:
                 factors = values[rows, columns.BRIGHTNESS + operation]
                 put_rows(x, rows, adjust(take_rows(x, rows), operation, per_image(factors, x)))
 
+    rows = affected_rows(values, columns.PHOTOMETRIC)
+    if len(rows):
+        part = take_rows(x, rows)
+        photometric(part, values[rows])
+        put_rows(x, rows, part)
+
     rows = affected_rows(values, columns.GREY)
     if len(rows):
         put_rows(x, rows, grey(take_rows(x, rows)).expand(-1, 3, -1, -1))
 
-    rows = affected_rows(values, columns.BLUR)
-    if len(rows):
-        put_rows(x, rows, blur(take_rows(x, rows), values[rows, columns.SIGMA], plans[rows, columns.RADIUS]))
+    for border in BORDERS.values():
+        rows = ((values[:, columns.BLUR] > 0) & (plans[:, columns.BORDER] == border)).nonzero().flatten()
+        if len(rows):
+            part = blur(take_rows(x, rows), values[rows, columns.SIGMA], plans[rows, columns.RADIUS], border)
+            put_rows(x, rows, part)
 
     rows = affected_rows(values, columns.SOLARIZE)
     if len(rows):
         part = take_rows(x, rows)
-        put_rows(x, rows, torch.where(part >= per_image(plans[rows, columns.THRESHOLD], x), 255 - part, part))
+        put_rows(x, rows, torch.where(part >= per_image(values[rows, columns.THRESHOLD], x), 255 - part, part))
 
     mean, std = plans[0, columns.MEAN : columns.STD], plans[0, columns.STD : columns.COLUMNS]
     x.sub_(mean.to(x.device)[:, None, None]).div_(std.to(x.device)[:, None, None])
     return x.unflatten(0, images.shape[:2])
-
-
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    return x.index_select(0, rows.to(x.device, non_blocking=True))
-
-
-def put_rows(x: Tensor, rows: Tensor, part: Tensor) -> None:
-    x.index_copy_(0, rows.to(x.device, non_blocking=True), part)
-
-
-def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """(M,) numbers on the host -> (M, 1, 1, 1) of the images' device and dtype."""
-    return values.to(like.dtype).to(like.device, non_blocking=True)[:, None, None, None]
 
 
 def adjust(x: Tensor, operation: int, factors: Tensor) -> Tensor:
@@ -98,15 +96,17 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
     return low[:, None] + chroma[:, None] * (2 - distance).clamp_(0, 1)
 
 
-def blur(x: Tensor, sigma: Tensor, radius: Tensor) -> Tensor:
-    """(M, 3, H, W), (M,) and (M,) pixels: blurs each image with its own sigma; kernels as in taps()."""
+def blur(x: Tensor, sigma: Tensor, radius: Tensor, border: int) -> Tensor:
+    """(M, 3, H, W), (M,) and (M,) pixels: blurs each image with its own sigma; kernels as in taps().
+
+    border: REFLECT, ZERO or EDGE, for all of them."""
     m, _, height, width = x.shape
     weights, _ = taps(sigma, radius)
     reach = weights.shape[1] - 1
     weights = torch.cat([weights.flip(1)[:, :-1], weights], 1)  # (M, 2 reach + 1)
     weights = weights.to(x.dtype).to(x.device, non_blocking=True)
     kernel = weights.repeat_interleave(3, dim=0)[:, None, None, :]  # (M * 3, 1, 1, taps)
-    x = F.pad(x, (reach,) * 4, mode="reflect").view(1, 3 * m, height + 2 * reach, width + 2 * reach)
+    x = F.pad(x, (reach,) * 4, mode=PADDING[border]).view(1, 3 * m, height + 2 * reach, width + 2 * reach)
     x = F.conv2d(x, kernel, groups=3 * m)
     return F.conv2d(x, kernel.transpose(2, 3), groups=3 * m).view(m, 3, height, width)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.augment.cpu.augment import augment
+from kilobatch.data.augment.cpu.patches import augment_patches
 from kilobatch.data.counter_rng import key
 from kilobatch.data.loading.ffcv_bindings import imdecode
 from kilobatch.data.loading.image_table import JPEG, ImageTable, is_intact
@@ -167,3 +168,22 @@ def crop_planar(
             box, flip = box_of(scratch.boxes, view)
             resize(image, box, flip, crop_plan.interpolation, cropped, scratch.resizing)
             augment(cropped, view_key, plan, out[i, view], planes)
+
+
+@fast
+def crop_by_patch(
+    table: ImageTable,
+    crop_plan: CropPlan,
+    epoch: Integer,
+    index: NDArray[np.int64],
+    out: Floats,
+    failed: Bytes,
+) -> None:
+    """As `crop_planar`, where the second of two views is a jigsaw whose patches are coloured one by one."""
+    size, plans = out.shape[3], crop_plan.plans
+    cropped, planes = np.empty((len(index), 2, size, size, 3), np.uint8), np.empty(crop_plan.scratch, np.float32)
+    crop_bytes(table, crop_plan, epoch, index, cropped, failed)
+    for i in range(len(index)):
+        if failed[i] == 0:
+            augment(cropped[i, 0], key(crop_plan.seed, epoch, index[i], 0), plans[0], out[i, 0], planes)
+            augment_patches(cropped[i, 1], key(crop_plan.seed, epoch, index[i], 1), plans[1], out[i, 1], planes)

@@ -6,6 +6,7 @@ disk. A result's memory is not reused while anybody holds it; FFCV's results are
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,25 @@ from kilobatch.data.beton import describe_sample, verify_beton
 from kilobatch.data.beton_note import sample_checksums
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.buffer_pool import BufferPool
-from kilobatch.data.loading.decode_crop import NOT_INTACT, CropPlan, crop_bytes, crop_planar
+from kilobatch.data.loading.decode_crop import NOT_INTACT, CropPlan, crop_by_patch, crop_bytes, crop_planar
 from kilobatch.data.loading.ffcv_bindings import Operation, State
 from kilobatch.data.loading.image_table import ImageTable, build_table, one_image_table
+from kilobatch.data.numba_jit import first_call
 from kilobatch.data.sources.image_files import BrokenImage, read_image
 from kilobatch.data.views.options import Views
 
 COMPILING = Lock()
+COMPILED: set[Callable[..., object]] = set()  # the loops that this process has called
 PARTS = 4  # tasks per thread and batch: images take unequal time
+
+
+def compile_once(function: Callable[..., object], call: Callable[[], object]) -> None:
+    """Makes a call of a compiled loop that does nothing, so that it is compiled: numba's first call is not safe in
+    several threads at once."""
+    with COMPILING:
+        with nullcontext() if function in COMPILED else first_call(function):
+            call()
+        COMPILED.add(function)
 
 
 @dataclass(frozen=True)
@@ -100,9 +112,9 @@ class ViewDecoder(Operation):
         self, table: ImageTable, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray
     ) -> None:
         """Fills `out`, divided over the threads."""
-        loop = partial(crop_planar if out.dtype == np.float32 else crop_bytes, table, self.crop_plan, epoch)
-        with COMPILING:  # numba's first call is not safe in several threads at once
-            loop(index[:0], out[:0], failed[:0])
+        augmented = crop_by_patch if self.views.by_patch else crop_planar
+        loop = partial(augmented if out.dtype == np.float32 else crop_bytes, table, self.crop_plan, epoch)
+        compile_once(loop.func, lambda: loop(index[:0], out[:0], failed[:0]))
         if self.pool is None:
             loop(index, out, failed)
             return

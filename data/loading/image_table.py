@@ -10,6 +10,7 @@ from kilobatch.data.beton_layout import allocation_of
 from kilobatch.data.crc32c import crc32c
 from kilobatch.data.errors import UserError
 from kilobatch.data.numba_jit import Bytes, Integer, exact
+from kilobatch.data.sources.image_files import EncodedImage
 
 JPEG, RAW = 0, 1  # RGBImageField's modes
 
@@ -54,14 +55,21 @@ def build_table(
 
 def one_image_table(pixels: Bytes, sample: int) -> ImageTable:
     """A table for an image in memory, (H, W, 3), as sample number `sample`; it has no other images."""
-    storage = np.ascontiguousarray(pixels).reshape(-1)
+    return _table(np.ascontiguousarray(pixels).reshape(-1), RAW, pixels.shape[0], pixels.shape[1], sample)
+
+
+def encoded_table(image: EncodedImage) -> ImageTable:
+    """A table for one image in memory, as a .beton holds it."""
+    return _table(np.frombuffer(image.data, np.uint8), image.mode, image.height, image.width, 0)
+
+
+def _table(storage: Bytes, mode: int, height: int, width: int, sample: int) -> ImageTable:
     storage.setflags(write=False)
 
     def column(value: int, dtype: type = np.int64) -> np.ndarray:
         return np.full(sample + 1, value, dtype)
 
-    height, width = pixels.shape[:2]
     return ImageTable(
-        *(storage, column(0), column(storage.size), column(height), column(width), column(RAW, np.uint8)),
+        *(storage, column(0), column(storage.size), column(height), column(width), column(mode, np.uint8)),
         checksum=np.empty(0, np.uint32),
     )

@@ -1,6 +1,6 @@
 """Loaders: batches of augmented views for training, and of unaugmented images for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kilobatch.data.augment.jigsaw import jigsaw
+from kilobatch.data.augment.jigsaw import augment_by_patch, jigsaw
 from kilobatch.data.batch import Batch
 from kilobatch.data.counter_rng import keys
 from kilobatch.data.errors import UserError
@@ -43,6 +43,22 @@ def input_images(views: Views) -> dict[str, Any]:
     return {**values, "central_fraction": central_fraction(views.size), "interpolation": views.interpolation}
 
 
+def describe_input(values: Mapping[str, Any]) -> str:
+    """What input_images() says, in words."""
+    central, size = values["central_fraction"], values["size"]
+    part = f"the central square of {central:.1%} of the shorter side" if central else "the whole image"
+    normalised = f"mean {[*values['mean']]} and std {[*values['std']]} of values from 0 to 1"
+    return f"{part}, resized to {size} x {size} ({values['interpolation']}, antialiased), {normalised}"
+
+
+def plain_views(
+    size: int, mean: tuple[float, float, float], std: tuple[float, float, float], interpolation: Interpolation
+) -> Views:
+    """The options of one view that nothing is done to but to resize and normalise it."""
+    plain: dict[str, Any] = {"crop": None, "flip": 0, "jitter": None, "grey": 0, "blur": None, "solarize": None}
+    return Views(count=1, size=size, interpolation=interpolation, mean=mean, std=std, **plain)
+
+
 @dataclass(frozen=True)
 class LoaderWorker:
     """The worker that a loader makes batches for: its rank in [0, world), decoding threads, and device."""
@@ -60,7 +76,8 @@ class Loader:
     on ranks or threads, nor on where a run was interrupted. The last, incomplete batch of an epoch is dropped. A batch
     that is kept is not overwritten.
 
-    batch: the global one. jigsaw: the second view of each image becomes a jigsaw, see data/augment/jigsaw.py.
+    batch: the global one. jigsaw: the second view of each image becomes a jigsaw, see data/augment/jigsaw.py; where
+    patches have colours of their own, it has to be True.
     labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled, else
     their label is -1. In both cases Batch.index counts all samples of the file, and views are drawn by that index.
     dtype: of the views.
@@ -84,6 +101,7 @@ class Loader:
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
             raise UserError(f"global batch {batch} does not divide over {world} ranks; use {near}")
+        assert jigsaw or not views.by_patch
         self.views, self.worker, self.batch, self.seed = views, worker, batch, seed
         self.jigsaw, self.dtype = jigsaw, dtype
         self.beton = open_beton(beton, views, seed, 0, worker)
@@ -144,7 +162,7 @@ class Loader:
             last = step + 1 == self.steps_per_epoch
             self.next = (epoch + 1, 0) if last else (epoch, step + 1)
             views = finish_views(views, request.index, self.views, self.seed, epoch, self.dtype)
-            if self.jigsaw:
+            if self.jigsaw and not self.views.by_patch:  # else it is one already
                 second_keys = keys(self.seed, epoch, torch.from_numpy(request.index), 2)[:, 1]
                 views = torch.stack([views[:, 0], jigsaw(views[:, 1], second_keys)], 1)
             if self.hidden is not None:
@@ -167,8 +185,8 @@ class PlainLoader:
     """This rank's contiguous block of the data set, in order and complete: one unaugmented view of each image.
 
     From a size of 96 pixels on, a view is the central square of 224/256 of the shorter side; below, the whole image.
-    Views are (N, 1, 3, size, size), normalised. batch: of this rank; the last one may be smaller. An iteration may be
-    left early.
+    Views are (N, 1, 3, size, size), normalised. batch: of this rank; the last one may be smaller. rows: the numbers of
+    this rank's images; None: its block. An iteration may be left early.
     """
 
     def __init__(
@@ -181,12 +199,12 @@ class PlainLoader:
         *,
         batch: int,
         interpolation: Interpolation = "bilinear",
+        rows: NDArray[np.int64] | None = None,
     ):
-        plain: dict[str, Any] = {"crop": None, "flip": 0, "jitter": None, "grey": 0, "blur": None, "solarize": None}
-        self.views = Views(count=1, size=size, interpolation=interpolation, mean=mean, std=std, **plain)
+        self.views = plain_views(size, mean, std, interpolation)
         self.beton = open_beton(beton, self.views, 0, central_fraction(size), worker)
         self.samples = self.beton.samples
-        self.index = rank_block(self.samples, worker.rank, worker.world)
+        self.index = rank_block(self.samples, worker.rank, worker.world) if rows is None else rows
         self.batch = batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -225,4 +243,5 @@ def finish_views(
         return views.to(dtype)
     from kilobatch.data.augment.device import augment
 
-    return augment(views, keys(seed, epoch, torch.from_numpy(index), options.count), options, dtype)
+    form = augment_by_patch if options.by_patch else augment
+    return form(views, keys(seed, epoch, torch.from_numpy(index), options.count), options, dtype)

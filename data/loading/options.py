@@ -31,16 +31,22 @@ class LabelOptions(BaseModel):
 
 
 class DataOptions(BaseModel):
-    """Recipe section `data`."""
+    """Recipe section `data`.
+
+    train: the training images: a .beton or a source, as folder:PATH, cifar10:PATH, npz:PATH, digits. test: the test
+    images, likewise; null: nothing is evaluated. batch: images of a step, over all ranks. views: what is made of each
+    image. labels: which training images have labels. threads: of each worker's loader; null: its share of the
+    processors.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: str = "digits"  # a .beton or a source, as folder:PATH, cifar10:, npz:PATH, digits
-    test: str | None = "digits"  # likewise; null: nothing is evaluated
-    batch: Annotated[int, Field(ge=1)] = 512  # the global one, over all ranks
+    train: str = "digits"
+    test: str | None = "digits"
+    batch: Annotated[int, Field(ge=1)] = 512
     views: Views = Views()
     labels: LabelOptions = LabelOptions()
     unlabelled: Annotated[
         Literal["keep", "drop"], Field(description="images without a label: kept for training, or left out of it")
     ] = "keep"
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of each worker; without: its share of the processors
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -78,7 +78,8 @@ def adopt(
     header, before, old = read_header(beton), _state(beton), _old_note(beton)
     _refuse_other_suffix(beton)
     if old is not None and (classes, label) != (None, None):
-        raise UserError(f"{note_path(beton)} has the names of the classes already; leave out --classes and --label")
+        leave = "leave out --class-names and --label-field"
+        raise UserError(f"{note_path(beton)} has the names of the classes already; {leave}")
     layout, tables = _read(beton, header, label)
     rows = np.frombuffer(tables.start, layout.dtype(), offset=layout.first_row)
     if progress:
@@ -152,7 +153,7 @@ def _old_note(beton: Path) -> OldInfo | None:
     if note_format(data) != OLD_FORMAT:
         raise UserError(
             f"{beton} has a note already, {note.name}; check the file with: kilobatch convert --verify {beton}. To "
-            f"adopt it anew, remove {note.name} first; the names of its classes then come from --classes"
+            f"adopt it anew, remove {note.name} first; the names of its classes then come from --class-names"
         )
     return parse_model(data, note, OldInfo, "copy it again, or convert again", with_key=True)
 
@@ -175,14 +176,14 @@ def _class_names(file: Path | None, highest: int) -> list[str]:
     try:
         names = [composed(line.strip()) for line in file.read_text("utf-8-sig").rstrip().split("\n")]
     except OSError as error:
-        raise UserError(f"--classes {file} cannot be read: {error.strerror}; name a text file") from None
+        raise UserError(f"--class-names {file} cannot be read: {error.strerror}; name a text file") from None
     except UnicodeDecodeError:
-        raise UserError(f"--classes {file} is not a text file; write the name of a class in each line") from None
+        raise UserError(f"--class-names {file} is not a text file; write the name of a class in each line") from None
     if "" in names:
-        raise UserError(f"--classes {file}: line {names.index('') + 1} is empty; write the name of a class in each")
+        raise UserError(f"--class-names {file}: line {names.index('') + 1} is empty; write the name of a class in each")
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise UserError(f"--classes {file} names '{twice}' twice; each class needs a name of its own")
+        raise UserError(f"--class-names {file} names '{twice}' twice; each class needs a name of its own")
     return names
 
 

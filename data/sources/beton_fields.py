@@ -73,8 +73,8 @@ def _choose(beton: Path, fields: list[tuple[int, str]], kind: int, wanted: str |
         if wanted in names:
             return wanted
         raise UserError(
-            f"--label is {wanted}; {beton} has no {type_name} of this name, its fields are {described}: name one of "
-            f"type {type_name}"
+            f"--label-field is {wanted}; {beton} has no {type_name} of this name, its fields are {described}: name one "
+            f"of type {type_name}"
         )
     if not names:
         unknown = ", of zeros where there are no labels" if kind == INT else ""
@@ -86,5 +86,6 @@ def _choose(beton: Path, fields: list[tuple[int, str]], kind: int, wanted: str |
         return names[0]
     if usual in names:
         return usual
-    way_out = "name the one to use with --label" if kind == INT else f"write the file again with one called {usual}"
+    again = f"write the file again with one called {usual}"
+    way_out = "name the one to use with --label-field" if kind == INT else again
     raise UserError(f"{beton} has {len(names)} fields of type {type_name}, {', '.join(names)}: {way_out}")

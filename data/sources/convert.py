@@ -27,7 +27,7 @@ from kilobatch.data.sources.encoding import Encoding, encoding_for_views
 from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, listening_to_pillow
 from kilobatch.data.sources.path_names import printable
 from kilobatch.data.sources.progress_bar import progress_bar
-from kilobatch.data.sources.specs import Source, Split, is_beton, open_source
+from kilobatch.data.sources.specs import Source, Split, is_beton, open_source, scheme_of
 from kilobatch.data.sources.walk import describe_passed_over
 
 AS_IS = Encoding()
@@ -121,7 +121,7 @@ def _write(
                     warned.append(image.warning)
                 if names:
                     written_names += names[i].encode() + b"\n"
-            advance()
+            advance(1)
     _refuse_broken(broken, len(source), skip_broken)
     if broken and not all(held):
         raise UserError(
@@ -146,7 +146,8 @@ def _write(
 
 def describe(info: BetonInfo) -> str:
     """What a conversion took, left out and passed over, in one line: the counts add up to the files found."""
-    text = f"{info.samples:,} images in {len(info.classes):,} classes, {info.bytes:,} bytes"
+    classes = f"{len(info.classes):,} {'class' if len(info.classes) == 1 else 'classes'}"
+    text = f"{info.samples:,} images in {classes}, {info.bytes:,} bytes"
     others = sum(info.passed_over.values())
     if info.skipped or others:
         left = [f"{len(info.skipped):,} broken ones left out"] if info.skipped else []
@@ -173,9 +174,7 @@ def prepare(spec: str, split: Split, encoding: Encoding | None = None) -> Path:
         return path
     encoding = encoding or encoding_for_views(224)
     source = open_source(spec, split)
-    key = repr((NOTE_FORMAT, CONVERTER, spec, split, encoding, source.fingerprint()))
-    cache = cache_root()
-    out = cache / f"{spec.partition(':')[0]}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.beton"
+    out, cache = _in_cache(source, spec, encoding), cache_root()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = out.with_suffix(".lock").open("w")
@@ -188,6 +187,20 @@ def prepare(spec: str, split: Split, encoding: Encoding | None = None) -> Path:
         if not _is_whole(out):
             print(f"converted {spec}: {describe(convert(source, out, encoding=encoding))}", file=sys.stderr, flush=True)
     return out
+
+
+def kept_conversion(spec: str, split: Split, encoding: Encoding) -> Path | None:
+    """The .beton that `prepare` has made of a source; None: it has not. Raises UserError where the source is not
+    here."""
+    out = _in_cache(open_source(spec, split), spec, encoding)
+    return out if out.is_file() and _is_whole(out) else None
+
+
+def _in_cache(source: Source, spec: str, encoding: Encoding) -> Path:
+    """The same file however a source is named: by a relative path, as a split of its folder, or by that split's own."""
+    scheme = scheme_of(spec)
+    key = repr((NOTE_FORMAT, CONVERTER, scheme, encoding, source.fingerprint()))
+    return cache_root() / f"{scheme}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.beton"
 
 
 def _is_whole(cached: Path) -> bool:

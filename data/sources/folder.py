@@ -1,4 +1,4 @@
-"""Source folder:PATH: a folder with one folder of images per class."""
+"""Source folder:PATH: a folder with one folder of images per class, or with images alone."""
 
 import errno
 import hashlib
@@ -18,19 +18,20 @@ from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode
 from kilobatch.data.sources.listing import NOWHERE, Listing, cannot_be_read, list_folder, shape_of
 from kilobatch.data.sources.path_names import composed, escaped, existing_path, printable
 from kilobatch.data.sources.splits import Shape, Split, choose_split, likely_splits, refuse_splits_again, split_folders
-from kilobatch.data.sources.walk import NO_CLASS, OUTSIDE, Walk, describe_passed_over
+from kilobatch.data.sources.walk import NO_CLASS, Walk, describe_passed_over
 from kilobatch.data.sources.walk_cache import walk_once
 
 CHANGED = (*NOWHERE, errno.EISDIR)  # a file that was there when the folder was walked through, and no longer is
 
 
 class Folder:
-    """Classes are the names of PATH's folders, in order; their images may lie in folders further down.
+    """Classes are the names of PATH's folders, in order; their images may lie in folders further down. Images beside
+    which there is no folder are all of one class.
 
     Where PATH holds folders that are named after splits, that of the split is read (splits.py). path: the folder that
     is read. passed_over: how many files below it are no images of a class, by reason. Links that lead nowhere are
     images that are broken.
-    Raises UserError where there is no image, no class folder, or a class folder without an image.
+    Raises UserError where there is no image, or a class folder without an image.
     """
 
     def __init__(self, path: Path, split: Split):
@@ -119,10 +120,10 @@ def _refuse_no_folder(path: Path) -> None:
         near = Path(str(path).strip())
         hint = f" (but there is '{near}', without the space)" if near != path and os.path.exists(near) else ""  # noqa: PTH110
         raise UserError(
-            f"folder:{path}: there is no such folder{hint}; give one that holds a folder of images per class"
+            f"folder:{path}: there is no such folder{hint}; give one that holds images, or a folder of images per class"
         ) from None
     if not stat.S_ISDIR(mode):
-        raise UserError(f"folder:{path} is a file, not a folder; give the folder that holds a folder per class")
+        raise UserError(f"folder:{path} is a file, not a folder; give the folder that holds it")
 
 
 def _split_folder(path: Path, split: Split) -> Path:
@@ -163,15 +164,12 @@ def _shapes(path: Path, listing: Listing) -> dict[str, Shape]:
 
 def _refuse_empty(path: Path, walk: Walk) -> None:
     others = f" (passed over: {describe_passed_over(walk.passed_over)})" if walk.passed_over else ""
-    if not walk.classes and (outside := walk.passed_over[OUTSIDE]):
-        raise UserError(
-            f"folder:{path} has {outside:,} images but no class folders; move them into a folder per "
-            f"class (without classes: into one folder, for example {path / 'all'})"
-        )
     if not walk.classes:
         if len(walk.files):
             others = f" ({len(walk.files):,} links in it lead nowhere, such as {printable(walk.files[0])})"
-        raise UserError(f"folder:{path} has no images{others}; give a folder that holds a folder of images per class")
+        raise UserError(
+            f"folder:{path} has no images{others}; give a folder that holds images, or a folder of images per class"
+        )
     images = np.bincount(walk.labels[walk.labels != NO_CLASS], minlength=len(walk.classes))
     empty = [printable(walk.classes[i]) for i in np.flatnonzero(images == 0)]
     if empty:

@@ -178,6 +178,16 @@ def _encode_rgb(image: Image.Image, size: tuple[int, int], quality: int) -> Enco
     return EncodedImage(0, *image.size, file.getvalue())
 
 
+def upright_pixels(image: Image.Image, encoding: Encoding) -> NDArray[np.uint8]:
+    """The pixels of an image that Pillow has decoded: upright RGB, (H, W, 3), downscaled (Lanczos) as `encoding` says.
+    Raises UnknownRangeError where it has more than 8 bits."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise UnknownRangeError
+    rgb = _upright_rgb(image, _orientation(image))
+    size = encoding.size(*rgb.size)
+    return np.array(rgb if size == rgb.size else rgb.resize(size, Image.Resampling.LANCZOS))
+
+
 class _Heard(threading.local):
     """What Pillow has warned of in this thread; and the first error of libtiff, after which Pillow may go on."""
 

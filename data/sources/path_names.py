@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")
+_WNID = re.compile(r"n\d{8}[\s_-]+(?=\S)")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -22,6 +23,11 @@ def printable(name: str) -> str:
         return name
     text = _CONTROL.sub(lambda found: _SHORT.get(found[0], f"\\u{ord(found[0]):04x}"), name)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def without_wnid(name: str) -> str:
+    """A class's name without the WordNet number before it, as in "n01440764 tench" and "n01440764_tench"."""
+    return _WNID.sub("", name, count=1) if _WNID.match(name) else name
 
 
 def escaped(name: str) -> str:

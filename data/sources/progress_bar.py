@@ -1,25 +1,58 @@
-"""Progress of a conversion: a bar on a terminal, elsewhere one line at the start."""
+"""Progress over images: a bar on a terminal, elsewhere a line at the start and one now and then."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kilobatch.data.sources.path_names import printable
 
+EVERY = 10.0  # seconds between two lines where there is no terminal
+
 
 @contextmanager
-def progress_bar(total: int, out: Path, progress: bool) -> Iterator[Callable[[], object]]:
-    """Yields a function to call after each image: a progress bar on a terminal, elsewhere one line at the start."""
-    if not progress or not sys.stderr.isatty():
-        if progress:
-            print(f"converting {total:,} images to {printable(str(out))}", file=sys.stderr, flush=True)
-        yield lambda: None
+def progress_bar(
+    total: int, out: Path, progress: bool, doing: str = "converting", done: int = 0
+) -> Iterator[Callable[[int], object]]:
+    """Yields a function to call with each number of further images: a progress bar on a terminal, elsewhere lines.
+
+    done: the images that an earlier start has finished.
+    """
+    if not progress:
+        yield lambda more: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(total, out, doing, done).advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
-        task = bar.add_task(printable(out.name), total=total)
-        yield lambda: bar.advance(task)
+        task = bar.add_task(printable(out.name), total=total, completed=done)
+        yield lambda more: bar.advance(task, more)
+
+
+class _Lines:
+    """A line at the start, and one every EVERY seconds. The time to go is by the rate after the first images, whose own
+    time may hold a loop's compiling."""
+
+    def __init__(self, total: int, out: Path, doing: str, done: int) -> None:
+        before = f", of which {done:,} are done already" if done else ""
+        print(f"{doing} {total:,} images to {printable(str(out))}{before}", file=sys.stderr, flush=True)
+        self._total, self._name, self._done = total, printable(out.name), done
+        self._printed = time.monotonic()
+        self._from: tuple[float, int] | None = None  # the time and the images done by then
+
+    def advance(self, more: int) -> None:
+        self._done += more
+        now = time.monotonic()
+        began, first = self._from = self._from or (now, self._done)
+        if now - self._printed < EVERY:
+            return
+        self._printed, to_go = now, ""
+        if self._done > first:
+            left = (now - began) / (self._done - first) * (self._total - self._done)
+            to_go = f", {left / 60:.0f} min to go" if left >= 90 else f", {left:.0f} s to go"
+        print(f"{self._name}: {self._done:,} of {self._total:,} images{to_go}", file=sys.stderr, flush=True)

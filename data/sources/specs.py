@@ -1,5 +1,7 @@
 """Opens and counts sources by their spec: folder:PATH, cifar10:ROOT, cifar100:ROOT, npz:FILE, digits.
 
+The path alone of a folder, or of an .npz file, stands for folder:PATH and npz:FILE.
+
 Imports of scikit-learn and torchvision stand in the functions that need them: checking a recipe loads neither.
 """
 
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import verify_beton
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import UserError, nearest
 from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folder, open_cifar
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.encoding import Encoding
@@ -148,10 +150,28 @@ def folder_of(spec: str) -> Path | None:
 
 def absolute_spec(spec: str) -> str:
     """The same spec with an absolute path, independent of the working folder. Raises UserError as count_images."""
+    path = path_of(spec)
+    return spec if path is None else spec_at(spec, path)
+
+
+def path_of(spec: str) -> Path | None:
+    """The absolute path of the file or folder that a spec names; None for digits, which have none. Raises UserError as
+    count_images."""
     if is_beton(spec):
-        return str(_path(spec, spec).absolute())
+        return _path(spec, spec).absolute()
     scheme, where = _parse(spec)
-    return spec if scheme == "digits" else f"{scheme}:{where.absolute()}"
+    return None if scheme == "digits" else where.absolute()
+
+
+def spec_at(spec: str, path: Path) -> str:
+    """A spec of the same kind at another path."""
+    return str(path) if is_beton(spec) else f"{scheme_of(spec)}:{path}"
+
+
+def scheme_of(spec: str) -> str:
+    """The word before the colon of a source, also where only its path is given: folder or npz."""
+    scheme = spec.partition(":")[0]
+    return scheme if scheme in FORMS else "npz" if spec.endswith(".npz") else "folder"
 
 
 def is_beton(spec: str) -> bool:
@@ -169,13 +189,14 @@ def _parse(spec: str) -> tuple[str, Path]:
         if not where.strip():
             raise UserError(f"data source '{spec}' names no path; write {FORMS[scheme]}")
         return scheme, existing_path(_path(where, spec))
-    bare = _path(spec, spec)
-    if not colon and os.path.exists(bare):  # noqa: PTH110 - False, too, for a name that is too long
-        kind = "folder" if bare.is_dir() else "npz"
-        near = f"; did you mean '{kind}:{spec}'?" if kind == "folder" or spec.endswith(".npz") else ""
-    else:
-        near = did_you_mean(scheme, FORMS)
-    raise UserError(f"data source '{spec}' is unknown{near} (allowed: {', '.join(FORMS.values())}, or a FILE.beton)")
+    bare = existing_path(_path(spec, spec))
+    if os.path.isdir(bare) or (not colon and spec.endswith(".npz")):  # noqa: PTH112 - False for a name that is too long
+        return scheme_of(spec), bare
+    near = nearest(scheme, FORMS)
+    there = os.path.exists(bare)  # noqa: PTH110 - as above
+    absent = ", and it is a single file" if there else "" if colon else ", and there is no folder of this name"
+    hint = f"; did you mean '{near}'?" if near and not there else absent
+    raise UserError(f"data source '{spec}' is unknown{hint} (allowed: {', '.join(FORMS.values())}, or a FILE.beton)")
 
 
 def _path(text: str, spec: str) -> Path:

@@ -14,6 +14,7 @@ from kilobatch.data.sources.listing import Listing, cannot_be_read, list_folder,
 from kilobatch.data.sources.splits import refuse_mixed_splits, split_folders
 
 OUTSIDE = "images outside the class folders"
+ALL = "all"  # the class of images that lie in no class folder, where there is none
 SAID = 12  # reasons; files that are numbered behind a dot have a suffix each
 NO_CLASS = -1  # the label of a link that leads nowhere and lies in no class folder
 
@@ -42,9 +43,9 @@ class PathList:
 
 @dataclass
 class Walk:
-    """All files below a folder. classes: names of the class folders, as on the disk, in order; files: those taken, as
-    paths in the folder; labels (files,): positions in classes, or NO_CLASS; passed_over: how many others, by reason;
-    folders: all that were read."""
+    """All files below a folder. classes: names of the class folders, as on the disk, in order, or ALL; files: those
+    taken, as paths in the folder; labels (files,): positions in classes, or NO_CLASS; passed_over: how many others, by
+    reason; folders: all that were read."""
 
     classes: list[str] = field(default_factory=list)
     files: PathList = field(default_factory=PathList)
@@ -54,7 +55,7 @@ class Walk:
 
 
 def walk(root: Path) -> Walk:
-    """Walks through a folder that holds a folder for each class.
+    """Walks through a folder that holds a folder for each class, or images and no folder.
 
     Every entry below it that is no folder is in `files` or counted in `passed_over`, so that the two add up to what is
     there. Files with an image's suffix are not opened. Links to folders are followed, but not back to a folder above.
@@ -84,6 +85,8 @@ class _Walker:
         top = list_folder(str(self.root))
         self.found.classes = list(top.folders)
         self.found.folders.append("")
+        if not top.folders:
+            return self._without_classes(top)
         self._outside(top)
         above = (os.path.realpath(self.root),)
         waiting = [
@@ -111,6 +114,17 @@ class _Walker:
             self.untried.append(len(self.found.files))
         self.found.files.append(path)
         self.labels.append(label)
+
+    def _without_classes(self, top: Listing) -> Walk:
+        """Takes the files of a folder that holds no other: all are of one class, if an image is among them."""
+        self._pass_over("", top)
+        for name, known in top.files.items():
+            self._take(name, NO_CLASS if name in top.broken else 0, known)
+        self.found.labels = np.array(self.labels, np.int32)
+        found = self._without_others()
+        if np.any(found.labels == 0):
+            found.classes, found.labels = [ALL], np.zeros_like(found.labels)
+        return found
 
     def _outside(self, top: Listing) -> None:
         """Counts the files that lie in no class folder; a link that leads nowhere may have been one, and is taken."""

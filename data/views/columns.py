@@ -6,6 +6,7 @@ Draw numbers of a view's key:
     40      flip
     64 + j  drawn value j of the table below
     1024-   jigsaw: 9 that order the patches, 9 of their tops, 9 of their left edges
+    2048-   jigsaw coloured by patch: keys of the patches at the 9 places, of which flip and colours are drawn
 
 A drawn value is low + (high - low) * u, u uniform in [0, 1). An operation of probability p has a value of its own with
 the range from p to p - 1: it is done where the value is above zero. New values are added at the end of the table, so
@@ -17,10 +18,15 @@ import numpy as np
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue in a pixel's grey
 
 BILINEAR, BICUBIC = 0, 1  # filters that resize
+REFLECT, ZERO, EDGE = 0, 1, 2  # what a blur sees beyond a view's border
 
 FLIP_DRAW = 40
 FIRST_DRAW = 64
 JIGSAW_DRAW = 1024
+PATCH_DRAW = 2048
+
+GRID = 3  # patches of a jigsaw in a row
+PATCHES = GRID * GRID
 
 # Drawn values
 JITTER = 0  # done if > 0
@@ -39,7 +45,17 @@ SHIFT_X = 12  # fractions of the side
 SHIFT_Y = 13
 SCALE = 14  # above one enlarges
 SHEAR = 15  # tangent, along x
-VALUES = 16  # how many
+PHOTOMETRIC = 16  # done if > 0: Pillow's operations on bytes, of which each is done if its own value is > 0, too
+POSTERIZE = 17
+BITS = 18  # its floor is how many are kept
+SHARPEN = 19
+SHARPNESS = 20  # factor
+SOLARIZE_EARLY = 21  # before grey and blur, with the threshold that follows; SOLARIZE comes after them
+EARLY_THRESHOLD = 22
+AUTOCONTRAST = 23
+EQUALIZE = 24
+THRESHOLD = 25  # 0..256: SOLARIZE inverts this level and all above
+VALUES = 26  # how many
 
 # Columns of the plan: the low end of each drawn value, the high end of each, and all other parameters
 LOW = 0
@@ -51,11 +67,13 @@ RATIO_LOW = CROP + 3  # width / height
 RATIO_HIGH = CROP + 4
 FLIP = CROP + 5  # probability
 RADIUS = CROP + 6  # of the blur's kernel, pixels
-THRESHOLD = CROP + 7  # 0..255: solarize inverts this value and all above
+BORDER = CROP + 7  # REFLECT, ZERO or EDGE, of the blur
 FILL = CROP + 8  # 0..255: an affine move's pixels from outside the image
-MEAN = CROP + 9  # three numbers, as STD; 0..255
-STD = CROP + 12
-COLUMNS = CROP + 15
+PATCH = CROP + 9  # side of a jigsaw's patches, where they are coloured one by one; else 0
+PATCH_FLIP = CROP + 10  # probability, of each patch
+MEAN = CROP + 11  # three numbers, as STD; 0..255
+STD = CROP + 14
+COLUMNS = CROP + 17
 
 # The 24 orders of the four jitter operations, numbered as in torchvision's ColorJitter
 DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, DO_HUE = range(4)

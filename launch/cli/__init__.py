@@ -1,1 +1,1 @@
-"""The work and the output of each command; above everything else in launch/."""
+"""The commands: what they do and print; above everything else in launch/."""

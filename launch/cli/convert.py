@@ -2,7 +2,9 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kilobatch.data import beton
 from kilobatch.data.beton_note import note_path
@@ -12,6 +14,27 @@ from kilobatch.data.sources.convert import describe
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.path_names import printable
 from kilobatch.data.sources.specs import Split, open_source
+
+
+def convert_or_check(
+    source: str | None,
+    out: Path | None,
+    verify: Path | None,
+    adopt: Path | None,
+    *,
+    class_names: Path | None,
+    label_field: str | None,
+    **options: Any,
+) -> None:
+    """Writes `out`; or, where a file is given, verifies or adopts that one. options: as convert takes them. Raises
+    UserError where these exclude each other, and as the functions below."""
+    refuse_contradictions(adopt, verify, {"--class-names": class_names, "--label-field": label_field})
+    if adopt is not None:
+        adopt_file(adopt, source, out, class_names, label_field)
+    elif verify is not None:
+        verify_file(verify, source, out)
+    else:
+        convert(source, out, **options)
 
 
 def convert(
@@ -63,11 +86,13 @@ def adopt_file(file: Path, source: str | None, out: Path | None, classes: Path |
     print(f"adopted {printable(str(file))}, wrote {printable(note_path(file).name)}: {describe(info)}")
 
 
-def refuse_without_adopt(**options: object) -> None:
-    """Raises UserError where an option is given that only --adopt uses."""
+def refuse_contradictions(adopt: Path | None, verify: Path | None, options: Mapping[str, object]) -> None:
+    """Raises UserError for --adopt together with --verify, and for an option that only --adopt uses without it."""
+    if adopt is not None and verify is not None:
+        raise UserError(f"--adopt checks every byte of a file, as --verify does; leave out --verify {verify}")
     for name, value in options.items():
-        if value is not None:
-            raise UserError(f"--{name} is {value}; it belongs to --adopt: kilobatch convert --adopt FILE --{name} …")
+        if value is not None and adopt is None:
+            raise UserError(f"{name} is {value}; it belongs to --adopt: kilobatch convert --adopt FILE {name} …")
 
 
 def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
@@ -81,6 +106,8 @@ def export(run: str, out: Path, *, force: bool, whole: bool) -> None:
     source = path if is_checkpoint(path) else run_folder.find_run(run)  # by a name alone, as all commands find a run
     metadata = export_encoder(source, out, force=force, whole=whole, report=lambda line: print(line, file=sys.stderr))
     print(f"wrote {out}: {metadata['encoder']} of step {metadata['step']}, for {metadata['loads_into']}")
+    print(f"it takes images prepared so: {metadata['preprocess']}")
+    print(f"in Python: network, preprocess = kilobatch.load_encoder({str(out)!r})")
 
 
 def import_tensorflow(

@@ -5,20 +5,27 @@ Whatever loads torch is imported in the functions that need it, so that a wrong 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.files import discard
+from kilobatch.launch.pipelines.pipeline import resume_hint
+from kilobatch.launch.planning.question import Question
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.output import say, tell
 from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.checks import check
+from kilobatch.launch.recipes.continuation import Continuation, moved_data, refuse_finished, refuse_missing_data
 from kilobatch.launch.recipes.data import PreparedData, prepare_data, with_absolute_paths
+from kilobatch.launch.recipes.overrides import with_name
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, read_recipe, with_images
 from kilobatch.launch.recipes.references import begun
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.launch.runs import final_evaluation, run_folder
-from kilobatch.launch.runs.earlier_checkpoint import set_newer_aside
+from kilobatch.launch.runs import final_evaluation, job_history, run_folder
+from kilobatch.launch.runs.final_evaluation import FinalOutcome
+from kilobatch.launch.runs.former_records import FormerRecords, put_back_if_refused
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 
 FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
@@ -30,9 +37,21 @@ STATUS: dict[int, run_folder.Status] = {
 }
 
 
-def train(name: str, overrides: list[str], workers: int | None) -> int:
-    """Creates a run of a recipe and trains it. Returns the exit code. Raises UserError before any worker is started."""
-    recipe, settings = read_recipe(name, overrides)
+def train(
+    name: str,
+    overrides: list[str],
+    workers: int | None,
+    anyway: bool = False,
+    run_name: str | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Creates a run of a recipe and trains it. Returns the exit code. Raises UserError before any worker is started.
+
+    anyway: it is meant although the plan says that it cannot fit into memory; else it is refused then, and no run
+    folder is left; run_name: of its folder; None: the recipe's run.name, or the recipe's name and the time; dry_run:
+    check all that can be checked without the data, print the resolved recipe, and create nothing.
+    """
+    recipe, settings = read_recipe(name, with_name(overrides, run_name))
     if workers is None:
         from kilobatch.launch.worker.devices import default_workers
 
@@ -40,32 +59,50 @@ def train(name: str, overrides: list[str], workers: int | None) -> int:
     check(recipe, workers, settings)
     _check_device(recipe, workers)
     recipe = with_absolute_paths(recipe)  # so that the run is resumed and evaluated on the same data from any folder
+    if dry_run:
+        say(recipe.dump_yaml().rstrip())
+        tell(
+            f"kilobatch: nothing was created; it would train in {run_folder.new_run_path(recipe.run, Path(name).stem)}"
+        )
+        return FINISHED
     data = prepare_data(recipe)
     folder = run_folder.create_run(recipe.run, Path(name).stem, recipe.dump_yaml(), workers)
     say(f"run: {folder}")
-    return _train(folder, workers, data)
+    question = Question(folder, recipe, workers, anyway=anyway)
+    code = _train(folder, workers, data, question=question)
+    if question.refused:
+        discard(folder)
+        tell(f"kilobatch: nothing was trained; {folder} is removed")
+    return code
 
 
-def resume(run: str, workers: int | None, accept_changes: bool = False, from_step: int | None = None) -> int:
+def resume(
+    run: str,
+    workers: int | None,
+    continuation: Continuation,
+    from_step: int | None = None,
+    anyway: bool = False,
+    stage: bool = False,
+) -> int:
     """Continues a run from its newest complete checkpoint, or from that of a step, which has been checked. Returns the
     exit code.
 
-    accept_changes: whether changes of its data and recipe since it began are meant; else it is refused for them.
+    continuation: the changes that are meant; for any other change of its data and recipe since it began it is refused;
+    anyway: as `train` takes it; stage: its pipeline is what goes on, and what is to be resumed if it ends early.
     """
     folder = run_folder.find_run(run)
-    recipe, settings = load_recipe(folder / "recipe.yaml")
+    recipe, settings = continuation.read(folder)
     if workers is None:
         workers = run_folder.read_state(folder).workers
+    refuse_missing_data(folder, recipe, settings, "resume")
     check(recipe, workers, settings, begun=begun(folder))
     _check_device(recipe, workers)
-    if run_folder.status(folder) == "finished":
-        raise UserError(f"{folder} has finished; nothing is left to resume (kilobatch eval {folder}, or export)")
+    refuse_finished(folder, recipe)
     data = prepare_data(recipe)
-    found = changes.changes_of(folder, recipe, data)
-    if not accept_changes:
-        changes.refuse_changes(folder, found)
-    record = partial(changes.record_accepted, folder, recipe, data, found) if found else None
-    return _train(folder, workers, data, record=record, from_step=from_step)
+    found = continuation.compare(folder, recipe, data)
+    record = partial(continuation.write, folder, recipe, data, found)
+    question = Question(folder, recipe, workers, anyway=anyway)
+    return _train(folder, workers, data, record=record, from_step=from_step, question=question, stage=stage)
 
 
 def evaluate(
@@ -74,10 +111,13 @@ def evaluate(
     overrides: list[str],
     named: Mapping[str, str | None],
     workers: int | None,
+    data_roots: Sequence[str] = (),
 ) -> int:
     """Evaluates a run's newest checkpoint. Returns the exit code.
 
-    overrides: of the section evaluate; named: images for "train" and "test"; None: the recipe's.
+    evaluators: none: those of evaluate.final, or of these what failed at the training's end.
+    overrides: of the section evaluate; named: images for "train" and "test"; None: the recipe's; data_roots: OLD=NEW,
+    folders of data that have moved.
     """
     folder = run_folder.find_run(run)
     if foreign := [override for override in overrides if not override.startswith("evaluate.")]:
@@ -85,16 +125,21 @@ def evaluate(
             f"override '{foreign[0]}' is not of the section evaluate; the run is as it was trained, and kilobatch eval "
             "changes only how it is asked, such as evaluate.knn.k=20 (other images: --train, --test)"
         )
+    overrides = [*moved_data(load_recipe(folder / "recipe.yaml")[0], data_roots), *overrides]
     recipe, settings = load_recipe(folder / "recipe.yaml", overrides)
     recipe = with_images(recipe, named["train"], named["test"])
+    refuse_missing_data(folder, recipe, settings, "eval")
     if recipe.data.test is None:
         raise UserError(f"{folder} was trained without a test set; give --test, a .beton or a source")
     if not (evaluators or any(named.values())) and run_folder.read_state(folder).evaluation == "failed":
         return _evaluate_again(folder, recipe, settings, workers, overrides)
+    evaluators = evaluators or list(dict.fromkeys(recipe.evaluate.final))
     if not evaluators:
-        raise UserError("nothing to evaluate; give --knn, --linear, --fast-linear or --classify")
-    if workers is None:
-        workers = run_folder.read_state(folder).workers
+        raise UserError(
+            f"nothing to evaluate: evaluate.final of {folder} is empty; give --knn, --linear, --fast-linear, --moved, "
+            "--picture or --classify"
+        )
+    workers = _workers_of_a_machine(folder) if workers is None else workers
     check(recipe, workers, settings, evaluators)
     _check_device(recipe, workers)
     if not list_checkpoints(folder / "checkpoints"):
@@ -103,16 +148,23 @@ def evaluate(
     changes.refuse_other_images(folder, recipe, data, named, evaluators)
     images = [word for split, spec in named.items() if spec is not None for word in (f"--{split}", spec)]
     arguments = [*overrides, "--evaluate", ",".join(evaluators), *images]
-    return _conclude(folder, _start_workers(folder, workers, data, arguments))
+    return conclude(folder, _start_workers(folder, workers, data, arguments))
 
 
 def _evaluate_again(folder: Path, recipe: Recipe, settings: Settings, workers: int | None, overrides: list[str]) -> int:
     """Asks again what failed in the evaluation at the end of a training. Returns the exit code."""
-    if workers is None:
-        workers = run_folder.read_state(folder).workers
-    check(recipe, workers, settings, begun=begun(folder))
+    workers = _workers_of_a_machine(folder) if workers is None else workers
+    during = [recipe.evaluate.during] if recipe.evaluate.every_epochs else []
+    check(recipe, workers, settings, [*recipe.evaluate.final, *during])
     _check_device(recipe, workers)
     return _train(folder, workers, prepare_data(recipe), evaluate_again=True, overrides=overrides)
+
+
+def _workers_of_a_machine(folder: Path) -> int:
+    """How many workers of a run's training one machine had: of a job on several nodes, those of a node."""
+    job = job_history.read_job_file(folder)
+    workers = run_folder.read_state(folder).workers
+    return job.workers_per_node if job and job.job_id and job.cluster == "slurm" else workers
 
 
 def _check_device(recipe: Recipe, workers: int) -> None:
@@ -131,25 +183,32 @@ def _train(
     evaluate_again: bool = False,
     from_step: int | None = None,
     overrides: Sequence[str] = (),
+    question: Question | None = None,
+    stage: bool = False,
 ) -> int:
     """Runs the workers, and keeps the run's state. Returns the exit code.
 
     record: called first, if the run is free; evaluate_again: the training has finished, and the evaluation is asked
     again for what has no result; from_step: the step of the checkpoint to go on from, None: the newest; overrides: of
-    the recipe.
+    the recipe; question: None: it is not asked whether the training fits into memory; stage: as `resume` takes it.
     """
-    resume_hint = f"resume with: kilobatch resume {folder}"
-    recipe, _ = load_recipe(folder / "recipe.yaml")
 
     def start(more: list[str]) -> RunOutcome:
-        return _start_workers(folder, workers, data, [*overrides, *more])
+        return _start_workers(folder, workers, data, [*overrides, *more], question)
 
     with run_folder.locked(folder):
-        if from_step is not None and (aside := set_newer_aside(folder, from_step)) is not None:
-            tell(f"kilobatch: the newer checkpoints are now in {aside}")
-        if record:
-            record()
-        run_folder.set_status(folder, "running", workers)
+        goes_on = record is not None and run_folder.written_status(folder) != "new"
+        with put_back_if_refused(former := FormerRecords(folder)):
+            if from_step is not None and (aside := former.set_newer_aside(from_step)) is not None:
+                tell(f"kilobatch: the newer checkpoints are now in {aside}")
+            if record:
+                record()
+            if not evaluate_again:
+                job_history.leave_job(folder)
+        recipe, _ = load_recipe(folder / "recipe.yaml")
+        # Those that train: by default a resume takes as many, and an evaluation may have been given others.
+        recorded = run_folder.read_state(folder).workers if evaluate_again else workers
+        run_folder.set_status(folder, "running", recorded)
         # Kept where an exception ends the launcher: it has ended its workers then.
         status: run_folder.Status = "finished" if evaluate_again else "interrupted"
         evaluation: run_folder.EvaluationStatus | None = "failed" if evaluate_again else None
@@ -161,37 +220,54 @@ def _train(
                 evaluates=recipe.data.test is not None,
                 rest=evaluate_again,
             )
-            code = _conclude(folder, outcome.workers)
+            code = conclude(folder, outcome.workers)
             if code == FINISHED or not evaluate_again:
                 status, evaluation = STATUS[code], outcome.evaluation
         finally:
-            run_folder.set_status(folder, status, workers, evaluation)
-    if outcome.failures:
-        ask = f"ask again with: kilobatch eval {folder}"
-        tell(f"kilobatch: {folder} is trained, but its evaluation failed: {outcome.failures}; {ask}")
-    if evaluate_again:
-        return code
-    if code == INTERRUPTED:
-        tell(f"kilobatch: stopped; {resume_hint}")
-    elif code == FAILED and not any("kilobatch resume" in line for line in outcome.workers.lines):
-        tell(resume_hint)
+            run_folder.set_status(folder, status, recorded, evaluation)
+        if goes_on and code == REFUSED and not outcome.workers.stepped and former.put_back():
+            tell(f"kilobatch: {folder} is as it was before this command")
+    _tell_of_end(folder, code, outcome, resumes=not evaluate_again, stage=stage)
     return code
 
 
-def _start_workers(folder: Path, workers: int, data: PreparedData, arguments: list[str]) -> RunOutcome:
+def _tell_of_end(folder: Path, code: int, outcome: FinalOutcome, *, resumes: bool, stage: bool) -> None:
+    """Prints the commands that come next. resumes: it was to train; stage: as `resume` takes it."""
+    if outcome.failures:
+        ask = f"ask again with: kilobatch eval {folder}"
+        tell(f"kilobatch: {folder} is trained, but its evaluation failed: {outcome.failures}; {ask}")
+    if resumes and code == FINISHED and not stage and not outcome.failures:
+        say(f"trained: {folder}; kilobatch embed {folder} IMAGES features.npz writes its features of images")
+    ends = {INTERRUPTED: "stopped", FAILED: "failed", REFUSED: "refused"}
+    if resumes and (code in (INTERRUPTED, FAILED) or (code == REFUSED and stage)):
+        hint = resume_hint(folder, outcome.workers.lines, alone=not stage)
+        if hint or stage:
+            tell(f"kilobatch: {ends[code]}{f' in {folder.name}' if stage else ''}{hint}")
+
+
+def _start_workers(
+    folder: Path, workers: int, data: PreparedData, arguments: list[str], question: Question | None = None
+) -> RunOutcome:
     from kilobatch.launch.processes import launcher
 
+    say(f"starting {workers} {'worker' if workers == 1 else 'workers'}")
     stall_minutes = load_recipe(folder / "recipe.yaml")[0].run.stall_minutes
-    return launcher.run_workers(
+    run = partial(
+        launcher.run_workers,
         folder,
         workers,
         "kilobatch.launch.worker.main",
         [str(folder), *arguments, *data.arguments()],
         stall_minutes,
     )
+    if question is None:
+        return run()
+    with closing(question):
+        question.ask(data)
+        return question.explain(run(question=question))
 
 
-def _conclude(folder: Path, outcome: RunOutcome) -> int:
+def conclude(folder: Path, outcome: RunOutcome) -> int:
     """Prints why the workers ended. Returns the exit code."""
     match outcome.kind:
         case "finished":
@@ -209,7 +285,7 @@ def _conclude(folder: Path, outcome: RunOutcome) -> int:
 
 def _failure_message(outcome: RunOutcome, folder: Path) -> str:
     if outcome.rank is None:
-        return f"the run hangs: {outcome.how}; logs with all stacks: {folder / 'logs'}"
+        return f"the run hangs: {outcome.how}; logs of all ranks, with their stacks: {folder / 'logs'}"
     what = "hangs" if outcome.kind == "stalled" else "failed first"
     if not outcome.lines:
         last_lines = "it wrote nothing"

@@ -4,18 +4,18 @@ that is allowed."""
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
-from kilobatch.data.files import is_full_disk, refusal_of
-from kilobatch.launch.jobs.node_workers import meeting_name, read_job, run_node_workers, workers_per_node
+from kilobatch.launch.jobs.node_workers import meeting_name, own_failure, read_job, run_node_workers, workers_per_node
 from kilobatch.launch.jobs.signals import Signals, StopSignal
-from kilobatch.launch.pipelines.pipeline import reason_to_wait
+from kilobatch.launch.pipelines.pipeline import reason_to_wait, resume_hint
 from kilobatch.launch.pipelines.results import conclude_after_last_stage
+from kilobatch.launch.planning.question import Question
 from kilobatch.launch.processes.exit_status import RunOutcome, this_host
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes.recipe import Recipe
@@ -27,7 +27,6 @@ SIGNAL_SLACK_SECONDS = 90.0  # by which a scheduler's signal may come earlier th
 TAKEOVER_SECONDS = 300.0  # for an attempt that SLURM took for dead to notice its successor and save
 SUCCESSOR_CHECK_SECONDS = 10.0  # between two checks for a successor
 TIME_LIMIT_SECONDS = 5.0  # before the time limit, from which on an end is counted as the limit's
-LAST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def run_attempt(folder: Path, task: Task, scheduler: Scheduler, signals: Signals
             return AttemptOutcome(requeued=False, code=1)
     try:
         recipe, job = read_job(folder)
-        run_node_workers(folder, task, recipe, job, signals.stop_requested, list, meeting_name(task))
+        workers = workers_per_node(task, job)
+        run_node_workers(folder, task, workers, recipe, job, signals.stop_requested, list, meeting_name(task))
     except Exception:
         # Node 0 notices that this agent is gone, and records it in attempts.jsonl. With an exit code other than 0 from
         # here, SLURM would kill node 0 before it could.
@@ -101,7 +101,7 @@ class _Attempt:
         except UserError as error:
             outcome = RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {error}"])
         except Exception as error:  # of this process itself: attempts.jsonl has to say so before it ends
-            outcome = _own_failure(error)
+            outcome = own_failure(error)
         if self.superseded:
             job_history.record_end(
                 folder, self.number, "node_failed", how="taken for dead; its successor goes on", requeued=True
@@ -110,20 +110,21 @@ class _Attempt:
         return self._finish(outcome, recipe, workers)
 
     def _train_and_evaluate(self, recipe: Recipe, job: JobFile) -> RunOutcome:
-        starts = count()
+        starts, nodes, per_node = count(), self.task.nodes, workers_per_node(self.task, job)
 
         def start(more: list[str]) -> RunOutcome:
-            prepare = partial(self._prepare, recipe)
-            meeting = meeting_name(self.task, next(starts))
-            return run_node_workers(self.folder, self.task, recipe, job, self._stop_requested, prepare, meeting, more)
+            question = Question(self.folder, recipe, per_node, nodes, other_nodes=True, anyway=job.anyway)
+            prepare, number = partial(self._prepare, recipe, question), next(starts)
+            task = replace(self.task, nodes=1) if number else self.task  # the other nodes' agents have ended
+            parts = prepare, meeting_name(task, number), more, question
+            with closing(question):
+                ended = run_node_workers(self.folder, task, per_node, recipe, job, self._stop_requested, *parts)
+                return question.explain(ended)
 
-        final = final_evaluation.run_to_the_end(
-            self.folder,
-            recipe.schedule.epochs,
-            start,
-            evaluates=recipe.data.test is not None,
-            restarts=self.task.nodes == 1,  # the other nodes' agents have ended
-        )
+        epochs, evaluates = recipe.schedule.epochs, recipe.data.test is not None
+        # Where an earlier attempt of this job has trained to the end, what it has evaluated is kept.
+        again = evaluates and bool(self._earlier()) and final_evaluation.training_finished(self.folder, epochs)
+        final = final_evaluation.run_to_the_end(self.folder, epochs, start, evaluates=evaluates, rest=again)
         self._evaluation, self._failures = final.evaluation, final.failures
         return final.workers
 
@@ -150,12 +151,16 @@ class _Attempt:
         assert last.reason is not None, "job_history.with_unreported_end gives one"
         job_history.record_end(self.folder, last.attempt, last.reason, how=last.how, stopped=why)
         run_folder.set_status(self.folder, "failed", last.workers)
-        tell(f"kilobatch: not begun anew: {why}")
+        tell(f"kilobatch: not begun anew: {why}{resume_hint(self.folder)}")
         return AttemptOutcome(requeued=False, code=1)
 
     def _attempts(self) -> list[job_history.Attempt]:
         """The attempts of this job. Those of the run's earlier jobs do not count: run.requeue is for each job anew."""
         return [attempt for attempt in job_history.read_attempts(self.folder) if attempt.job == self.task.job]
+
+    def _earlier(self) -> list[job_history.Attempt]:
+        """The attempts of this job before this one."""
+        return [attempt for attempt in self._attempts() if attempt.attempt < self.number]
 
     def _time_limit(self) -> float | None:
         try:
@@ -174,7 +179,7 @@ class _Attempt:
                 lock = run_folder.locked(self.folder)
                 lock.__enter__()
                 break
-            except UserError:
+            except run_folder.Locked:
                 if time.monotonic() > deadline:
                     raise
             if self._stop_requested():
@@ -185,13 +190,16 @@ class _Attempt:
         finally:
             lock.__exit__(None, None, None)
 
-    def _prepare(self, recipe: Recipe) -> list[str]:
-        """Prepares the data. Returns the arguments of a worker that names them; none where a signal has stopped it, as
-        no worker starts then."""
+    def _prepare(self, recipe: Recipe, question: Question) -> list[str]:
+        """Prepares the data, and asks about them. Returns the arguments of a worker that names them; none where a
+        signal has stopped it, as no worker starts then."""
         from kilobatch.launch.recipes.data import prepare_data
 
         data = self.signals.run_unless_stopped(lambda: prepare_data(recipe))
-        return data.arguments() if data else []
+        if data is None:
+            return []
+        question.ask(data)
+        return data.arguments()
 
     def _stop_requested(self) -> str | None:
         """Why the workers have to stop: the signal that came, or an attempt that has taken over; None: they need not.
@@ -203,7 +211,7 @@ class _Attempt:
             job_history.record_stop_request(self.folder, self.number, self.signals.name, self._reason_of_signal())
         if time.monotonic() > self._checked_at + SUCCESSOR_CHECK_SECONDS:
             self._checked_at = time.monotonic()
-            self.superseded = job_history.read_attempts(self.folder)[-1].attempt > self.number
+            self.superseded = any(one.attempt > self.number for one in job_history.read_attempts(self.folder))
         return "a newer attempt" if self.superseded else self.signals.name
 
     def _reason_of_signal(self) -> Reason:
@@ -226,9 +234,10 @@ class _Attempt:
             return AttemptOutcome(requeued=False, code=0)
         fate = self._fate()
         reason = self._reason(outcome, fate)
-        attempts = self._attempts()
-        current = attempts[-1].model_copy(update={"reason": reason, "step": job_history.last_step(self.folder)})
-        why = requeue.reason_to_stop([*attempts[:-1], current], recipe.run.requeue)
+        own = {"attempt": self.number, "job": self.task.job, "restart": self.task.restart, "nodes": self.task.hosts}
+        own |= {"workers": workers, "reason": reason, "step": job_history.last_step(self.folder)}
+        current = job_history.Attempt(began="", from_step=0, **own)
+        why = requeue.reason_to_stop([*self._earlier(), current], recipe.run.requeue)
         how = outcome.how or (f"asked to stop by {self.signals.name}" if self.signals.name else None)
         job_history.record_end(
             self.folder,
@@ -247,7 +256,7 @@ class _Attempt:
         run_folder.set_status(self.folder, "cancelled" if reason == "cancelled" else "failed", workers)
         if fate == "requeued":  # by the scheduler, which does not know run.requeue
             self.scheduler.cancel([self.task.job])
-        tell(f"kilobatch: not queued anew: {why}")
+        tell(f"kilobatch: not queued anew: {why}{resume_hint(self.folder, outcome.lines)}")
         return AttemptOutcome(requeued=False, code=0 if reason == "cancelled" else 1)
 
     def _requeue(self, fate: Fate, workers: int) -> AttemptOutcome:
@@ -264,7 +273,7 @@ class _Attempt:
             except UserError as error:
                 job_history.record_not_requeued(self.folder, self.number, str(error))
                 run_folder.set_status(self.folder, "interrupted", workers)
-                tell(f"kilobatch: not queued anew: {error}; go on with: kilobatch resume {self.folder}")
+                tell(f"kilobatch: not queued anew: {error}{resume_hint(self.folder)}")
                 return AttemptOutcome(requeued=False, code=1)
         return AttemptOutcome(requeued=True, code=0)
 
@@ -289,11 +298,3 @@ class _Attempt:
         if outcome.kind == "interrupted":
             return self._reason_of_signal()
         return "node_failed" if outcome.kind == "lost" else "crashed"
-
-
-def _own_failure(error: Exception) -> RunOutcome:
-    """The outcome where this process itself has failed: a refusal on a full disk, which a requeue would not mend."""
-    if isinstance(error, OSError) and is_full_disk(error):
-        return RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {refusal_of(error)}"])
-    lines = traceback.format_exc().splitlines()[-LAST_LINES:]
-    return RunOutcome("failed", None, this_host(), f"the launcher failed: {error!r}", lines)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import Mistakes, UserError, choices
+from kilobatch.data.files import read_record
 from kilobatch.launch.recipes import validation_errors
 from kilobatch.launch.recipes.catalogue import is_path
 from kilobatch.launch.recipes.settings import Key, Settings, dump, format_path, read_file
@@ -86,11 +87,13 @@ class Cluster(BaseModel):
     exclude: Text | None = Field(default=None, description="Nodes that must not be used.")
     nodes: int = Field(default=1, ge=1, description="Number of machines. Default: 1.")
     gpus_per_node: int = Field(
-        default=0, ge=0, description="GPUs on each node, with one worker for each. Default: 0, which trains on CPUs."
+        default=0,
+        ge=0,
+        description="Number of GPUs on each machine, with one worker for each. Default: 0, which trains on CPUs.",
     )
     gpu_type: Text | None = Field(default=None, description="Type of GPU, such as a100, if the cluster wants it named.")
     workers_per_node: int | None = Field(
-        default=None, ge=1, description="Workers on each node when training on CPUs. Default: 1."
+        default=None, ge=1, description="Number of workers on each machine, where they train on CPUs. Default: 1."
     )
     cpus_per_worker: int = Field(
         default=8,
@@ -172,7 +175,7 @@ def choose_cluster(cluster_name: str | None, options: dict[str, Any]) -> tuple[C
         (cluster_name, "--cluster") if cluster_name and not is_file else (default, settings.where(("default",)))
     )
     if name not in (None, LOCAL, *clusters):
-        hint = did_you_mean(str(name), [LOCAL, *clusters])
+        hint = choices(str(name), sorted([LOCAL, *clusters]))
         raise UserError(f"{where}: there is no cluster '{name}' in {format_path(path)}{hint}")
     if name is None and clusters and not settings.values:
         several = ", ".join([*sorted(clusters), LOCAL])
@@ -187,8 +190,13 @@ def choose_cluster(cluster_name: str | None, options: dict[str, Any]) -> tuple[C
 
 
 def cluster_again(kind: ClusterKind, path: Path, options: dict[str, Any]) -> Cluster:
-    """The resources of a run's last submission (its cluster.yaml), with the command line's options on top."""
-    base = _section(read_file(path), ()) if path.read_bytes().strip() not in (b"", b"{}") else Settings()
+    """The resources of a run's last submission (its cluster.yaml), with the command line's options on top. Raises
+    UserError where the file is missing or damaged."""
+    try:
+        asked_for_nothing = read_record(path).strip() in (b"", b"{}")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, so that the resources are not known; give --cluster NAME") from None
+    base = Settings() if asked_for_nothing else _section(read_file(path), ())
     return _checked(kind, _validated(base.under(_from_command_line(options, base))))
 
 
@@ -213,8 +221,8 @@ def _from_command_line(options: dict[str, Any], base: Settings) -> Settings:
 
 
 def flag(name: str) -> str:
-    """The command line's option for a field."""
-    return "--" + name.removesuffix("_seconds").replace("_", "-")
+    """The command line's option for a field: --gpu and --signal-lead for gpu_type and signal_lead_seconds."""
+    return "--" + name.removesuffix("_seconds").removesuffix("_type").replace("_", "-")
 
 
 def names_cluster(workers: int | None, cluster_name: str | None, resources: dict[str, Any], verb: str) -> bool:
@@ -236,7 +244,10 @@ def _validated(settings: Settings) -> Cluster:
     try:
         return _Whole.model_validate_json(json.dumps(settings.values), strict=True).cluster
     except ValidationError as error:
-        raise validation_errors.user_error(error, settings, _Whole) from error
+        mistakes = Mistakes()
+        validation_errors.note(error, settings, _Whole, mistakes)
+        mistakes.refuse()
+        raise
 
 
 def _checked(kind: ClusterKind, cluster: Cluster) -> Cluster:

@@ -1,10 +1,14 @@
 """Starts the workers of a job on one of its nodes."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
-from kilobatch.launch.processes.exit_status import RunOutcome
+from kilobatch.data.files import is_full_disk, refusal_of
+from kilobatch.launch.processes.exit_status import RunOutcome, this_host
+from kilobatch.launch.processes.supervisor import MemoryQuestion
+from kilobatch.launch.processes.victims import LAST_LINES
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.job_history import JobFile
@@ -32,14 +36,16 @@ def meeting_name(task: Task, start: int = 0) -> str:
 def run_node_workers(
     folder: Path,
     task: Task,
+    workers: int,
     recipe: Recipe,
     job: JobFile,
     stop_requested: Callable[[], str | None],
     prepare: Callable[[], list[str]],
     meeting: str,
     arguments: Sequence[str] = (),
+    question: MemoryQuestion | None = None,
 ) -> RunOutcome:
-    """Runs this node's workers, with these arguments after the run's folder, until those of all nodes have ended; the
+    """Runs this node's `workers`, with these arguments after the run's folder, until those of all nodes have ended; the
     others as agent.run_node has them."""
     from kilobatch.launch.nodes import agent
 
@@ -47,11 +53,20 @@ def run_node_workers(
         folder,
         task.node,
         task.nodes,
-        workers_per_node(task, job),
+        workers,
         meeting,
         [str(folder), *arguments],
         interface=job.interface,
         stop_requested=stop_requested,
         stall_minutes=recipe.run.stall_minutes,
         prepare=prepare,
+        question=question,
     )
+
+
+def own_failure(error: Exception) -> RunOutcome:
+    """The outcome where this process itself has failed: a refusal on a full disk, which a requeue would not mend."""
+    if isinstance(error, OSError) and is_full_disk(error):
+        return RunOutcome("refused", None, this_host(), lines=[f"kilobatch: {refusal_of(error)}"])
+    lines = traceback.format_exc().splitlines()[-LAST_LINES:]
+    return RunOutcome("failed", None, this_host(), f"the launcher failed: {error!r}", lines)

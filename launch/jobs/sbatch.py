@@ -2,7 +2,7 @@
 
 import shlex
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +73,23 @@ def submit_array(
     return [job.job_id for job in jobs]
 
 
-def chain(cluster: Cluster, name: str, code: Path, runs: Sequence[Path], after: str | None = None) -> list[str]:
-    """Submits a job for each run, which begins when the job before it has finished. Returns their ids.
+def chain(cluster: Cluster, name: str, code: Path, runs: Sequence[Path], after: str | None = None) -> Iterator[str]:
+    """Submits a job for each run, which begins when the job before it has finished. Yields each id once it is known.
 
     after: the job that the first one waits for. Where a job fails or is cancelled, SLURM removes those that wait for it
-    from the queue. Raises UserError as `queue` does, after the jobs that were already queued have been cancelled.
+    from the queue. Raises UserError as submit_array does, after the jobs that were already queued have been cancelled;
+    NoAnswer leaves these, and the runs that follow are not submitted.
     """
     ids: list[str] = []
     for run in runs:
         try:
             ids += submit_array(cluster, f"{name}-{run.name}", run / "submitit", code, [run], ids[-1] if ids else after)
-        except UserError:
+        except NoAnswer:
+            raise
+        except (UserError, OSError):
             Slurm().cancel(ids)
             raise
-    return ids
+        yield ids[-1]
 
 
 def _executor(cluster: Cluster, name: str, logs: Path, code: Path, after: str | None = None) -> _Executor:
@@ -119,7 +122,8 @@ def _parameters(cluster: Cluster, name: str, code: Path, after: str | None) -> d
         "signal_delay_s": lead_seconds("slurm", cluster),
         "stderr_to_stdout": True,
         # Since SLURM 22.05, srun does not take --cpus-per-task from sbatch: without it, a task is bound to one CPU.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
+        # The first node's task outlives the others where a part of the evaluation is asked again: whatever WaitTime is.
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=0", f"--cpus-per-task={cpus}"],
         "wckey": None,  # submitit sets one of its own, and clusters that check wckeys reject it
         "additional_parameters": {"requeue": True} | cluster.extra | dependency,
         "setup": [*cluster.setup, *environment(code)],

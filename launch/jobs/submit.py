@@ -1,10 +1,10 @@
 """`kilobatch submit`: checks a recipe or all points of a sweep, creates run folders and a copy of the code, and queues
 the jobs. Loads no torch."""
 
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from kilobatch.data.files import discard, write_whole
 from kilobatch.launch.jobs import code_snapshot, local_queue, sbatch
 from kilobatch.launch.jobs.cluster import Cluster, ClusterKind, choose_cluster, lead_seconds
 from kilobatch.launch.processes.output import say, tell
-from kilobatch.launch.recipes import changes, sweep
+from kilobatch.launch.recipes import sweep
 from kilobatch.launch.recipes.checks import check
+from kilobatch.launch.recipes.continuation import Continuation
 from kilobatch.launch.recipes.data import prepare_data, with_absolute_paths
+from kilobatch.launch.recipes.overrides import with_name
 from kilobatch.launch.recipes.recipe import Recipe, read_recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.runs import job_history, run_folder
+from kilobatch.launch.runs.former_records import FormerRecords
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.environment import left_out_options
 from kilobatch.launch.schedulers.scheduler import NoAnswer
@@ -32,16 +35,17 @@ def submit(
     cluster_name: str | None,
     resources: dict[str, Any],
     dry_run: bool,
+    anyway: bool = False,
 ) -> list[Path]:
     """Queues a job for a recipe, or an array of jobs for a sweep of it.
 
     run_name: None for the recipe's name and the time; cluster_name, resources: as choose_cluster takes them; dry_run:
-    print what would be given to the scheduler, and create nothing. Returns the runs' folders. Raises UserError before
+    print what would be given to the scheduler, and create nothing; anyway: the job trains even if the plan, which is
+    asked on its first node, says that it cannot fit into memory. Returns the runs' folders. Raises UserError before
     anything is created; where the scheduler refuses, all that was created is removed.
     """
     kind, cluster = choose_cluster(cluster_name, resources)
-    if run_name is not None:
-        overrides = [*overrides, f"run.name={json.dumps(run_name)}"]
+    overrides = with_name(overrides, run_name)
     points = sweep.points(sweeps)
     recipes = [_read(name, [*overrides, *point.changes], kind, cluster) for point in points]
     top = run_folder.new_run_path(recipes[0].run, Path(name).stem)
@@ -52,10 +56,11 @@ def submit(
     check_submittable(kind, top)
     folders = _create_runs(top, names, recipes, Path(name).stem, cluster)
     try:
-        ids = queue_runs(kind, cluster, top, folders, code_snapshot.take_snapshot(top / "code"))
+        code = code_snapshot.take_snapshot(top / "code")
+        ids = queue_runs(kind, cluster, top, folders, code, anyway=anyway)
     except NoAnswer as error:  # the job may come, and needs the folders
-        raise unknown_submission(top, error) from error
-    except UserError:
+        raise unknown_submission(top, folders, error) from error
+    except (UserError, OSError):
         discard(top)
         raise
     print_submission(top, ids, cluster)
@@ -103,23 +108,20 @@ def check_submittable(kind: ClusterKind, top: Path) -> None:
         )
 
 
-def unknown_submission(top: Path, error: NoAnswer) -> NoAnswer:
-    """The message for a submission of which SLURM does not tell whether it worked."""
+def unknown_submission(top: Path, folders: Sequence[Path], error: NoAnswer) -> NoAnswer:
+    """The message for a submission, of a run or of a sweep's runs, of which SLURM does not tell whether it worked."""
+    others = ", and likewise of its other runs," if len(folders) > 1 else ""
     return NoAnswer(
-        f"it is not known whether the job of {top} is queued: {error}; if it comes, it trains there, and kilobatch "
-        f"status {top} shows it; if it does not: kilobatch resume {top}"
+        f"it is not known whether the job of {top} is queued: {error}; if it comes, it trains there; once SLURM "
+        f"answers, kilobatch resume {folders[0]}{others} looks for it, and queues it where there is none"
     )
 
 
-def compare_with_beginning(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
-    """Raises UserError where a run's recipe has changed since it began. Its data, which may take long to convert, are
-    compared by the job; or here, where the changes are accepted and recorded."""
-    if not accept_changes:
-        changes.refuse_changes(folder, changes.recipe_changes(folder, recipe))
-        return
-    data = prepare_data(recipe)
-    if found := changes.changes_of(folder, recipe, data):
-        changes.record_accepted(folder, recipe, data, found)
+def compare_with_beginning(folder: Path, recipe: Recipe, continuation: Continuation) -> Callable[[], None]:
+    """Returns what writes the changes that are meant. Raises UserError where a run's recipe has changed otherwise since
+    it began. Its data, which may take long to convert, are compared by the job; or here, where changes are recorded."""
+    data = prepare_data(recipe) if continuation.records else None
+    return partial(continuation.write, folder, recipe, data, continuation.compare(folder, recipe, data))
 
 
 def _create_runs(top: Path, names: list[str], recipes: list[Recipe], recipe_name: str, cluster: Cluster) -> list[Path]:
@@ -145,14 +147,17 @@ def queue_runs(
     *,
     chained: bool = False,
     after: str | None = None,
+    anyway: bool = False,
 ) -> list[str]:
     """Submits runs to the scheduler. Writes their job.json, and the job's id into it as soon as there is one.
 
     top: the folder of the run, sweep or pipeline; code: the snapshot that the jobs run; chained: each run waits until
-    the one before it has finished, and the first one waits for the job `after`. Returns the jobs' ids. Raises UserError
-    where the scheduler refuses.
+    the one before it has finished, and the first one waits for the job `after`; anyway: as `submit` takes it. Returns
+    the jobs' ids. Raises UserError where the scheduler refuses; where it does not answer, runs that were not submitted
+    are left as they were.
     """
-    files = [_job_file(kind, cluster, top, folder, code) for folder in folders]
+    before = {folder: FormerRecords(folder) for folder in folders}
+    files = [_job_file(kind, cluster, top, folder, code, anyway) for folder in folders]
     for k, (folder, file) in enumerate(zip(folders, files, strict=True)):
         (folder / "cancelled").unlink(missing_ok=True)
         if chained:
@@ -163,17 +168,24 @@ def queue_runs(
         job_history.write_job_file(folder, files[k])
         run_folder.set_status(folder, "queued", cluster.nodes * cluster.workers)
     if kind == "slurm" and chained:
-        ids = sbatch.chain(cluster, top.name, code, folders, after)
+        submitted = sbatch.chain(cluster, top.name, code, folders, after)
     elif kind == "slurm":
-        ids = sbatch.submit_array(cluster, top.name, top / "submitit", code, folders)
+        submitted = iter(sbatch.submit_array(cluster, top.name, top / "submitit", code, folders))
     else:
-        ids = local_queue.start(folders, code)
-    for folder, file, job_id in zip(folders, files, ids, strict=True):
-        job_history.write_job_file(folder, file.model_copy(update={"job_id": job_id}))
+        submitted = iter(local_queue.start(folders, code))
+    ids: list[str] = []
+    try:
+        for folder, file in zip(folders, files, strict=True):
+            ids.append(next(submitted))
+            job_history.write_job_file(folder, file.model_copy(update={"job_id": ids[-1]}))
+    except NoAnswer:
+        for folder in folders[len(ids) + 1 :] if chained else ():
+            before[folder].put_back()
+        raise
     return ids
 
 
-def _job_file(kind: ClusterKind, cluster: Cluster, top: Path, folder: Path, code: Path) -> JobFile:
+def _job_file(kind: ClusterKind, cluster: Cluster, top: Path, folder: Path, code: Path, anyway: bool) -> JobFile:
     previous = job_history.read_job_file(folder)
     return JobFile(
         cluster=kind,
@@ -186,6 +198,7 @@ def _job_file(kind: ClusterKind, cluster: Cluster, top: Path, folder: Path, code
         interface=cluster.interface,
         signal_lead_seconds=lead_seconds(kind, cluster),
         time_minutes=cluster.minutes,
+        anyway=anyway,
         earlier=[*previous.earlier, *filter(None, [previous.job_id])] if previous else [],
     )
 

@@ -2,6 +2,7 @@
 one machine, is told of failures and stops on the other nodes, and ends together with them."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -13,8 +14,10 @@ from kilobatch.launch.nodes import rendezvous
 from kilobatch.launch.nodes.connections import HubConnection, is_loopback
 from kilobatch.launch.processes.events import AgentLost, AllJoined, StopRequested, WorkerFailed
 from kilobatch.launch.processes.exit_status import REFUSED, RunOutcome, this_host
-from kilobatch.launch.processes.supervisor import EventLog, LocalEventLog, Supervisor
+from kilobatch.launch.processes.launcher import serve_store, store_file
+from kilobatch.launch.processes.supervisor import EventLog, LocalEventLog, MemoryQuestion, Supervisor
 from kilobatch.launch.processes.worker_processes import WorkerGroup, start_workers
+from kilobatch.launch.worker.ports import listen
 
 OPEN_SECONDS = 1200.0  # for node 0 to open the meeting: it may have to wait for an attempt that was taken for dead
 JOIN_SECONDS = 600.0  # for the agents of the other nodes to join
@@ -33,6 +36,7 @@ def run_node(
     stop_requested: Callable[[], str | None],
     stall_minutes: float | None,
     prepare: Callable[[], list[str]] = list,
+    question: MemoryQuestion | None = None,
     module: str = "kilobatch.launch.worker.main",
 ) -> RunOutcome:
     """Runs `python -m <module> <arguments>` in `workers` processes on this node, together with those of the other
@@ -41,9 +45,12 @@ def run_node(
     meeting: a name that only this attempt has, such as "<job id>-<restart count>"; interface: the network interface for
     gloo and NCCL; stop_requested: returns the signal by which this process was asked to stop, None before one has come;
     prepare: called on node 0 before any worker starts, while the other nodes wait. It returns further arguments for
-    the workers of node 0; a UserError that it raises is the outcome.
+    the workers of node 0; a UserError that it raises is the outcome. question: of node 0, where the answer is about all
+    nodes.
     """
-    agent = _Agent(folder, node, nodes, workers, interface, stop_requested, stall_minutes, [module, *arguments])
+    agent = _Agent(
+        folder, node, nodes, workers, interface, stop_requested, stall_minutes, [module, *arguments], question
+    )
     if node > 0:
         return agent.run_other_node(meeting)
     return agent.run_node_0(meeting, prepare)
@@ -61,25 +68,33 @@ class _Agent:
     stop_requested: Callable[[], str | None]
     stall_minutes: float | None
     command: list[str]
+    question: MemoryQuestion | None
 
     def run_node_0(self, meeting: str, prepare: Callable[[], list[str]]) -> RunOutcome:
         """Opens the meeting, waits for the other agents, runs this node's workers, and decides on the run's outcome."""
-        store = rendezvous.open_store(meeting)
+        with listen(meeting) as listening:
+            return self._run_node_0(meeting, prepare, listening)
+
+    def _run_node_0(self, meeting: str, prepare: Callable[[], list[str]], listening: socket.socket) -> RunOutcome:
+        port = listening.getsockname()[1]
         if self.nodes == 1:
             supervisor = self._supervisor(LocalEventLog())
             self._check_and_prepare(supervisor, prepare)
             supervisor.wait()  # a stop that was requested meanwhile has to come before AllJoined
             supervisor.event_log.post(AllJoined(address=""))
-            return self._run(supervisor, "127.0.0.1", store.port, "127.0.0.1")
-        hub = rendezvous.open_hub(self.folder, meeting, self.interface, store.port)
+            return self._run(supervisor, "127.0.0.1", port, "127.0.0.1", listening)
+        hub = rendezvous.open_hub(self.folder, meeting, self.interface, port)
         try:
             with closing(hub):
                 supervisor = self._supervisor(hub)
                 self._check_and_prepare(supervisor, prepare)
                 self._wait_for_agents(supervisor, hub)
-                return self._run(supervisor, "127.0.0.1", store.port, hub.address)
+                outcome = self._run(supervisor, "127.0.0.1", port, hub.address, listening)
         finally:
             rendezvous.remove_file(self.folder, meeting)
+        if len(supervisor.joined_nodes()) < self.nodes:
+            rendezvous.leave_outcome(self.folder, meeting, outcome)
+        return outcome
 
     def _wait_for_agents(self, supervisor: Supervisor, hub: HubConnection) -> None:
         """Waits until all agents have joined, or something ends the run first."""
@@ -104,6 +119,8 @@ class _Agent:
                     "lost", None, "node 0", f"its agent did not open the meeting within {OPEN_SECONDS / 60:g} minutes"
                 )
             time.sleep(0.5)
+        if isinstance(joined, RunOutcome):
+            return joined
         connection, port = joined
         with closing(connection):
             supervisor = self._supervisor(connection)
@@ -115,7 +132,7 @@ class _Agent:
             return StopRequested(1, f"{by} on {this_host()}") if (by := self.stop_requested()) else None
 
         gather = GATHER_SECONDS if self.nodes > 1 else 0.1 * GATHER_SECONDS
-        return Supervisor(events, self.node, stop, self.stall_minutes, gather)
+        return Supervisor(events, self.node, stop, self.stall_minutes, gather, self.question)
 
     def _check_and_prepare(self, supervisor: Supervisor, prepare: Callable[[], list[str]]) -> None:
         """Adds to the workers' arguments. Posts a UserError of either as a failure of this node, which ends the run
@@ -127,19 +144,24 @@ class _Agent:
         except UserError as error:
             supervisor.event_log.post(WorkerFailed(None, this_host(), REFUSED, f"kilobatch: {error}".splitlines()))
 
-    def _run(self, supervisor: Supervisor, address: str, port: int, local: str) -> RunOutcome:
+    def _run(
+        self, supervisor: Supervisor, address: str, port: int, local: str, listening: socket.socket | None = None
+    ) -> RunOutcome:
         """Starts the workers once all agents have joined, and supervises them to their end.
 
-        address, port: of the store; local: this machine's address on the network to the other nodes.
+        address, port: of the store; local: this machine's address on the network to the other nodes; listening: on
+        node 0, the socket to serve the store on.
         """
         while (joined := supervisor.all_joined()) is None and not supervisor.ended_before_start():
             supervisor.wait()
         if joined is None:
             return supervisor.conclude(True, [])
         environment = _interface_variables(self.interface, joined.address, local)
-        group = WorkerGroup(self.node * self.workers, self.nodes * self.workers, address, port, environment)
-        with start_workers(self.folder, self.workers, group, self.command) as workers:
-            return supervisor.run(workers)
+        with store_file(alone=self.nodes == 1) as store:
+            first, world = self.node * self.workers, self.nodes * self.workers
+            group = WorkerGroup(first, world, address, port, environment | store)
+            with start_workers(self.folder, self.workers, group, self.command) as run, serve_store(listening, group):
+                return supervisor.run(run)
 
 
 def _interface_variables(interface: str | None, node_0: str, local: str) -> dict[str, str]:

@@ -1,40 +1,21 @@
 """Connects the agents of a run's machines: node 0 writes its address and ports to a file in the run's folder, where the
-other nodes look for them. The meeting is this file, `meeting/NAME.json`."""
+other nodes look for them. The meeting is this file, `meeting/NAME.json`; where the run ends before all nodes have come,
+it holds the outcome for those that come later."""
 
 import json
 import os
 import secrets
 import socket
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import write_whole
 from kilobatch.launch.nodes.connections import Connection, HubConnection, NodeConnection, is_loopback
-from kilobatch.launch.processes.exit_status import this_host
-from kilobatch.launch.processes.ports import listen
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
-
-
-def open_store(name: str) -> "TCPStore":
-    """The key-value store through which the workers form their process group; this process serves it."""
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # only node 0's agent loads torch
-
-    listening = listen(name)
-    port = listening.getsockname()[1]
-    return TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=30),
-        master_listen_fd=listening.detach(),
-    )
+from kilobatch.launch.processes.exit_status import RunOutcome, this_host
+from kilobatch.launch.worker.ports import listen
 
 
 def open_hub(folder: Path, name: str, interface: str | None, store_port: int) -> HubConnection:
@@ -51,6 +32,8 @@ def open_hub(folder: Path, name: str, interface: str | None, store_port: int) ->
     }
     path = _file(folder, name)
     path.parent.mkdir(exist_ok=True)
+    for earlier in path.parent.glob("*.json"):  # the outcomes of attempts before, which nobody waits for any more
+        earlier.unlink(missing_ok=True)
     write_whole(path, [json.dumps(meeting).encode()])
     return HubConnection(listening, token)
 
@@ -60,9 +43,14 @@ def remove_file(folder: Path, name: str) -> None:
     _file(folder, name).unlink(missing_ok=True)
 
 
-def join(folder: Path, name: str, node: int, host: str) -> tuple[NodeConnection, int] | None:
-    """On another node: connects to node 0. Returns the connection and the port of the store; None where node 0 has not
-    opened the meeting yet."""
+def leave_outcome(folder: Path, name: str, outcome: RunOutcome) -> None:
+    """On node 0: tells nodes that have not joined yet how the run has ended, so that they do not wait for it."""
+    write_whole(_file(folder, name), [json.dumps({"outcome": asdict(outcome)}).encode()])
+
+
+def join(folder: Path, name: str, node: int, host: str) -> tuple[NodeConnection, int] | RunOutcome | None:
+    """On another node: connects to node 0. Returns the connection and the port of the store; the run's outcome where it
+    has ended without this node; None where node 0 has not opened the meeting yet."""
     path = _file(folder, name)
     # The folder is listed, since a network file system may remember for a while that a file did not exist.
     if not path.parent.is_dir() or path.name not in os.listdir(path.parent):  # noqa: PTH208
@@ -71,6 +59,8 @@ def join(folder: Path, name: str, node: int, host: str) -> tuple[NodeConnection,
         meeting = json.loads(path.read_bytes())
     except FileNotFoundError:  # node 0 has just removed it
         return None
+    if "outcome" in meeting:
+        return RunOutcome(**meeting["outcome"])
     loopback = ["127.0.0.1"] if socket.gethostname() == meeting["machine"] else []
     for address in [*loopback, *meeting["addresses"]]:
         if connection := _connect(address, meeting["port"], meeting["token"], node, host):

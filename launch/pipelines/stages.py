@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import UserError, choices
 from kilobatch.data.sources.specs import class_names, describe_class_difference, differing_classes
-from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, STAGES, Pipeline
+from kilobatch.launch.pipelines import derived
+from kilobatch.launch.pipelines.pipeline import PREDECESSOR_KEY, SCRATCH, STAGES, Pipeline, StageName
 from kilobatch.launch.recipes import catalogue, overrides, references
 from kilobatch.launch.recipes.data import with_absolute_paths
 from kilobatch.launch.recipes.recipe import Recipe, read_recipe
@@ -30,13 +31,14 @@ _SET_BY_PIPELINE = {
 @dataclass(frozen=True)
 class PipelineRequest:
     """A pipeline as the command line asks for it. labels: 1%, 0.01 or a file with the names of images; None: the
-    recipe's own."""
+    recipe's own; scratch: whether the fine-tuned network is also trained without a start, to compare."""
 
     recipe: str
     overrides: list[str]
     labels: str | None = None
     pretrained: str | None = None
     self_distill: bool = False
+    scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Stage:
     """One stage of a pipeline. name: one of STAGES, also the name of its run's folder; recipe_name: as a user writes
     it."""
 
-    name: str
+    name: StageName
     recipe_name: str
     recipe: Recipe
     settings: Settings
@@ -52,11 +54,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class PipelinePlan:
-    """A pipeline that has not been created yet. top: the folder that will hold the stages' runs."""
+    """A pipeline that has not been created yet. top: the folder that will hold the stages' runs; notes: in words, the
+    stages that have no recipe of their own and were derived from shipped ones."""
 
     top: Path
     pipeline: Pipeline
     stages: list[Stage]
+    notes: list[str]
 
 
 def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
@@ -65,45 +69,79 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
     name: of the pipeline's folder; None for the recipe's name and the time. Raises UserError for an error in any of the
     recipes or overrides; the message names the stage.
     """
-    names = STAGES[1:] if request.pretrained else STAGES
+    names: tuple[StageName, ...] = STAGES[1:] if request.pretrained else STAGES
+    names = (*names, SCRATCH) if request.scratch else names
     overrides_of = _split_overrides(request.overrides, names)
     finetune, label_overrides = _finetune(request)
-    recipes_and_overrides = {
+    recipes_and_overrides: dict[StageName, tuple[str, list[str]]] = {
         "pretrain": (request.recipe, []),
         "finetune": (finetune, label_overrides),
         "distill": (_sibling(request.recipe, "_selfdistill" if request.self_distill else "_distill"), []),
+        SCRATCH: (finetune, [*label_overrides, "method.start=null"]),
     }
     predecessor = references.absolute_reference(request.pretrained) if request.pretrained else None
     top = Path()
     stages: list[Stage] = []
+    notes: list[str] = []
     for stage in names:
         recipe_name, own = recipes_and_overrides[stage]
         if stage == "distill":  # the student gets no label that its teacher did not have
             own = [f"data.labels={stages[-1].recipe.data.labels.model_dump_json()}"]
         # These stages have the encoder of the first one.
-        if stage == "finetune" or (stage == "distill" and request.self_distill):
+        if stage in ("finetune", SCRATCH) or (stage == "distill" and request.self_distill):
             own = [*own, *(text for text in overrides_of.stage.get("pretrain", []) if text.startswith("encoder."))]
-        if predecessor is not None:
+        if predecessor is not None and stage in PREDECESSOR_KEY:
             own = [*own, f"{PREDECESSOR_KEY[stage]}={json.dumps(predecessor)}"]
         if not stages and name is not None:
             own = [*own, f"run.name={json.dumps(name)}"]
-        if recipe_name != request.recipe and not _exists(recipe_name):
-            raise UserError(_missing_recipe_message(request.recipe, recipe_name, stage))
+        like_finetuned = overrides_of.stage["finetune"] if stage == SCRATCH else []
+        changes = [*own, *overrides_of.all, *like_finetuned, *overrides_of.stage[stage]]
         with naming_stage(stage, overrides_of.all):
-            recipe, settings = read_recipe(recipe_name, [*own, *overrides_of.all, *overrides_of.stage[stage]])
-            if predecessor is not None:
+            found, recipe, settings = _read_stage(request, stage, recipe_name, changes, stages, overrides_of.all)
+            if predecessor is not None and stage in PREDECESSOR_KEY:
                 settings.origins[tuple(PREDECESSOR_KEY[stage].split("."))] = "the stage before"
             recipe = with_absolute_paths(recipe)
+        if found != recipe_name:
+            notes.append(f"{stage}: {derived.describe(recipe, found, recipe_name, request.recipe)}")
         if not stages:
             top = run_folder.new_run_path(recipe.run, Path(request.recipe).stem)
         options = recipe.run.model_copy(update={"folder": str(top), "name": stage})
-        stages.append(Stage(stage, recipe_name, recipe.model_copy(update={"run": options}), settings))
+        stages.append(Stage(stage, found, recipe.model_copy(update={"run": options}), settings))
         predecessor = str(top.absolute() / stage)
-    recipes = {stage.name: stage.recipe_name for stage in stages}
+    recipes: dict[StageName, str] = {stage.name: stage.recipe_name for stage in stages}
     pipeline = Pipeline(
         recipes=recipes, labels=request.labels, pretrained=request.pretrained, overrides=request.overrides
     )
-    return PipelinePlan(top, pipeline, stages)
+    return PipelinePlan(top, pipeline, stages, notes)
+
+
+def _read_stage(
+    request: PipelineRequest,
+    stage: StageName,
+    name: str,
+    changes: list[str],
+    stages: list[Stage],
+    overrides_of_all: list[str],
+) -> tuple[str, Recipe, Settings]:
+    """The recipe of a stage with its changes, and its name: that of a shipped one from which it was derived, where a
+    recipe of one's own has none for this stage.
+
+    Raises UserError where there is neither.
+    """
+    if name == request.recipe or _exists(name):
+        return name, *read_recipe(name, changes)
+    if not catalogue.is_path(request.recipe):
+        raise UserError(_missing_recipe_message(request.recipe, name))
+    first = read_recipe(request.recipe, overrides_of_all)[0] if request.pretrained else stages[0].recipe
+    if first.method.name != derived.METHOD:
+        way_out = f"a recipe of one's own with method.name={derived.METHOD} needs none"
+        raise UserError(f"{_missing_recipe_message(request.recipe, name)}; {way_out}")
+    shipped, own = derived.derived(first, stage, request.self_distill, changes)
+    recipe, settings = read_recipe(shipped, [*own, *changes])
+    sources = {*overrides.read_overrides(own).origins.values()}
+    place = f"{request.recipe}, for this stage"
+    settings.origins |= {key: place for key, origin in settings.origins.items() if origin in sources}
+    return shipped, recipe, settings
 
 
 def create_runs(planned: PipelinePlan, workers: int) -> list[Path]:
@@ -125,7 +163,8 @@ def check_stages(planned: PipelinePlan, check: Check) -> None:
         with naming_stage(stage.name):
             check(stage.recipe, stage.settings, awaited)
         awaited[str(planned.top.absolute() / stage.name)] = stage.recipe
-    _check_same_classes(*planned.stages[-2:])
+    named = {stage.name: stage for stage in planned.stages}
+    _check_same_classes(named["finetune"], named["distill"])
 
 
 def _check_same_classes(teacher: Stage, student: Stage) -> None:
@@ -150,16 +189,17 @@ class _Overrides:
     stage: dict[str, list[str]]
 
 
-def _split_overrides(texts: list[str], stages: tuple[str, ...]) -> _Overrides:
+def _split_overrides(texts: list[str], stages: tuple[StageName, ...]) -> _Overrides:
     """Separates overrides of one stage (`finetune.schedule.epochs=3`) from those of all stages (`optimizer.name=sgd`).
     Raises UserError."""
     split = _Overrides([], {stage: [] for stage in stages})
     for text in texts:
         first, dot, rest = text.partition(".")
         head = first.partition("=")[0]
-        if head in STAGES:
+        if head in (*STAGES, SCRATCH):
             if head not in stages:
-                raise UserError(f"override '{text}': there is no stage {head} here, as --pretrained stands for it")
+                why = "--scratch adds it" if head == SCRATCH else "as --pretrained stands for it"
+                raise UserError(f"override '{text}': there is no stage {head} here, {why}")
             if not dot:
                 raise UserError(f"override '{text}' is not of the form stage.section.key=value")
             split.stage[head].append(rest)
@@ -168,7 +208,7 @@ def _split_overrides(texts: list[str], stages: tuple[str, ...]) -> _Overrides:
             split.all.append(text)
         else:
             known = [*STAGES, *Recipe.model_fields]
-            raise UserError(f"override '{text}': '{head}' is neither a stage nor a section{did_you_mean(head, known)}")
+            raise UserError(f"override '{text}': '{head}' is neither a stage nor a section{choices(head, known)}")
         key = rest.partition("=")[0]
         if key in _SET_BY_PIPELINE or (key == "run.folder" and rest != text):
             alternative = _SET_BY_PIPELINE.get(key, "run.folder=FOLDER for all stages")
@@ -214,11 +254,11 @@ def _sibling(name: str, suffix: str) -> str:
     return str(path.with_name(path.stem + suffix + path.suffix)) if path.suffix in (".yaml", ".yml") else name + suffix
 
 
-def _missing_recipe_message(base: str, name: str, stage: str) -> str:
+def _missing_recipe_message(base: str, name: str) -> str:
     names = catalogue.recipe_names()
     complete = [known for known in names if {f"{known}_finetune", f"{known}_distill"} <= {*names}]
     near = f"recipes with all stages: {', '.join(complete)}"
-    return f"a pipeline of {base} needs the recipe '{name}' for its stage {stage}, which is not there; {near}"
+    return f"a pipeline of {base} needs the recipe '{name}', which is not there; {near}"
 
 
 def _exists(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.costs.memory_probe import MemoryTracker
 from kilobatch.trainer.engine import autocast
 from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.ranks.phase import phase
 
 Parts = Mapping[str, int]  # bytes by label, such as "activations"
 
@@ -99,6 +101,7 @@ def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Meth
             p.grad = torch.zeros_like(p)
 
     with MemoryTracker() as tracker, FlopCounterMode(display=False) as counter:
+        _tell_progress(method, parameters, layout)
         for p in parameters:
             p.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))  # pyright: ignore
         parts = _StepParts(method, batch, layout.chunks, recipe.engine.precision, tracker, counter, sent)
@@ -127,6 +130,31 @@ def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Meth
         sent=sent,
         in_chunks=not (method.whole_batch or batch_norm.requires_whole_batch(method)),
     )
+
+
+def _tell_progress(method: Method, parameters: list[nn.Parameter], layout: StepLayout) -> None:
+    """Tells those who wait how many parameters were used, and how many have a gradient."""
+    left, total = {*map(id, parameters)}, 2 * len(parameters)
+    chunks = f" in {layout.chunks} chunks" if layout.chunks > 1 else ""
+    work, used = f"planning {layout.samples:,} images a rank{chunks}, weights forward and back", 0
+
+    def use(own: set[int], module: nn.Module, inputs: object) -> None:
+        nonlocal used
+        used += len(own & left)
+        left.difference_update(own)
+        phase(work, used, total)
+
+    def back(p: Tensor) -> None:
+        nonlocal used
+        used += 1
+        phase(work, min(used, total), total)
+
+    phase(work, 0, total)
+    for module in method.modules():
+        if own := {id(p) for p in module.parameters(recurse=False)}:
+            module.register_forward_pre_hook(partial(use, own))
+    for p in parameters:
+        p.register_post_accumulate_grad_hook(back)
 
 
 class _StepParts:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kilobatch.methods import collectives
+from kilobatch.methods.networks import vit
 from kilobatch.trainer.costs.collective_time import Kind
 
 aten = torch.ops.aten
@@ -94,6 +95,8 @@ def fake_ranks(ranks: int) -> Iterator[Traffic]:
                 _Shapes(sent),
                 patch.object(FakeTensor, "__deepcopy__", _copied, create=True),
                 patch.object(collectives, "exchange", _exchange(sent)),
+                # Positions are kept from call to call, and a fake tensor is of no use after its context.
+                patch.object(vit, "positions", vit.positions.__wrapped__),
             ):
                 yield sent
         finally:

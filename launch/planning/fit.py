@@ -12,6 +12,7 @@ from kilobatch.launch.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from kilobatch.launch.planning.fake_step import Step, StepLayout
 
+LEAST_NORM = 16  # images of a chunk whose own BatchNorm statistics may be proposed in place of those of the whole batch
 MOST_NODES = 64  # times as many nodes as the user named are tried, at most
 
 
@@ -90,17 +91,25 @@ class FitSearch:
         if not smallest.fits:
             return
         for chunks in range(layout.chunks + 1, samples + 1):
-            if samples % chunks == 0 and self._likely(fit, smallest, chunks):
+            if samples % chunks == 0 and _likely(fit, smallest, samples // chunks):
                 found = self.fit(recipe, layout.ranks, samples, chunks, zero)
                 if found.fits:
                     yield found
 
-    def _likely(self, fit: Fit, smallest: Fit, chunks: int) -> bool:
-        """Whether so many chunks may fit: between the two layouts memory is about linear in a chunk's samples, so that
-        most numbers of chunks need no run."""
-        n, size = fit.layout.samples, fit.layout.samples // chunks
-        slope = (fit.memory.total - smallest.memory.total) / max(1, n // fit.layout.chunks - 1)
-        return smallest.memory.total + slope * (size - 1) <= 1.05 * fit.limit
+    def fewer_images(self, fit: Fit, recipe: Recipe, zero: int) -> Iterator[Fit]:
+        """Yields the layouts with fewer images, halved again and again, that fit; the most first."""
+        layout, halves = fit.layout, [fit.layout.samples // 2]
+        while halves[-1] > 1:
+            halves.append(halves[-1] // 2)
+        halves = [n for n in halves if n * layout.ranks >= 2 and n % layout.chunks == 0]
+        if not halves:
+            return
+        smallest = self.fit(recipe, layout.ranks, halves[-1], layout.chunks, zero)
+        for samples in halves:
+            if _likely(fit, smallest, samples // layout.chunks):
+                found = self.fit(recipe, layout.ranks, samples, layout.chunks, zero)
+                if found.fits:
+                    yield found
 
     def stage(self, fit: Fit, zero: int) -> tuple[int, int]:
         """Bytes of the optimizer with the copies that ZeRO keeps, and of all memory, at this stage of ZeRO."""
@@ -109,34 +118,86 @@ class FitSearch:
         return optimizer_bytes(step, fit.layout, zero), held.total
 
 
-def ways_out(search: FitSearch, recipe: Recipe, nodes: int, gpus: int) -> str:
-    """The first of these changes with which the step fits, in words: more chunks, ZeRO, fewer images, more nodes."""
+def _likely(fit: Fit, smallest: Fit, size: int) -> bool:
+    """Whether chunks of so many samples may fit: between the two layouts memory is about linear in a chunk's samples,
+    so that most sizes need no run."""
+    most, least = (one.layout.samples // one.layout.chunks for one in (fit, smallest))
+    slope = (fit.memory.total - smallest.memory.total) / max(1, most - least)
+    return smallest.memory.total + slope * (size - least) <= 1.05 * smallest.limit
+
+
+def ways_out(
+    search: FitSearch, recipe: Recipe, nodes: int, gpus: int, *, other_nodes: bool = True, other_batch: bool = True
+) -> str:
+    """The first of these changes with which the step fits, in words, with what it costs: more chunks, ZeRO, both, the
+    norm of a chunk, fewer images, where it may be an other_batch, more nodes, where other_nodes can be had."""
     ranks, zero = nodes * gpus, recipe.engine.zero
     fit = search.best(recipe, ranks)
     layout = fit.layout
     stages = [z for z in (1, 2) if z > zero and ranks > 1 and recipe.optimizer.name != "lamb"]
     whole = search.step(layout).in_chunks
     for found in search.chunked(fit, recipe, zero):
-        return f"use engine.chunks={found.layout.chunks} ({describe_bytes(found.memory.total)})"
+        return f"use engine.chunks={found.layout.chunks} ({_cost(search, found)})"
     for stage in stages:
         found = search.fit(recipe, ranks, layout.samples, layout.chunks, stage)
         if found.fits:
             return f"use engine.zero={stage} ({describe_bytes(found.memory.total)})"
     for stage in stages:
         for found in search.chunked(fit, recipe, stage):
-            return f"use engine.zero={stage} engine.chunks={found.layout.chunks} ({describe_bytes(found.memory.total)})"
-    why = "" if whole else "it cannot be computed in chunks (encoder.norm=local and no method.shuffle could); "
-    samples = layout.samples
-    while samples > 1:
-        samples //= 2
-        if samples * ranks >= 2 and samples % layout.chunks == 0:
-            found = search.fit(recipe, ranks, samples, layout.chunks, zero)
-            if found.fits:
-                return f"{why}use data.batch={samples * ranks} ({describe_bytes(found.memory.total)})"
+            return f"use engine.zero={stage} engine.chunks={found.layout.chunks} ({_cost(search, found)})"
+    local, why = ("", "") if whole else _with_local_norm(search, recipe, fit)
+    why = f"{local}; or, with the norm as it is, " if local else why
+    for found in search.fewer_images(fit, recipe, zero) if other_batch else ():
+        return f"{why}use data.batch={found.layout.samples * ranks} ({describe_bytes(found.memory.total)})"
+    if local:
+        return local
+    if not other_nodes and not other_batch:
+        return (
+            f"{why}neither more chunks nor ZeRO make it fit, and its batch stays; resume it where there is more memory"
+        )
+    if not other_nodes:
+        return f"{why}neither more chunks, ZeRO nor fewer images make it fit; use smaller views or a smaller encoder"
     times = 2
     while times <= MOST_NODES and recipe.data.batch % (ranks * times * layout.chunks) == 0:
         found = search.fit(recipe, ranks * times, layout.samples // times, layout.chunks, zero)
         if found.fits:
             return f"{why}use --nodes {nodes * times} ({describe_bytes(found.memory.total)})"
         times *= 2
-    return f"{why}neither more chunks, ZeRO, fewer images nor {MOST_NODES} times the nodes make it fit; use larger GPUs"
+    fewer = ", fewer images" if other_batch else ""
+    return f"{why}neither more chunks, ZeRO{fewer} nor {MOST_NODES} times the nodes make it fit; use larger GPUs"
+
+
+def _with_local_norm(search: FitSearch, recipe: Recipe, whole: Fit) -> tuple[str, str]:
+    """The fewest chunks with which the step fits where BatchNorm sees a chunk alone, in words, with what that costs; or
+    "", and why there are none, as the beginning of a sentence. whole: the step as it is. Methods that may shuffle are
+    left out: in a chunk's own statistics queries and keys would know each other."""
+    why = "it cannot be computed in chunks (encoder.norm=local and no method.shuffle could); "
+    ranks, samples, zero = whole.layout.ranks, whole.layout.samples, whole.zero
+    numbers = [n for n in range(2, samples // LEAST_NORM + 1) if samples % n == 0]
+    if recipe.encoder.norm == "local" or hasattr(recipe.method, "shuffle") or not numbers:
+        return "", why
+    local = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"norm": "local"})})
+    chunked = FitSearch(local, search.machine, search.images, search.classes)
+    smallest = chunked.fit(local, ranks, samples, numbers[-1], zero)
+    if not chunked.step(smallest.layout).in_chunks:
+        return "", why
+    if not smallest.fits:
+        label, size = max(smallest.memory.parts.items(), key=lambda part: part[1])
+        needs = f"{describe_bytes(smallest.memory.total)}, of which {label} {describe_bytes(size)}"
+        few = samples // numbers[-1]
+        return "", f"chunks do not help, as even {few} images at a time (with encoder.norm=local) need {needs}; "
+    likely = (n for n in numbers if _likely(whole, smallest, samples // n))
+    found = next((fit for n in likely if (fit := chunked.fit(local, ranks, samples, n, zero)).fits), smallest)
+    chunks, size = found.layout.chunks, samples // found.layout.chunks
+    return (
+        f"use encoder.norm=local engine.chunks={chunks} ({_cost(chunked, found)}; BatchNorm then sees the {size} "
+        f"images of a chunk, not all {recipe.data.batch:,}, which can change the result)"
+    ), ""
+
+
+def _cost(search: FitSearch, fit: Fit) -> str:
+    """The bytes that a layout takes, and its time by its operations, as a multiple of that of a step in one piece."""
+    step = search.step(fit.layout)
+    times = step.flops(fit.layout, fit.keep) / step.flops(fit.layout, fit.layout.chunks)
+    slower = f"about {times:.1f} times the time of a step" if times >= 1.05 else "a step takes about as long"
+    return f"{describe_bytes(fit.memory.total)}, {slower}"

@@ -1,13 +1,14 @@
 """The machines of a plan: data sheets, published rates and assumptions, each with its source. Loads no torch."""
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import UserError, choices
+from kilobatch.data.files import cache_root, parse_json
 
 GIB = 2**30
 
@@ -57,7 +58,7 @@ LINK_SHARE = 0.8  # of a link's rate in the data sheet, for a large collective: 
 HOPS = 1.3e-6, 5e-6
 RESERVED = 2 * GIB  # of a GPU's memory, for CUDA, NCCL and cuDNN; an assumption
 FRAGMENTS = 0.05  # share of a GPU's memory that its allocator cannot use; an assumption
-# Views a second of one core, of 224 pixels from 256-pixel JPEGs; measured, see README.md.
+# Views a second of one core, of 224 pixels, two from each JPEG of 256; measured, see docs/plan.md.
 VIEWS_PER_CORE = {"cuda": 4352.0, "cpu": 2283.0}
 
 ASSUMED = (
@@ -67,12 +68,12 @@ ASSUMED = (
     f"{HOPS[0] * 1e6:.1f} µs a hop within a node and {HOPS[1] * 1e6:.0f} between nodes; nothing overlaps with compute",
     f"memory: {RESERVED // GIB} GiB of a GPU for CUDA, NCCL and cuDNN, and {FRAGMENTS:.0%} lost to fragments",
     f"loader: {VIEWS_PER_CORE['cuda']:,.0f} views a second and core for a GPU, {VIEWS_PER_CORE['cpu']:,.0f} with all "
-    "operations on a CPU (224 pixels, measured on one EPYC core); small views take less",
+    "operations on a CPU, of 224 pixels from photographs of 256 (measured on one EPYC core); other sizes by pixels",
 )
 
 
 class Measured(BaseModel):
-    """Rates a second that `kilobatch bench --json FILE` has measured; a plan uses them instead of the assumed ones."""
+    """Rates a second that `kilobatch bench --out FILE` has measured; a plan uses them instead of the assumed ones."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -81,20 +82,82 @@ class Measured(BaseModel):
     views: Annotated[float, Field(gt=0, description="views of one core, as this device needs them")]
     link: Annotated[float, Field(gt=0, description="bytes that a rank sends in a large all-reduce")] | None = None
     latency: Annotated[float, Field(gt=0, description="seconds from a rank to the next")] | None = None
+    gpu: Annotated[str | None, Field(description="the GPU's name, as the driver has it")] = None
+    whole: Annotated[bool, Field(exclude=True, description="false: of the encoder alone, without the loader's")] = True
+    described: Annotated[str, Field(exclude=True, description="the machine, and when it was measured, in words")] = ""
+
+
+# Of a GPU's full name, as nvidia-smi has it, these parts say nothing that its model and memory do not.
+_MAKER = re.compile(r"nvidia|tesla|gpu|sxm\d?|nvlink|hbm\w*")
 
 
 def find_machine(name: str) -> Machine:
-    """The machine of this name. Raises UserError for an unknown one."""
-    if name not in MACHINES:
-        raise UserError(f"--gpu is '{name}'{did_you_mean(name, MACHINES)}")
-    return MACHINES[name]
+    """The machine that a name means, such as a100, A100-SXM4-80GB or "NVIDIA H100 80GB HBM3". Raises UserError for an
+    unknown one."""
+    if (found := _known(name)) is None:
+        raise UserError(f"--gpu is '{name}'{choices(name, MACHINES)}")
+    return found
+
+
+def _known(name: str) -> Machine | None:
+    if (found := MACHINES.get(name.strip().lower())) is not None:
+        return found
+    parts = [part for part in re.split(r"[\s_-]+", name.strip().lower()) if part and not _MAKER.fullmatch(part)]
+    model, *sizes = parts or [""]
+    fitting = [machine for known, machine in MACHINES.items() if known.partition("-")[0] == model]
+    gigabytes = [int(size[1]) for part in sizes if (size := re.fullmatch(r"(\d+)(gb|gib|g)?", part))]
+    if len(gigabytes) != len(sizes) or len(sizes) > 1:
+        return None
+    if gigabytes:  # 80 GB are written for 80 GiB, and for the 79.6 that are left of them
+        fitting = [one for one in fitting if one.memory and abs(one.memory / GIB / gigabytes[0] - 1) < 0.07]
+    return fitting[0] if fitting else None
+
+
+def ranks_per_node(where: str, cpu: bool, gpus: int | None, workers: int | None) -> int | None:
+    """The ranks of a machine, by --gpus-per-node and --workers-per-node; None: neither was given.
+
+    where: what trains, as a clause; cpu: it has no GPU. Raises UserError for the one that has no meaning there, and for
+    less than 1.
+    """
+    option, count = ("--workers-per-node", workers) if cpu else ("--gpus-per-node", gpus)
+    other, meant = ("--gpus-per-node", gpus) if cpu else ("--workers-per-node", workers)
+    if meant is not None:
+        why = "it trains on CPUs" if cpu else "each GPU has one worker"
+        raise UserError(f"{other} is {meant}, and {where}: {why}; use {option} {meant}")
+    if count is not None and count < 1:
+        raise UserError(f"{option} is {count}; it should be 1 or more")
+    return count
 
 
 def read_measured(file: Path) -> Measured:
-    """Reads the rates in a file. Raises UserError for a file that `kilobatch bench --json` has not written."""
+    """Reads the rates in a file. Raises UserError for a file that `kilobatch bench --out` has not written."""
     try:
-        return Measured.model_validate(json.loads(file.read_text())["rates"])
+        return _read_bench(file, f"the machine of {file}")
     except OSError as error:
-        raise UserError(f"--measured {file}: {error.strerror}; kilobatch bench --json {file} makes one") from error
+        raise UserError(f"--measured {file}: {error.strerror}; kilobatch bench --out {file} makes one") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"--measured {file} is not what kilobatch bench --json writes; make it anew") from error
+        raise UserError(f"--measured {file} is not what kilobatch bench --out writes; make it anew") from error
+
+
+def kept_bench(device: str) -> Path:
+    """The file in which `kilobatch bench` keeps its newest result on this machine: of its "cpu", or of its "cuda"."""
+    return cache_root() / "bench" / f"{device}.json"
+
+
+def read_kept(machine: Machine) -> Measured | None:
+    """The rates that this machine has measured of itself; None: none, or of another kind of GPU. Raises UserError for a
+    file that is damaged."""
+    file = kept_bench("cpu" if machine.bandwidth is None else "cuda")
+    if not file.is_file():
+        return None
+    try:
+        measured = _read_bench(file, "this machine")
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{file} is not what kilobatch bench writes; remove it, or run kilobatch bench anew") from error
+    return measured if machine.bandwidth is None or _known(measured.gpu or "") is machine else None
+
+
+def _read_bench(file: Path, machine: str) -> Measured:
+    content = parse_json(file.read_bytes())
+    when = f" on {content['time']}" if "time" in content else ""
+    return Measured.model_validate({**content["rates"], "described": f"{machine}{when}"})

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kilobatch.launch.planning.fake_step import Step, StepLayout
 
 AHEAD = 3  # data.loading.prefetch.AHEAD
+ASSUMED_PART = "CUDA and fragments (assumed)"  # the part of a peak that is not counted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def peak_memory(step: "Step", layout: "StepLayout", keep: int, zero: int, views:
     moments["update"] = always | {"gradients": of_zero.gradients, "update": max(averaging, updating)}
     name, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
     if machine.bandwidth is not None and machine.memory is not None:
-        parts = parts | {"CUDA and fragments (assumed)": RESERVED + int(FRAGMENTS * machine.memory)}
+        parts = parts | {ASSUMED_PART: RESERVED + int(FRAGMENTS * machine.memory)}
     return MemoryPeak(name, {label: size for label, size in parts.items() if size})
 
 
@@ -81,9 +82,20 @@ def _moment(
     return found
 
 
+def waiting_bytes(samples: int, views: Views, machine: Machine) -> int:
+    """Bytes of the batches that wait where the loader is ahead. For a GPU they are uint8."""
+    return AHEAD * _pixels(samples, views) * _pixel_bytes(machine)
+
+
 def _loader(samples: int, views: Views, machine: Machine) -> dict[str, int]:
-    """Bytes of the batches that wait, of the one that is being made, and of the one in use. For a GPU, waiting batches
-    are uint8."""
-    pixels = samples * views.count * 3 * views.size**2
-    on_gpu = machine.bandwidth is not None
-    return {"views": (AHEAD + 1) * pixels * (1 if on_gpu else FP32) + FP32 * pixels}
+    """Bytes of the batches that wait, of the one that is being made, and of the one in use."""
+    pixels = _pixels(samples, views)
+    return {"views": waiting_bytes(samples, views, machine) + pixels * (_pixel_bytes(machine) + FP32)}
+
+
+def _pixels(samples: int, views: Views) -> int:
+    return samples * views.count * 3 * views.size**2
+
+
+def _pixel_bytes(machine: Machine) -> int:
+    return FP32 if machine.bandwidth is None else 1

@@ -11,8 +11,10 @@ from kilobatch.data.files import describe_bytes
 from kilobatch.data.loading.labels import count_labelled
 from kilobatch.data.sources.specs import count_images
 from kilobatch.launch.planning import machines
+from kilobatch.launch.planning.duration import Duration, Setting, estimate_duration
 from kilobatch.launch.planning.fit import Fit, FitSearch, ways_out
 from kilobatch.launch.planning.machines import Machine, Measured
+from kilobatch.launch.planning.photos import Photos
 from kilobatch.launch.planning.step_time import Time, estimate_time
 from kilobatch.launch.recipes.recipe import Recipe
 
@@ -20,7 +22,7 @@ from kilobatch.launch.recipes.recipe import Recipe
 @dataclass(frozen=True)
 class Plan:
     """The plan of a run. steps: of the whole training; stages: bytes of optimizer and ZeRO, and of all memory, by ZeRO
-    stage; measured: the rates that took the place of assumed ones."""
+    stage; duration: of the whole run, None: not known; measured: the rates that took the place of assumed ones."""
 
     recipe: Recipe
     machine: Machine
@@ -29,14 +31,11 @@ class Plan:
     stages: dict[int, tuple[int, int]]
     time: Time
     steps: int
+    duration: Duration | None
     measured: Measured | None
 
-    @property
-    def seconds(self) -> float | None:
-        return None if self.time.step is None else self.time.step * self.steps
-
     def as_json(self) -> dict[str, Any]:
-        seconds, ranks = self.seconds, self.fit.layout.ranks
+        duration, ranks = self.duration, self.fit.layout.ranks
         return {
             "gpu": self.machine.name,
             "nodes": self.nodes,
@@ -54,8 +53,9 @@ class Plan:
             },
             "step": {**asdict(self.time), "binds": self.time.binds},
             "steps": self.steps,
-            "days": None if seconds is None else seconds / 86_400,
-            "gpu_hours": None if seconds is None else seconds / 3600 * ranks,
+            "duration": None if duration is None else asdict(duration),
+            "hours": None if duration is None else asdict(duration.whole.times(1 / 3600)),
+            "gpu_hours": None if duration is None else asdict(duration.whole.times(ranks / 3600)),
             "assumed": list(machines.ASSUMED),
             "measured": None if self.measured is None else self.measured.model_dump(),
         }
@@ -70,8 +70,10 @@ def make_plan(
     classes: int,
     cores: int | None,
     rates: Measured | None,
+    photos: Photos,
 ) -> Plan:
-    """Plans a run on nodes with so many GPUs each. cores: of a node; None: not known. rates: measured ones.
+    """Plans a run on nodes with so many GPUs each. cores: of a node; None: not known. rates: measured ones; photos:
+    those that it is trained on.
 
     Raises UserError for a run that does not fit, with the smallest change with which it does.
     """
@@ -82,9 +84,11 @@ def make_plan(
         raise UserError(f"{fit.describe()}, and {machine.name} has {describe_bytes(fit.limit)}; {way_out}")
     step = search.step(fit.layout)
     stages = {zero: search.stage(fit, zero) for zero in (0, 1, 2)}
-    step_time = estimate_time(recipe, step, fit.layout, fit.keep, nodes, machine, rates, cores)
+    step_time = estimate_time(recipe, step, fit.layout, fit.keep, nodes, machine, rates, cores, photos)
     steps = recipe.schedule.epochs * (images // recipe.data.batch)
-    return Plan(recipe, machine, nodes, fit, stages, step_time, steps, rates)
+    setting = Setting(recipe, machine, nodes, images, steps, cores, photos, rates)
+    duration = estimate_duration(setting, step, fit.layout, step_time)
+    return Plan(recipe, machine, nodes, fit, stages, step_time, steps, duration, rates)
 
 
 def has_images(recipe: Recipe) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kilobatch.launch.planning.machines import FLOP_PER_BYTE, HOPS, LINK_SHARE, VIEWS_PER_CORE, Machine, Measured
+from kilobatch.launch.planning.machines import FLOP_PER_BYTE, HOPS, LINK_SHARE, Machine, Measured
+from kilobatch.launch.planning.photos import Photos
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.trainer.costs import collective_time
 from kilobatch.trainer.costs.collective_time import Kind, Link
@@ -61,24 +62,31 @@ def estimate_time(
     machine: Machine,
     measured: Measured | None,
     cores: int | None,
+    photos: Photos,
 ) -> Time:
     """Estimates the time of a step. cores: of a node; None: not known, so that the loader's time is left out, and only
-    the number of cores that it needs is given."""
+    the number of cores that it needs is given; photos: those that the loader decodes."""
     collectives = list(_collectives(recipe, step, layout, nodes, machine, measured))
     flops = step.flops(layout, keep)
-    rate = measured.flops if measured else None
-    if rate is None and machine.bandwidth is not None:
-        rate = FLOP_PER_BYTE[recipe.engine.precision] * machine.bandwidth
+    rate = rate_of(recipe, machine, measured, layout.ranks // nodes)
     compute = flops / rate if rate else None
     seconds = [collective.seconds for collective in collectives]
     communication = None if None in seconds else sum(s for s in seconds if s is not None)
-    rate_per_core = measured.views if measured else VIEWS_PER_CORE["cpu" if machine.bandwidth is None else "cuda"]
-    work = layout.samples * layout.ranks / nodes * recipe.data.views.count / rate_per_core  # core-seconds of a node
+    of_image = photos.seconds(recipe.data.views, machine.bandwidth is not None, measured)
+    work = layout.samples * layout.ranks / nodes * of_image  # core-seconds of a node
     loader = work / cores if cores else None
     if compute is None or communication is None:
         return Time(compute, communication, loader, None, None, flops, collectives)
     whole = max(compute + communication, loader or 0)
     return Time(compute, communication, loader, whole, work / whole, flops, collectives)
+
+
+def rate_of(recipe: Recipe, machine: Machine, measured: Measured | None, node: int) -> float | None:
+    """Floating-point operations a second of a rank, at best; None: not known. node: ranks of a node, which share the
+    cores of a CPU."""
+    if measured is not None:
+        return measured.flops / (node if machine.bandwidth is None else 1)
+    return None if machine.bandwidth is None else FLOP_PER_BYTE[recipe.engine.precision] * machine.bandwidth
 
 
 def _collectives(

@@ -1,25 +1,19 @@
 """The events that the agents of a run share, in one order on every node, and the outcome that follows from them."""
 
+import math
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
 from kilobatch.launch.processes.exit_status import REFUSED, RunOutcome, describe_exit
+from kilobatch.launch.processes.victims import LAST_LINES, describe_timeouts, error_lines, timeout_of, victim_of
 
-LAST_LINES = 20
 STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2)  # exit codes of a worker that had no handlers yet
-# Parts of the last lines of a worker that lost the connection to another one, which had failed before.
-LOST_PEER = (
-    "Connection closed by peer",
-    "Connection reset",
-    "Connection refused",
-    "Broken pipe",
-    "Connection was likely closed",
-    "remote process",
-)
+TIMED_OUT, LOST_PEER = 3, 4  # severities of failures that another worker is the cause of
 
 
 @dataclass(frozen=True)
@@ -50,12 +44,17 @@ class StopRequested:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """A worker, or (rank None) an agent, has ended with an error. code: exit code, or minus the signal's number."""
+    """A worker, or (rank None) an agent, has ended with an error. code: exit code, or minus the signal's number;
+    raised: when the error was raised, where that is known; posted: when the event was; both by the clock of its host
+    (time.time()); memory: how it ended, in words, where that was for want of memory."""
 
     rank: int | None
     host: str
     code: int
     lines: list[str]
+    raised: float | None = None
+    memory: str = ""
+    posted: float = field(default_factory=time.time, compare=False)
     kind: Literal["failed"] = "failed"
 
 
@@ -94,7 +93,7 @@ class HungWorker:
     """A worker that was alive when its node stalled: it hangs, or waits for one that does.
 
     pace: how far it had come (see Worker); answered: it could still write its stacks; lines: of these stacks, where it
-    is.
+    is; state: what the kernel says of one that could not.
     """
 
     rank: int
@@ -102,6 +101,7 @@ class HungWorker:
     pace: int
     answered: bool
     lines: list[str]
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,16 @@ def from_line(line: bytes) -> Event:
     return _reader.validate_json(line)
 
 
-def run_outcome(events: Sequence[Event]) -> RunOutcome:
+def run_outcome(events: Sequence[Event], clocks: Mapping[str, float] | None = None) -> RunOutcome:
     """The verdict on a run, once every node is done or lost. The first that applies:
 
     a worker that refused (the lowest rank's message, as all may have met the same error); a worker killed by a signal;
-    an exit code that no other death explains; a lost node; a stall, if no worker failed; a stop that was asked for; a
-    worker that died because another had; finished. Of several of a kind the earliest counts.
+    an exit code that no other death explains; a lost node; a stall, if no worker failed by itself; a stop that was
+    asked for; a collective that timed out; a worker that lost another one; finished. Of several of a kind the earliest
+    counts: by the time of the error where all of them have one, else by the order of the events.
+
+    clocks: seconds by which one clock is ahead of that of each host, by which times are compared; None: all show the
+    same time.
     """
     stop = next((event for event in events if isinstance(event, StopRequested)), None)
     by_request = [event for event in events if isinstance(event, StoppedEarly)]
@@ -153,34 +157,64 @@ def run_outcome(events: Sequence[Event]) -> RunOutcome:
         elif isinstance(event, WorkerFailed) and event.rank is not None:
             # The scheduler signalled this worker before the agent knew of the stop.
             by_request.append(StoppedEarly(event.rank))
-    failures.sort(key=lambda failed: (_severity(failed), (failed.rank or 0) if failed.code == REFUSED else 0))
+    failures = _most_likely_first(failures, clocks or {})
     lost = next((event for event in events if isinstance(event, AgentLost)), None)
-    if failures and _severity(failures[0]) < 3:
+    if failures and _severity(failures[0]) < TIMED_OUT:
         return _failed(failures[0])
     if lost:
         return RunOutcome("lost", None, lost.host, lost.how)
     stalled = next((event for event in events if isinstance(event, Stalled)), None)
-    if stalled and not failures:
+    if stalled:
         return _stalled(stalled, [worker for done in events if isinstance(done, NodeDone) for worker in done.hung])
     if by_request or any(isinstance(event, NodeDone) and event.stopped for event in events):
         return RunOutcome("interrupted", how=stop.by if stop else "the workers were asked to stop")
+    if failures and _severity(failures[0]) == TIMED_OUT:
+        return _timed_out([failed for failed in failures if _severity(failed) == TIMED_OUT])
     return _failed(failures[0]) if failures else RunOutcome("finished")
 
 
+def _most_likely_first(failures: list[WorkerFailed], clocks: Mapping[str, float]) -> list[WorkerFailed]:
+    """The failures in the order in which they count."""
+
+    def key(failed: WorkerFailed) -> tuple[int, int, float]:
+        severity = _severity(failed)
+        alike = [other.raised for other in failures if _severity(other) == severity]
+        raised = -math.inf
+        if failed.raised is not None and None not in alike:
+            raised = failed.raised + clocks.get(failed.host, 0.0)
+        return severity, (failed.rank or 0) if failed.code == REFUSED else 0, raised
+
+    return sorted(failures, key=key)
+
+
 def _severity(failed: WorkerFailed) -> int:
-    """0 to 3: the smaller, the more likely this is the first failure, which the others followed from."""
-    lost_peer = any(sign in line for line in failed.lines[-LAST_LINES:] for sign in LOST_PEER)
+    """0 to 4: the smaller, the more likely this is the first failure, which the others followed from."""
     if failed.code == REFUSED:
         return 0
-    if failed.code < 0 and not (lost_peer and failed.code == -signal.SIGABRT):  # libraries abort after a lost peer, too
+    if failed.code < 0 and failed.code != -signal.SIGABRT:  # with which libraries end a worker that waited in vain
         return 1
-    return 3 if lost_peer else 2
+    match victim_of(failed.lines):
+        case "timed out":
+            return TIMED_OUT
+        case "lost a peer":
+            return LOST_PEER
+        case None:
+            return 1 if failed.code < 0 else 2
 
 
 def _failed(failed: WorkerFailed) -> RunOutcome:
     if failed.code == REFUSED:
         return RunOutcome("refused", failed.rank, failed.host, "refused", _last_message(failed.lines))
-    return RunOutcome("failed", failed.rank, failed.host, describe_exit(failed.code), failed.lines[-LAST_LINES:])
+    how, lines = failed.memory or describe_exit(failed.code), failed.lines[-LAST_LINES:]
+    return RunOutcome("failed", failed.rank, failed.host, how, lines, short_of_memory=bool(failed.memory))
+
+
+def _timed_out(failures: list[WorkerFailed]) -> RunOutcome:
+    """The outcome where all that is known is that workers waited in vain in a collective."""
+    by_rank = {failed.rank: failed for failed in failures if failed.rank is not None}
+    how, rank = describe_timeouts({rank: timeout_of(failed.lines) for rank, failed in by_rank.items()})
+    named = failures[0] if rank is None else by_rank[rank]
+    return RunOutcome("stalled", rank, named.host, how, error_lines(named.lines))
 
 
 def _last_message(lines: list[str]) -> list[str]:
@@ -198,8 +232,22 @@ def _stalled(stalled: Stalled, hung: list[HungWorker]) -> RunOutcome:
     hung = sorted(hung, key=lambda worker: worker.rank)
     unresponsive = [worker for worker in hung if not worker.answered]
     behind = [worker for worker in hung if worker.pace == min(worker.pace for worker in hung)]
-    for named, why in ((unresponsive, "stopped, or stuck in the kernel: no stacks written"), (behind, "the least far")):
-        if 0 < len(named) < len(hung):
-            ranks = f"rank{'s' * (len(named) > 1)} {', '.join(str(worker.rank) for worker in named)}"
-            return RunOutcome("stalled", named[0].rank, named[0].host, f"{how}; {ranks}: {why}", named[0].lines)
+    if unresponsive:
+        named = unresponsive[0]
+        rank = named.rank if len(unresponsive) < len(hung) else None  # no rank waits for another one
+        return RunOutcome("stalled", rank, named.host, f"{how}; {_states(unresponsive)}", named.lines)
+    if len(behind) < len(hung):
+        how = f"{how}; {_ranks(behind)}: the least far"
+        return RunOutcome("stalled", behind[0].rank, behind[0].host, how, behind[0].lines)
     return RunOutcome("stalled", None, stalled.host, f"{how}; all ranks came as far", hung[0].lines)
+
+
+def _states(unresponsive: list[HungWorker]) -> str:
+    """What the kernel says of the workers that wrote no stacks."""
+    states = list(dict.fromkeys(worker.state for worker in unresponsive))
+    alike = ([worker for worker in unresponsive if worker.state == state] for state in states)
+    return "; ".join(f"{_ranks(workers)}: {workers[0].state or 'ended'}, no stacks written" for workers in alike)
+
+
+def _ranks(workers: list[HungWorker]) -> str:
+    return f"rank{'s' * (len(workers) > 1)} {', '.join(str(worker.rank) for worker in workers)}"

@@ -17,7 +17,8 @@ class RunOutcome:
     """The end of a run. kind: interrupted: it stopped on request; lost: the connection to a node's agent broke.
 
     rank, host: of the first worker to fail, where there is one; how: a description of one line; lines: the last that
-    this worker wrote, or the whole message of a refusal.
+    this worker wrote, or the whole message of a refusal. short_of_memory: that worker ended for want of memory;
+    stepped: workers of this machine have begun a step.
     """
 
     kind: OutcomeKind
@@ -25,6 +26,8 @@ class RunOutcome:
     host: str = ""
     how: str = ""
     lines: list[str] = field(default_factory=list)
+    short_of_memory: bool = False
+    stepped: bool = False
 
 
 def describe_exit(code: int) -> str:

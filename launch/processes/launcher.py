@@ -2,35 +2,80 @@
 
 import os
 import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
-
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from kilobatch.launch.processes.events import StopRequested
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.output import tell
-from kilobatch.launch.processes.supervisor import LocalEventLog, Supervisor
-from kilobatch.launch.processes.worker_processes import WorkerGroup, start_workers
+from kilobatch.launch.processes.supervisor import LocalEventLog, MemoryQuestion, Supervisor
+from kilobatch.launch.processes.worker_processes import STORE_FILE, WorkerGroup, start_workers
+from kilobatch.trainer.ranks.gpu_driver import has_gpu_driver
 
 GATHER = 0.2  # seconds after a failure in which failures of other workers are collected; no network delays them
 
 
 def run_workers(
-    folder: Path, workers: int, module: str, arguments: list[str], stall_minutes: float | None = None
+    folder: Path,
+    workers: int,
+    module: str,
+    arguments: list[str],
+    stall_minutes: float | None = None,
+    question: MemoryQuestion | None = None,
 ) -> RunOutcome:
     """Runs `python -m <module> <arguments>` in `workers` processes and waits for them all.
 
     They write `folder/logs/rank-K.log`; rank 0 writes to this terminal, too. After SIGINT, SIGTERM or SIGHUP to this
     process the workers get SIGTERM, save and exit; a second SIGINT or SIGTERM kills them. When one fails, or none sends
-    a heartbeat for stall_minutes, all are ended. However this function or this process ends, no worker outlives it.
+    a heartbeat for stall_minutes, all are ended; also where the question, if there is one, is answered by no. However
+    this function or this process ends, no worker outlives it.
     """
-    # The store is opened here, before the workers, which only connect: so no other process can take its port.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    loopback = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
-    group = WorkerGroup(0, workers, "127.0.0.1", store.port, loopback)
-    with _StopSignals() as signals, start_workers(folder, workers, group, [module, *arguments]) as started:
-        return Supervisor(LocalEventLog(), 0, signals.request, stall_minutes, GATHER).run(started)
+    # The port is taken here, before the workers, which only connect: so no other process can take it.
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=1024) as listening,
+        store_file(alone=True) as environment,
+        _StopSignals() as signals,
+    ):
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+        group = WorkerGroup(0, workers, "127.0.0.1", listening.getsockname()[1], environment)
+        with start_workers(folder, workers, group, [module, *arguments]) as started, serve_store(listening, group):
+            return Supervisor(LocalEventLog(), 0, signals.request, stall_minutes, GATHER, question).run(started)
+
+
+@contextmanager
+def store_file(*, alone: bool) -> Iterator[dict[str, str]]:
+    """Yields the variables with which the workers of a machine find the file that is their store, where they are alone
+    in the run and without a GPU: so this process needs no torch. Else their store is served (serve_store)."""
+    with TemporaryDirectory(prefix="kilobatch-store-") as folder:
+        yield {STORE_FILE: f"{folder}/store" if alone and not has_gpu_driver() else ""}
+
+
+@contextmanager
+def serve_store(listening: socket.socket | None, group: WorkerGroup) -> Iterator[None]:
+    """Serves the key-value store through which the workers form their process group, where there are several and they
+    have no file for it. This process listens on its port already, so no other can take it, and quicker workers wait.
+
+    listening: None where another machine serves it.
+    """
+    if listening is None or group.world == 1 or group.environment[STORE_FILE]:
+        yield
+        return
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # takes seconds
+
+    _store = TCPStore(
+        "127.0.0.1",
+        group.port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=30),
+        master_listen_fd=listening.detach(),
+    )
+    yield
 
 
 class _StopSignals:

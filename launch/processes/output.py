@@ -1,5 +1,7 @@
-"""Forwards a worker's output: as lines with their times to its log, and rank 0's to this terminal as well."""
+"""Forwards a worker's output: as lines with their times to its log, and rank 0's to this terminal as well, in the
+characters that it has."""
 
+import codecs
 import errno
 import os
 import re
@@ -7,8 +9,9 @@ import select
 import sys
 import termios
 import time
+import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +21,31 @@ from kilobatch.data.files import is_full_disk, refusal_of, refusing_os_errors
 
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>78]")
 KEPT_LINES = 200  # of each worker's last output: the longest message of a failing worker
+IN_ASCII = "kilobatch.in_ascii"  # the error handler of streams whose encoding lacks characters
+_IN_ASCII = {"…": "...", "–": "-", "−": "-", "×": "x", "·": "*", "√": "sqrt ", "²": "^2", "±": "+-", "°": " degrees"}
+_IN_ASCII |= dict.fromkeys("µμ", "u")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for the first character that an encoding lacks, so that none is lost: its look in ASCII, or its code.
+    The bytes of file names that are not text are written as they are."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking, after = error.object[error.start], error.start + 1
+    if "\udc80" <= lacking <= "\udcff":
+        return bytes([ord(lacking) - 0xDC00]), after
+    return _IN_ASCII.get(lacking) or _line(lacking) or lacking.encode("ascii", "backslashreplace").decode(), after
+
+
+def _line(character: str) -> str:
+    """A part of a table's lines or of a bar; "" for any other character."""
+    name = unicodedata.name(character, "")
+    if not name.startswith("BOX DRAWINGS"):
+        return ""
+    turns = "AND" in name or ("VERTICAL" in name and "HORIZONTAL" in name)
+    return "+" if turns else "|" if "VERTICAL" in name else "-"
+
+
+codecs.register_error(IN_ASCII, _in_ascii)
 
 
 class WorkerOutput:
@@ -32,6 +60,7 @@ class WorkerOutput:
     def __init__(self, log: Path, *, shown: bool) -> None:
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)  # the last ones, without their times
         self._shown = shown
+        self._decoder = utf8_decoder()
         self._line = b""
         self.failure: tuple[str, float] | None = None
         self._path = log
@@ -69,6 +98,10 @@ class WorkerOutput:
             self._line = self._line[self._line.rfind(b"\r", 0, -1) + 1 :]
         return bool(data)
 
+    def add(self, lines: Sequence[str]) -> None:
+        """Adds lines of our own to the log, about a worker that cannot write."""
+        self._log_lines([line.encode() for line in lines])
+
     def drain(self) -> None:
         """Forwards all that has been written so far. It does not wait for the pipe's end: a process that a worker left
         behind may hold the pipe open."""
@@ -97,12 +130,27 @@ class WorkerOutput:
     def _show(self, data: bytes) -> None:
         try:
             with _ignoring_closed_terminal(sys.stdout):
-                sys.stdout.buffer.write(data)
-                sys.stdout.flush()
+                show_utf8(data, self._decoder)
         except OSError as error:
             self._shown = False
             send_nowhere(sys.stdout)
             self.failure = self.failure or (refusal_of(error, Path("standard output")), time.monotonic())
+
+
+def utf8_decoder() -> codecs.IncrementalDecoder:
+    """For show_utf8: keeps the first bytes of a character that goes on in the next data."""
+    return codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+
+def show_utf8(data: bytes, decoder: codecs.IncrementalDecoder) -> None:
+    """Writes UTF-8, as workers do in every locale, to our own output in its encoding."""
+    if not hasattr(sys.stdout, "buffer"):  # a notebook's
+        sys.stdout.write(data.decode(errors="replace"))
+    else:
+        if codecs.lookup(sys.stdout.encoding).name != "utf-8":
+            data = decoder.decode(data).encode(sys.stdout.encoding, IN_ASCII)
+        sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def say(message: str) -> None:

@@ -6,7 +6,7 @@ would go on writing into a run folder that somebody else may resume. It is set b
 takes seconds in which the launcher may die.
 
 On SIGUSR1 the module's process writes the stacks of all its threads to stderr: a launcher asks this of a worker that
-hangs.
+hangs. Python collects no garbage until the module asks for it (trainer.ranks.garbage).
 """
 
 import ctypes
@@ -15,6 +15,8 @@ import os
 import runpy
 import signal
 import sys
+
+from kilobatch.trainer.ranks.garbage import collect_later
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,6 +29,7 @@ def main() -> None:
         sys.exit("the launcher is gone")
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # also while the module waits in C
     sys.argv = sys.argv[2:]
+    collect_later()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

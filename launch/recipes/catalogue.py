@@ -33,7 +33,10 @@ def locate(name: str, near: Path = FOLDER) -> Path:
     for folder in (near, FOLDER):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    raise UserError(f"there is no recipe '{name}'{did_you_mean(name, recipe_names())} (or give a path to a YAML file)")
+    raise UserError(
+        f"there is no recipe '{name}'{did_you_mean(name, recipe_names())} (kilobatch recipes lists them; "
+        "or give a path to a YAML file)"
+    )
 
 
 def read_settings(name: str) -> Settings:
@@ -74,7 +77,7 @@ def _chain(path: Path) -> Iterator[Settings]:
 def opening(name: str) -> list[str]:
     """The comment lines that a recipe opens with: what it reproduces, its command, cost and expected result."""
     lines = []
-    for line in locate(name).read_text("utf-8").splitlines():
+    for line in locate(name, near=Path() if is_path(name) else FOLDER).read_text("utf-8").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# yaml-language-server"):

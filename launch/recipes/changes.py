@@ -22,6 +22,8 @@ from kilobatch.trainer.evaluate.options import CLASSIFYING
 PACKAGES = ("kilobatch", "torch", "deepspeed", "ffcv")
 # Of these options the content counts, which has a SHA-256, and not the path.
 _BY_CONTENT = ("data.train", "data.test", "data.labels.list")
+# These say where a run's folder was made, which changes nothing in its training.
+OF_FOLDER = ("run.name", "run.folder")
 # Options that decide on what a checkpoint holds, and what an evaluation asks.
 _SHAPING = ("encoder.name", "encoder.stem", "encoder.width", "encoder.sk_ratio", "method.name", "optimizer.name")
 _OF_NETWORK = ("encoder.", "method.", "data.views.")
@@ -62,16 +64,22 @@ def recipe_changes(run: Path, recipe: Recipe) -> list[Change]:
 
     For a run without identity.json, which an earlier version began, the recipe in its newest checkpoint counts.
     """
-    recorded = identity.read_identity(run)
-    values = recorded.recipe if recorded else newest_description(run).get("recipe")
-    if values is None:
-        return []
     try:
-        before = recipe_from(values, f"the recipe that {run} began with")
+        before = recorded_recipe(run)
     except UserError as error:  # an option has another form in this version
         return [Change(name="recipe", old=str(error), new="valid")]
+    if before is None:
+        return []
     old, new = before.model_dump(mode="json"), recipe.model_dump(mode="json")
-    return [change for change in _differences(old, new, "") if change.name not in _BY_CONTENT]
+    return [change for change in _differences(old, new, "") if change.name not in (*_BY_CONTENT, *OF_FOLDER)]
+
+
+def recorded_recipe(run: Path) -> Recipe | None:
+    """The recipe that a run has been trained with so far; None where it has not begun. Raises UserError where an option
+    has another form in this version."""
+    recorded = identity.read_identity(run)
+    values = recorded.recipe if recorded else newest_description(run).get("recipe")
+    return None if values is None else recipe_from(values, f"the recipe that {run} began with")
 
 
 def changes_of(run: Path, recipe: Recipe, data: PreparedData) -> list[Change]:
@@ -97,6 +105,14 @@ def recorded_data(run: Path, now: Identity) -> Identity:
     trained = {"sha256": meta.get("images_sha256", now.train.sha256), "classes": meta.get("class_names")}
     labelled = meta.get("data_sha256", now.data_sha256)
     return now.model_copy(update={"train": now.train.model_copy(update=trained), "data_sha256": labelled})
+
+
+def recorded_extent(run: Path) -> tuple[int, int] | None:
+    """How many training images and classes a run began with; None where that is not known."""
+    if recorded := identity.read_identity(run):
+        return None if recorded.train.classes is None else (recorded.train.samples, len(recorded.train.classes))
+    meta = newest_description(run)
+    return (meta["images"], meta["classes"]) if {"images", "classes"} <= meta.keys() else None
 
 
 def _image_changes(name: str, old: ImagesIdentity | None, new: ImagesIdentity | None) -> Iterator[Change]:
@@ -132,14 +148,15 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[Change]:
         yield Change(name=key, old=before, new=now)
 
 
-def refuse_changes(run: Path, changes: list[Change]) -> None:
-    """Raises UserError, which lists the changes, where there are any."""
+def refuse_changes(run: Path, changes: list[Change], command: str = "") -> None:
+    """Raises UserError, which lists the changes, where there are any. command: by which they are meant; "": resume."""
     if not changes:
         return
     listed = "".join(f"\n  {change}" for change in changes)
+    command = command or f"kilobatch resume {run} --accept-changes"
     raise UserError(
         f"{run} has changed since it began:{listed}\nput back what it was (recipe.yaml, images), or, if all of this is "
-        f"meant from step {newest_step(run)} on: kilobatch resume {run} --accept-changes"
+        f"meant from step {newest_step(run)} on: {command}"
     )
 
 
@@ -190,8 +207,7 @@ def record_accepted(run: Path, recipe: Recipe, data: PreparedData, changes: list
     Raises UserError where the newest checkpoint cannot go on with them.
     """
     step = newest_step(run)
-    if step:
-        _refuse_other_shapes(run, recipe, data, changes)
+    refuse_other_shapes(run, recipe, data, changes)
     before = identity.read_identity(run) or _record_late(run, recipe, data, step)
     now = identity_of(recipe, data, before.step)
     entry = AcceptedChanges(
@@ -200,14 +216,21 @@ def record_accepted(run: Path, recipe: Recipe, data: PreparedData, changes: list
         data_sha256=recorded_data(run, now).data_sha256,
         changes=changes,
     )
-    kept = {"recorded": before.recorded, "references": before.references, "accepted": [*before.accepted, entry]}
+    kept = {
+        "recorded": before.recorded,
+        "references": before.references,
+        "accepted": [*before.accepted, entry],
+        "branched_from": before.branched_from,
+    }
     identity.write_identity(run, now.model_copy(update=kept))
     print(f"changed from step {step} on:" + "".join(f"\n  {change}" for change in changes), flush=True)
 
 
-def _refuse_other_shapes(run: Path, recipe: Recipe, data: PreparedData, changes: list[Change]) -> None:
+def refuse_other_shapes(run: Path, recipe: Recipe, data: PreparedData, changes: list[Change]) -> None:
     """Raises UserError, before anything is written, for what is known to fit no checkpoint of this run."""
-    if found := [change for change in changes if change.name in _SHAPING]:
+    if not newest_step(run):
+        return
+    if found := [change for change in changes if change.name in _SHAPING or _begins_to_scale(change)]:
         listed = "; ".join(map(str, found))
         raise UserError(f"no checkpoint of {run} can go on with {listed}; put the old value back, or start a new run")
     labelled = labelled_of(recipe, data) if recipe.data.unlabelled == "drop" else None
@@ -218,6 +241,11 @@ def _refuse_other_shapes(run: Path, recipe: Recipe, data: PreparedData, changes:
             f"the epochs of {run} have {before} steps, and would now have {steps}, so that no checkpoint says where it "
             "would go on; keep data.batch and the number of images, or start a new run"
         )
+
+
+def _begins_to_scale(change: Change) -> bool:
+    """Whether a run would go on in fp16, whose loss scale its checkpoints do not hold."""
+    return (change.name, change.new) == ("engine.precision", "fp16")
 
 
 def begin_or_compare(run: Path, recipe: Recipe, data: PreparedData) -> frozenset[str]:

@@ -3,7 +3,7 @@ Loads no torch; devices are checked in worker/devices.py, on the machine that th
 
 from collections.abc import Callable, Mapping
 
-from kilobatch.data.errors import UserError
+from kilobatch.data.errors import Mistakes, UserError
 from kilobatch.data.loading.labels import count_labelled
 from kilobatch.data.sources.specs import Split, count_classes, count_images
 from kilobatch.launch.recipes import method_options, references, validation_errors
@@ -25,7 +25,7 @@ def check(
     begun: bool = False,
     images: int | None = None,
 ) -> None:
-    """Raises UserError for the first part that does not fit, before any process is started or image decoded.
+    """Raises UserError for all parts that do not fit, each on a line, before any process is started or image decoded.
 
     settings: where the recipe's values were written, for the message; evaluators: what will run; None: training, and
     the recipe's own; awaited: runs that the recipe's method starts or learns from and that will have been trained by
@@ -38,25 +38,33 @@ def check(
     def refuse(dotted: str, message: str) -> UserError:
         return UserError(f"{settings.where(tuple(dotted.split('.')))}: {message}")
 
+    mistakes = Mistakes()
     chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
     training = evaluators is None
     if training:  # an evaluation has no steps: it uses neither the views nor the batch, nor what depends on them
-        _check_views(recipe, refuse)
-        _check_batch(recipe, workers, chunks, refuse)
-        _check_engine(recipe, chunks, refuse)
-        _check_options(
-            recipe, OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch), settings
-        )
-    samples = images if images is not None else _count(recipe, "train", refuse)
-    classes = _count_classes(recipe, refuse) if images is None else None
-    if training:
-        used = _used(recipe, samples, refuse) if images is None else samples
-        _check_size(recipe, workers * chunks, samples, used, refuse)
+        with mistakes.noted():
+            _check_views(recipe, refuse)
+        with mistakes.noted():
+            _check_batch(recipe, workers, chunks, refuse)
+        _check_engine(recipe, chunks, refuse, mistakes)
+        context = OptionContext(recipe.method, recipe.encoder, workers, chunks, recipe.data.batch)
+        _check_options(recipe, context, settings, mistakes)
+    classes, enough = None, None
+    with mistakes.noted():
+        samples = images if images is not None else _count(recipe, "train", refuse)
+        classes = _count_classes(recipe, refuse) if images is None else None
+        if training:
+            used = _used(recipe, samples, refuse) if images is None else samples
+            _check_size(recipe, workers * chunks, samples, used, refuse)
+        enough = samples
     if training and not begun:
-        references.check_references(recipe, awaited or {}, refuse, classes)
+        with mistakes.noted():
+            references.check_references(recipe, awaited or {}, refuse, classes)
     if recipe.data.test is not None and images is None:
-        _count(recipe, "test", refuse)
-        _check_evaluators(recipe, workers, samples, evaluators, refuse)
+        with mistakes.noted():
+            _count(recipe, "test", refuse)
+        _check_evaluators(recipe, workers, enough, evaluators, refuse, mistakes)
+    mistakes.refuse()
 
 
 def _check_views(recipe: Recipe, refuse: Refuse) -> None:
@@ -66,6 +74,13 @@ def _check_views(recipe: Recipe, refuse: Refuse) -> None:
             "data.views.count",
             f"data.views.count is {views}, but method {recipe.method.name} takes {wanted} views of an image; "
             f"use {wanted}",
+        )
+    if recipe.data.views.by_patch and not method_options.declared(recipe.method.name).jigsaw:
+        able = [name for name in method_options.method_names() if method_options.declared(name).jigsaw]
+        raise refuse(
+            "data.views.second.by_patch",
+            f"data.views.second.by_patch is true, but method {recipe.method.name} makes no patches (these do: "
+            f"{', '.join(able)}); use false",
         )
 
 
@@ -82,27 +97,30 @@ def _check_batch(recipe: Recipe, workers: int, chunks: int, refuse: Refuse) -> N
         )
 
 
-def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse) -> None:
+def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse, mistakes: Mistakes) -> None:
     if problem := chunks_problem(chunks, recipe.encoder.norm == "global"):
-        raise refuse("engine.chunks", problem)
+        mistakes.add(str(refuse("engine.chunks", problem)))
     if problem := zero_problem(recipe.engine.zero, recipe.optimizer.name):
-        raise refuse("engine.zero", problem)
+        mistakes.add(str(refuse("engine.zero", problem)))
 
 
-def _check_options(recipe: Recipe, context: OptionContext, settings: Settings) -> None:
-    """The constraints of the method's options: of groups of options first, then those that a type carries."""
+def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, mistakes: Mistakes) -> None:
+    """The constraints of the method's options: of groups of options first, then those that a type carries. Of each
+    option the first that does not hold is noted."""
     constraints = [(name, type(value)) for name, value in recipe.method]
     fields = type(recipe.method).model_fields.items()
     constraints += [(name, constraint) for name, field in fields for constraint in field.metadata]
+    refused: set[str] = set()
     for name, constraint in constraints:
-        if not isinstance(constraint, Constraint):
+        if name in refused or not isinstance(constraint, Constraint):
             continue
         try:
             constraint.check(getattr(recipe.method, name), context)
         except UserError as error:
             key, message = ("method", name), str(error)
             where = validation_errors.where_of_parts(key, message, settings) or settings.where(key)
-            raise UserError(f"{where}: {message}") from error
+            mistakes.add(f"{where}: {message}")
+            refused.add(name)
 
 
 def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
@@ -152,26 +170,40 @@ def _check_size(recipe: Recipe, parts: int, samples: int, used: int, refuse: Ref
         )
 
 
-def _check_evaluators(recipe: Recipe, workers: int, samples: int, evaluators: list[str] | None, refuse: Refuse) -> None:
-    """samples: images of data.train, among which k-NN searches and from which probes learn."""
+def _check_evaluators(
+    recipe: Recipe,
+    workers: int,
+    samples: int | None,
+    evaluators: list[str] | None,
+    refuse: Refuse,
+    mistakes: Mistakes,
+) -> None:
+    """samples: images of data.train, among which k-NN searches and from which probes learn; None: not known, or too
+    few to train on."""
     final = recipe.evaluate.final if evaluators is None else evaluators
     during = [recipe.evaluate.during] if evaluators is None and recipe.evaluate.every_epochs else []
     for option, names in (("evaluate.during", during), ("evaluate.final", final)):
         classifying = [name for name in names if name in CLASSIFYING]
         if classifying and not method_options.declared(recipe.method.name).classifies:
             able = [name for name in method_options.method_names() if method_options.declared(name).classifies]
-            raise refuse(
-                option,
-                f"{option if evaluators is None else 'the evaluation'} asks for {classifying[0]}, but method "
-                f"{recipe.method.name} has no classifier (these have: {', '.join(able)}); ask for knn or fast_linear",
+            asks = f"{option if evaluators is None else 'the evaluation'} asks for {classifying[0]}, but method "
+            asks += (
+                f"{recipe.method.name} has no classifier (these have: {', '.join(able)}); ask for knn or fast_linear"
             )
+            mistakes.add(str(refuse(option, asks)))
+    if samples is None:
+        return
     if "knn" in (*during, *final) and recipe.evaluate.knn.k > samples:
-        raise refuse(
-            "evaluate.knn.k",
-            f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most that",
-        )
+        asks = f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most "
+        mistakes.add(str(refuse("evaluate.knn.k", f"{asks}that")))
+    if "linear" in (*during, *final):
+        with mistakes.noted():
+            _check_linear(recipe, workers, samples, refuse)
+
+
+def _check_linear(recipe: Recipe, workers: int, samples: int, refuse: Refuse) -> None:
     batch, most = recipe.evaluate.linear.batch, samples // workers * workers
-    if "linear" not in (*during, *final) or (batch % workers == 0 and batch <= samples):
+    if batch % workers == 0 and batch <= samples:
         return
     if batch > samples:
         way_out = f"use at most {most}" if most else "use fewer workers, or add images"

@@ -1,12 +1,14 @@
 """Finds methods by file name, and makes the recipe's `method` section of their constructors' arguments."""
 
 import importlib
+import re
+from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import UserError, choices
 from kilobatch.launch.recipes import method_source
 from kilobatch.launch.recipes.method_source import Declared
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class MethodOptions(BaseModel):
-    """`name` is a module of methods/papers/; the other keys are its constructor's keyword arguments."""
+    """The options of a method; the keys beside its name are its constructor's keyword arguments.
+
+    name: a file of methods/papers/.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -31,7 +36,7 @@ def declared(name: str) -> Declared:
     """What methods/papers/<name>.py declares of its Method. Raises UserError for an unknown name."""
     found = method_source.read_declaration(name) if name in method_source.files() else None
     if found is None:
-        raise UserError(f"there is no method '{name}'{did_you_mean(name, method_names())}")
+        raise UserError(f"there is no method '{name}'{choices(name, method_names())}")
     return found
 
 
@@ -39,9 +44,36 @@ def declared(name: str) -> Declared:
 def options_of(name: str) -> type[MethodOptions]:
     """The model of `method: {name: <name>, ...}`: the keyword arguments of the method's constructor, with their
     types, bounds and defaults. Raises UserError for an unknown name."""
-    arguments: dict[str, Any] = dict(declared(name).arguments)
+    found = declared(name)
+    said = meanings(found.texts, found.arguments)
+    arguments: dict[str, Any] = {
+        key: (Annotated[type_, Field(description=said[key])] if key in said else type_, default)
+        for key, (type_, default) in found.arguments.items()
+    }
     arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
     return create_model(f"{name}_options", __base__=MethodOptions, **arguments)
+
+
+def meanings(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """What docstrings say of options, in parts such as `dim: of the projections; layers: of the head`. A part ends
+    where the next begins, or with its paragraph. The first text that says something of an option counts.
+
+    texts: of a class and those that it derives from; names: of the options. A sentence that begins as `word: ` ends a
+    part, too: it may be of an option that only a class above has. After a semicolon it is a value, as in `null: none`.
+    """
+    found: dict[str, str] = {}
+    head = re.compile(rf"(?:^|(?<=[.;] ))({'|'.join(map(re.escape, names)) or '$^'}): |(?<=[.] )[a-z]\w*: ")
+    for text in texts:
+        own: dict[str, str] = {}
+        for paragraph in re.split(r"\n\s*\n", text):
+            line = " ".join(paragraph.split())
+            parts = list(head.finditer(line))
+            ends = [*(part.start() for part in parts), len(line)][1:]
+            own |= {
+                part[1]: line[part.end() : end].strip(" .;") for part, end in zip(parts, ends, strict=True) if part[1]
+            }
+        found = own | found
+    return found
 
 
 def method_class(name: str) -> "type[Method]":

@@ -16,7 +16,8 @@ from kilobatch.methods import papers
 
 FOLDER = Path(papers.__file__).resolve().parent  # of a checkout, not the link to it under src/
 PACKAGE = "kilobatch.methods.papers"
-ATTRIBUTES: dict[str, Any] = {"views": None, "classifies": False, "head_layers": 0}  # with Method's own values
+# With Method's own values:
+ATTRIBUTES: dict[str, Any] = {"views": None, "jigsaw": False, "classifies": False, "head_layers": 0}
 SOURCES = (
     "take it from the standard library, from pydantic, or from a file in methods/ or data/ whose name ends in "
     "'options' and which imports no torch"
@@ -26,14 +27,17 @@ SOURCES = (
 @dataclass(frozen=True)
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
-    views: how many of each image it takes, None for any number; classifies: whether it has logits; head_layers: of its
-    projection head, or the argument that says how many."""
+    views: how many of each image it takes, None for any number; jigsaw: whether the second of them is shuffled patches;
+    classifies: whether it has logits; head_layers: of its projection head, or the argument that says how many; texts:
+    its docstring, and those of the classes that it derives from."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]
     views: int | None
+    jigsaw: bool
     classifies: bool
     head_layers: int | str
+    texts: tuple[str, ...]
 
 
 def files() -> list[str]:
@@ -62,7 +66,8 @@ def read_declaration(name: str) -> Declared | None:
     attributes = ATTRIBUTES | {}
     for origin, cls in reversed(lineages[0]):
         attributes |= origin.attributes(cls)
-    return Declared(lineages[0][0][1].name, arguments, **attributes)
+    texts = tuple(ast.get_docstring(cls) or "" for _, cls in lineages[0])
+    return Declared(lineages[0][0][1].name, arguments, texts=texts, **attributes)
 
 
 class _File:

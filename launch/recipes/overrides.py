@@ -1,36 +1,60 @@
 """Reads the changes that the command line makes in a recipe: `section.key=value`, the value as YAML."""
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from kilobatch.data.errors import UserError
+from kilobatch.data.errors import Mistakes, UserError
 from kilobatch.launch.recipes.settings import Key, Settings, parse
 
 SHORT = {"seed": "run.seed"}  # keys that may be written without their section
 NULL = ("null", "~")
+SHOWN = 200  # characters of an override in messages
 
 
-def read_overrides(overrides: Sequence[str]) -> Settings:
-    """All overrides as one tree; a later one wins. Raises UserError for a text that is not `section.key=value`."""
-    settings = Settings()
+def read_overrides(overrides: Sequence[str], mistakes: Mistakes | None = None) -> Settings:
+    """All overrides as one tree; a later one wins. mistakes: gets the texts that are not `section.key=value`; None:
+    UserError is raised for them."""
+    settings, found = Settings(), mistakes or Mistakes()
     for text in overrides:
-        settings = settings.under(_read_override(text))
+        with found.noted():
+            settings = settings.under(_read_override(text))
+    if mistakes is None:
+        found.refuse()
     return settings
+
+
+def with_name(overrides: list[str], name: str | None) -> list[str]:
+    """The overrides with the run's name that --name gives; None: it was not given."""
+    return overrides if name is None else [*overrides, f"run.name={json.dumps(name)}"]
+
+
+def is_override(text: str) -> bool:
+    """Whether a text is written as a change to a recipe: section.key=value."""
+    return re.match(r"[A-Za-z_]\w*(\.\w+)*=", text) is not None
+
+
+def key_of(text: str) -> tuple[str, ...]:
+    """The key that an override changes: ("optimizer", "lr") of optimizer.lr=4.8."""
+    path = text.partition("=")[0]
+    return tuple(SHORT.get(path, path).split("."))
 
 
 def _read_override(text: str) -> Settings:
     path, equals, value_text = text.partition("=")
-    names = SHORT.get(path, path).split(".")
+    shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    names = key_of(text)
     if not equals or not all(name and name == name.strip() for name in names):
-        raise UserError(f"override '{text}' is not of the form section.key=value, such as optimizer.lr=4.8")
+        raise UserError(f"override '{shown}' is not of the form section.key=value, such as optimizer.lr=4.8")
     if not value_text.strip():
         raise UserError(f"override '{text}' has no value; write {path}=null for none")
-    source = f"override '{text}'"
+    source = f"override '{shown}'"
     value, inner = _read_value(value_text, source)
 
-    key: Key = tuple(names)
+    key: Key = names
     origins = {key[:n]: source for n in range(1, len(key))} | {(*key, *rest): source for rest in inner}
     tree: dict[str, Any] = {names[-1]: value}
     for name in reversed(names[:-1]):

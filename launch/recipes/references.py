@@ -20,6 +20,7 @@ from kilobatch.launch.runs.identity import ReferenceIdentity, read_references
 from kilobatch.methods.networks.options import EncoderOptions, refuse_layers
 from kilobatch.methods.options import Reference
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, read_description
+from kilobatch.trainer.checkpoint.exported_file import check_seal
 
 
 def references(recipe: Recipe) -> dict[str, str]:
@@ -61,7 +62,7 @@ def description_of(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it. Raises UserError where it is damaged."""
     try:
         return read_description(checkpoint)["meta"]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint {checkpoint}: {DESCRIPTION} cannot be used: {error}; name another") from None
 
 
@@ -113,7 +114,7 @@ def check_references(
         try:
             other = awaited[where] if where in awaited else recipe_of(where)
             if where not in awaited:
-                _refuse_unfinished(where, other)
+                _refuse_damaged_or_unfinished(where, other)
         except UserError as error:
             raise refuse(option, f"{option} '{where}': {error}") from error
         encoder_only = where not in awaited and _holds_encoder_only(where)
@@ -221,9 +222,12 @@ def _numbers(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
-def _refuse_unfinished(where: str, recipe: Recipe) -> None:
-    """Raises UserError for a run whose steps are not all done and saved; a checkpoint or a file is meant as it is."""
+def _refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
+    """Raises UserError for a file that is damaged, and for a run whose steps are not all done and saved; a checkpoint,
+    which is verified when it is loaded, or a file is meant as it is."""
     path = locate_reference(where)
+    if path.is_file():
+        check_seal(path)
     if path.is_file() or is_checkpoint(path):
         return
     checkpoints = list_checkpoints(path / "checkpoints")
@@ -234,9 +238,11 @@ def _refuse_unfinished(where: str, recipe: Recipe) -> None:
         return
     step, steps = described["step"], recipe.schedule.epochs * described["steps_per_epoch"]
     if step < steps:
+        damaged = ", ".join(other.name for number, other in checkpoints.items() if number > step)
+        whole = f", without {damaged}, whose description is damaged," if damaged else ""
         raise UserError(
-            f"it has not finished: its newest checkpoint is of step {step} of {steps}; finish it first (kilobatch "
-            f"resume {path}), or, where this checkpoint is meant, name it: {checkpoints.get(step, path)}"
+            f"it has not finished: its newest checkpoint{whole} is of step {step} of {steps}; finish it first "
+            f"(kilobatch resume {path}), or, where this checkpoint is meant, name it: {checkpoints.get(step, path)}"
         )
 
 

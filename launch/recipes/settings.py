@@ -14,6 +14,7 @@ from yaml.composer import ComposerError
 from kilobatch.data.errors import UserError
 
 Key = tuple[str | int, ...]  # ("data", "views", "size"); numbers index lists
+DEEPEST = 50  # levels of brackets or sections in a text; recipes have six
 
 
 @dataclass
@@ -55,15 +56,26 @@ def _another_method(key: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2's scalars: 1e-6 is a number; `off`, `no`, 010, 1:30 and dates are text. Refuses aliases."""
+    """Reads YAML 1.2's scalars: 1e-6 is a number; `off`, `no`, 010, 1:30 and dates are text. Refuses aliases, and what
+    is nested so deep that a recursive reader fails."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
             raise ComposerError(None, None, "aliases (*name) are not used in recipes; write it out", mark)
-        return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise ComposerError(None, None, f"brackets or sections are nested more than {DEEPEST} deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def is_plain(self, node: yaml.ScalarNode) -> bool:
+        """Whether a scalar is text, or has the type that its text has by itself, without a tag that names another."""
+        return node.tag in (TEXT, self.resolve(yaml.ScalarNode, node.value, (True, False)))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -75,6 +87,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+TEXT = "tag:yaml.org,2002:str"
 for _yaml in (_Loader, _Dumper):
     for _tag, _pattern, _first in (
         ("null", r"~|null|", "~n"),
@@ -102,9 +115,10 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
         if isinstance(node, yaml.MappingNode):
             values: dict[str, Any] = {}
             for name_node, value_node in node.value:
-                name = loader.construct_object(name_node) if isinstance(name_node, yaml.ScalarNode) else None
+                name = scalar(name_node) if isinstance(name_node, yaml.ScalarNode) else None
                 if not isinstance(name, str):
-                    raise UserError(f"{place(name_node.start_mark)}: keys must be text, not {name_node.value!r}")
+                    kind = repr(name_node.value) if isinstance(name_node, yaml.ScalarNode) else f"a {name_node.id}"
+                    raise UserError(f"{place(name_node.start_mark)}: keys must be text, not {kind}")
                 if name in values:
                     first = origins[(*key, name)]
                     raise UserError(f"{place(name_node.start_mark)}: '{name}' stands twice (first: {first}); keep one")
@@ -113,10 +127,18 @@ def parse(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key,
             return values
         if isinstance(node, yaml.SequenceNode):
             return [read(item, (*key, i)) for i, item in enumerate(node.value)]
-        value = loader.construct_object(node)
-        if value is not None and not isinstance(value, str | int | float | bool):
+        return scalar(node)
+
+    def scalar(node: yaml.Node) -> Any:
+        if not loader.is_plain(node):
             raise UserError(f"{place(node.start_mark)}: {node.value!r} with tag {node.tag}: only plain values are read")
-        return value
+        try:
+            node.value.encode()
+            return loader.construct_object(node)
+        except UnicodeEncodeError:
+            raise UserError(f"{place(node.start_mark)}: {node.value!r} holds half a character") from None
+        except ValueError:  # Python reads integers of so many digits only
+            raise UserError(f"{place(node.start_mark)}: a number of {len(node.value):,} digits is too long") from None
 
     loader: Any = None
     try:

@@ -40,6 +40,7 @@ def points(sweeps: list[str]) -> list[Point]:
 def _axis(sweep: str) -> tuple[str, list[str]]:
     """The key, and its values as they were written. A comma within brackets or quotes does not separate values."""
     key, _, text = sweep.partition("=")
+    sweep = sweep if len(sweep) <= overrides.SHOWN else f"{sweep[: overrides.SHOWN - 1]}…"
     key = overrides.SHORT.get(key, key)
     listed = f"[{text}]"
     values, _ = parse(listed, f"--sweep {sweep}", lines=False)

@@ -1,4 +1,4 @@
-"""Turns what pydantic found wrong into one plain sentence, with the place where the value was written."""
+"""Turns what pydantic found wrong into plain sentences, each with the place where the value was written."""
 
 import re
 from types import UnionType
@@ -6,23 +6,24 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import Mistakes, did_you_mean, nearest
 from kilobatch.launch.recipes.settings import Key, Settings, format_value
 
 
-def user_error(error: ValidationError, settings: Settings, model: type[BaseModel]) -> UserError:
-    """The first error as a message. Unknown keys come first, since a misspelt key also leaves one missing."""
-    errors: list[Any] = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    more = {_key(e["loc"], settings.values) for e in errors[1:]} - {_key(errors[0]["loc"], settings.values)}
-    tail = f" (and {len(more)} more)" if more else ""
-    # Each member of a union, such as a number or "auto", has its own error; the words that are allowed come last.
-    words = [
-        e.get("ctx", {})["expected"]
-        for e in errors[1:]
-        if e["type"] == "literal_error" and _key(e["loc"], settings.values) == _key(errors[0]["loc"], settings.values)
-    ]
-    either = ", or " + ", ".join(words) if words else ""
-    return UserError(_sentence(errors[0], settings, model) + either + tail)
+def note(error: ValidationError, settings: Settings, model: type[BaseModel], mistakes: Mistakes) -> None:
+    """Notes all errors, each as a sentence. Unknown keys come first, since a misspelt key also leaves one missing."""
+    of_key: dict[Key, list[Any]] = {}
+    for one in sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"):
+        of_key.setdefault(_key(one["loc"], settings.values), []).append(one)
+    meant: set[Key] = set()
+    for key, errors in of_key.items():
+        if errors[0]["type"] == "extra_forbidden":
+            meant.add((*key[:-1], nearest(str(key[-1]), fields(model, key[:-1])) or ""))
+        elif errors[0]["type"] == "missing" and key in meant:
+            continue
+        # Each member of a union, such as a number or "auto", has its own error; the words that are allowed come last.
+        words = [e["ctx"]["expected"] for e in errors[1:] if e["type"] == "literal_error"]
+        mistakes.add(_sentence(errors[0], settings, model) + (", or " + ", ".join(words) if words else ""))
 
 
 def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
@@ -40,11 +41,11 @@ def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
         keys = ", ".join(fields(model, key))
         return f"{where}: {dotted} is {value}; it holds keys of its own ({keys})"
     allowed = error["msg"].replace("Input should", "it should", 1)
-    near = ""
+    near = None
     if error["type"] in ("literal_error", "enum"):
-        guess = did_you_mean(str(error["input"]), [part.strip("'") for part in _quoted(error["ctx"]["expected"])])
-        near = guess if guess.startswith("; did") else ""
-    return f"{where}: {dotted} is {value}; {allowed[:1].lower()}{allowed[1:]}{near}"
+        near = nearest(str(error["input"]), [part.strip("'") for part in _quoted(error["ctx"]["expected"])])
+    guess = f"; did you mean '{near}'?" if near else ""
+    return f"{where}: {dotted} is {value}; {allowed[:1].lower()}{allowed[1:]}{guess}"
 
 
 def where_of_parts(key: Key, message: str, settings: Settings) -> str:
@@ -61,7 +62,7 @@ def _unknown(key: Key, model: type[BaseModel]) -> str:
     *section, name = map(str, key)
     known = fields(model, key[:-1])
     guess = did_you_mean(name, known)
-    elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == name]
+    elsewhere = [path for path in paths(model) if path.rpartition(".")[2] == name]
     if elsewhere:
         guess = "; did you mean " + " or ".join(f"'{path}'" for path in elsewhere[:3]) + "?"
     if not section:
@@ -105,13 +106,13 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+def paths(model: type[BaseModel], prefix: str = "") -> list[str]:
     """All keys of a model, dotted."""
     found = []
     for name, info in model.model_fields.items():
         found.append(prefix + name)
         for inner in _models(info.annotation):
-            found += _paths(inner, f"{prefix}{name}.")
+            found += paths(inner, f"{prefix}{name}.")
     return found
 
 

@@ -9,13 +9,14 @@ from typing import Literal
 from pydantic import BaseModel
 
 from kilobatch.data.errors import UserError
-from kilobatch.data.files import read_model, write_state
+from kilobatch.data.files import read_model, refusing_os_errors, write_state
 from kilobatch.launch.processes.exit_status import RunOutcome, describe_exit
 from kilobatch.launch.runs.job_history import last_line
 from kilobatch.launch.runs.run_folder import EvaluationStatus
 from kilobatch.trainer.checkpoint.description import list_checkpoints, read_description
 
 FILE = "evaluation.json"
+FORMER = "evaluation-step-{}.json"  # the same, of an end before the run got more epochs
 REST = "--rest"  # the worker's option: evaluate only what has no result yet
 LAST_EPOCH, PROJECTOR = "last epoch", "projector"  # parts beside the recipe's evaluators
 
@@ -78,19 +79,19 @@ def run_to_the_end(
     *,
     evaluates: bool,
     rest: bool = False,
-    restarts: bool = True,
 ) -> FinalOutcome:
     """Runs workers that train and then evaluate. What ends them once the training is saved does not make it a failed
     one: their outcome is "finished", and the evaluation has failed.
 
-    epochs: of the recipe; start: runs the workers with these arguments more; evaluates: there are test images; rest:
-    only what has no result yet, or has failed, is evaluated; restarts: where the workers end in one part of the
-    evaluation, others are started for the rest.
+    epochs: of the recipe; start: runs the workers with these arguments more: those with REST only evaluate; evaluates:
+    there are test images; rest: only what has no result yet, or has failed, is evaluated. Where the workers end in one
+    part of the evaluation, others are started for the rest.
     """
     if rest:
         _make_failed_due(run)
     else:
-        (run / FILE).unlink(missing_ok=True)
+        with refusing_os_errors(run / FILE):
+            _remove_former(run, epochs)
     trained_before = training_finished(run, epochs)
     outcome = start([REST] if rest else [])
     while outcome.kind not in ("finished", "interrupted") and training_finished(run, epochs):
@@ -100,7 +101,7 @@ def run_to_the_end(
                 break  # at the start: the way out stands in its message
             failures = f"not begun, since {_reason(outcome)}" if evaluates else ""
             return FinalOutcome(RunOutcome("finished"), "failed" if failures else None, failures)
-        left = _note_end(record, _reason(outcome), restarts=restarts and outcome.kind != "refused")
+        left = _note_end(record, _reason(outcome), restarts=outcome.kind != "refused")
         record.write(run)
         if not left:
             failures = record.failures()
@@ -109,6 +110,16 @@ def run_to_the_end(
     record = read_final_evaluation(run) if outcome.kind == "finished" else None
     failures = record.failures() if record else ""
     return FinalOutcome(outcome, None if record is None else "failed" if failures else "finished", failures)
+
+
+def _remove_former(run: Path, epochs: int) -> None:
+    """Removes the record of an evaluation that is done anew; that of an end before the run got more epochs is kept
+    under the name of its step."""
+    record = read_final_evaluation(run)
+    if record is not None and not training_finished(run, epochs):
+        (run / FILE).replace(run / FORMER.format(f"{record.step:08d}"))
+    else:
+        (run / FILE).unlink(missing_ok=True)
 
 
 def _make_failed_due(run: Path) -> None:

@@ -62,12 +62,22 @@ class AcceptedChanges(BaseModel):
     changes: list[Change]
 
 
+class BranchOrigin(BaseModel):
+    """The checkpoint that a run was branched from: the run's folder, the step, and the SHA-256 of its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Path
+    step: int
+    sha256: str
+
+
 class Identity(BaseModel):
     """The content of identity.json. After accepted changes, all values are the new ones.
 
     recorded: when, ISO 8601 in UTC; step: of the training at that time, more than 0 for a run that began before there
     was such a file; data_sha256: of the training images and of which of them have labels; recipe: resolved; references:
-    by the name that the recipe gives them.
+    by the name that the recipe gives them; branched_from: None: it began by itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,6 +91,7 @@ class Identity(BaseModel):
     versions: dict[str, str]
     references: dict[str, ReferenceIdentity] = {}
     accepted: list[AcceptedChanges] = []
+    branched_from: BranchOrigin | None = None
 
 
 def read_identity(run: Path) -> Identity | None:

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from kilobatch.data.errors import UserError
-from kilobatch.data.files import read_model, refusing_os_errors, write_whole
+from kilobatch.data.files import parse_json, read_model, read_record, refusing_os_errors, write_whole
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 
 EVENTS = ("began", "asked", "ended", "stopped")  # of attempts.jsonl
 Reason = Literal["finished", "timed_out", "preempted", "cancelled", "crashed", "refused", "node_failed"]
+
+
+# As a scheduler gives them out; "" before that. They are handed to its commands, and stand in names of files.
+JobId = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_-]*)?$")]
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,25 @@ class Original:
 class JobFile(BaseModel):
     """job.json: the job that was submitted. Times are ISO 8601, UTC.
 
-    job_id: "" while it is being submitted, and in a copy of a run's folder; array_index: of a sweep's point, its index
-    in the job array; code: the snapshot's path, relative to the run; signal_lead_seconds: as given to the scheduler;
-    earlier: ids of earlier jobs; original: the run that the folder is a copy of, None: it is no copy.
+    job_id: "" while it is being submitted, once the run trains without a job, and in a copy of its folder; array_index:
+    of a sweep's point, its index in the job array; code: the snapshot's path, relative to the run; signal_lead_seconds:
+    as given to the scheduler; earlier: ids of earlier jobs; anyway: it trains even if the plan says that it cannot fit
+    into memory; original: the run that the folder is a copy of, None: it is no copy.
     """
 
     cluster: Literal["slurm", "local"]
-    job_id: str
+    job_id: JobId
     array_index: int | None = None
-    nodes: int = 1
-    workers_per_node: int = 1
+    nodes: int = Field(default=1, ge=1)
+    workers_per_node: int = Field(default=1, ge=1)
     sweep: str | None = None
     submitted: str
     code: str
     interface: str | None = None
     signal_lead_seconds: int = 120
-    time_minutes: int | None = None
-    earlier: list[str] = []
+    time_minutes: int | None = Field(default=None, ge=1)
+    earlier: list[JobId] = []
+    anyway: bool = False
     original: Original | None = Field(default=None, exclude=True)
 
 
@@ -82,6 +88,14 @@ def write_job_file(run: Path, job: JobFile) -> None:
     with refusing_os_errors(run / "job.json"):
         content = _Content(**job.model_dump(), folder=str(run.resolve()), inode=run.stat().st_ino)
         write_whole(run / "job.json", [content.model_dump_json(indent=2).encode(), b"\n"])
+
+
+def leave_job(run: Path) -> None:
+    """Notes that a run which was a job trains on this machine from now on: what became of the job says no more of it,
+    nor that it was cancelled."""
+    (run / "cancelled").unlink(missing_ok=True)
+    if (job := read_job_file(run)) is not None and job.job_id:
+        write_job_file(run, job.model_copy(update={"job_id": "", "earlier": [*job.earlier, job.job_id]}))
 
 
 class Attempt(BaseModel):
@@ -135,11 +149,11 @@ def read_attempts(run: Path, *, strict: bool = False) -> list[Attempt]:
     received, else "node_failed".
 
     A line that is no event is passed over, as the half line that a kill leaves; a running job has to go on. strict:
-    raise UserError for it instead, unless it is such a half line.
+    raise UserError for it instead, unless it is such a half line. Raises UserError where the file cannot be read.
     """
     attempts: list[Attempt] = []
     path = run / "attempts.jsonl"
-    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+    for number, text in enumerate(read_record(path).splitlines() if path.exists() else [], start=1):
         try:
             _add_event(attempts, text)
         except ValueError as error:
@@ -152,7 +166,7 @@ def read_attempts(run: Path, *, strict: bool = False) -> list[Attempt]:
 
 def _add_event(attempts: list[Attempt], text: bytes) -> None:
     """Adds a line of attempts.jsonl to the attempts. Raises ValueError where it is no event."""
-    line = json.loads(text)
+    line = parse_json(text)
     if not isinstance(line, dict) or (event := line.pop("event", None)) not in EVENTS:
         raise ValueError("no event")
     if event == "began":
@@ -184,8 +198,8 @@ def count_ends(attempts: Sequence[Attempt]) -> Counts:
 
 
 def record_start(run: Path, job: str, restart: int, nodes: list[str], workers: int) -> int:
-    """Records that an attempt begins. Returns its number, from 1."""
-    number = len(read_attempts(run)) + 1
+    """Records that an attempt begins. Returns its number, from 1: none that a damaged line still counts."""
+    number = max((attempt.attempt for attempt in read_attempts(run)), default=0) + 1
     fields = {"job": job, "restart": restart, "nodes": nodes, "workers": workers, "from_step": checkpoint_step(run)}
     _add(run, {"attempt": number, "event": "began", **fields, "began": utc_now()})
     return number
@@ -214,10 +228,10 @@ def last_step(run: Path) -> int:
     seem to come at different ones.
     """
     logged = 0
-    if (metrics := run / "metrics.jsonl").exists():
+    if (metrics := run / "metrics.jsonl").is_file():
         with metrics.open("rb") as file:
             file.seek(max(0, metrics.stat().st_size - (1 << 16)))
-            numbers = re.findall(rb'^\{"step": (\d+),', file.read(), re.MULTILINE)
+            numbers = re.findall(rb'^\{"step": (\d{1,18}),', file.read(), re.MULTILINE)
             logged = int(numbers[-1]) if numbers else 0
     return max(checkpoint_step(run), logged)
 

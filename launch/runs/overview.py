@@ -9,59 +9,34 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
-
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import UserError
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.final_evaluation import read_final_evaluation
-from kilobatch.launch.runs.job_history import Attempt, Counts, JobFile
+from kilobatch.launch.runs.job_history import Attempt, JobFile
 from kilobatch.launch.runs.records import Records, read_records
 from kilobatch.launch.runs.run_folder import State
+from kilobatch.launch.runs.run_row import RunRow
 from kilobatch.launch.schedulers.scheduler import JobState
 from kilobatch.launch.schedulers.select import scheduler_of
 from kilobatch.trainer.checkpoint.description import list_checkpoints
+from kilobatch.trainer.evaluate.baselines.baselines_file import read_baselines
 from kilobatch.trainer.monitor.progress_file import Progress
 
 SKEW = 10.0  # seconds by which clocks may differ without a word
+COPIED = (
+    "epoch",
+    "epochs",
+    "step",
+    "steps",
+    "loss",
+    "knn",
+    "knn_sample",
+    "top1",
+    "images_per_second",
+    "data_wait",
+    "notes",
+)
 RECENT = timedelta(days=7)  # runs that ended longer ago are listed only when the user names them
-
-
-class RunRow(BaseModel):
-    """The present state of a run. Ages and eta are seconds; data_wait, knn and top1 are shares; None: not known, or
-    does not apply.
-
-    waiting: the scheduler's reason why a job is queued; nodes: their number; hosts: names of the nodes it runs on;
-    seen: age of the last progress report; problem: what ended the last attempt, or what is wrong with the folder; rank,
-    host, lines: of the worker that failed first, and its last lines. An age is None where this machine's clock is
-    behind that of the machine which wrote.
-    """
-
-    run: str
-    state: run_folder.Status | Literal["damaged"]
-    sweep: str | None = None
-    job: str | None = None
-    waiting: str | None = None
-    nodes: int = 1
-    workers: int | None = None
-    hosts: str | None = None
-    epoch: float | None = None
-    epochs: int | None = None
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    knn: float | None = None
-    top1: float | None = None
-    images_per_second: float | None = None
-    data_wait: float | None = None
-    eta: float | None = None
-    seen: float | None = None
-    requeues: Counts = Counts()
-    checkpoint_step: int | None = None
-    checkpoint_age: float | None = None
-    problem: str | None = None
-    rank: int | None = None
-    host: str | None = None
-    lines: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -73,21 +48,19 @@ class Overview:
     older: int = 0
 
 
-def overview(names: Sequence[str], sweep: str | None, everything: bool) -> Overview:
-    """The state of the runs and folders of runs that are named, of a sweep's points (best first), or of all runs under
-    runs/ (oldest first); of these, runs that ended long ago are left out unless `everything`.
+def overview(names: Sequence[str], *, best_first: bool = False, everything: bool = False) -> Overview:
+    """The state of the runs and folders of runs, such as sweeps, that are named, or of all runs under runs/ (oldest
+    first); of these, runs that ended long ago are left out unless `everything`.
 
-    Raises UserError for a name that is no run, no folder of runs and no sweep.
+    Raises UserError for a name that is no run and no folder of runs.
     """
-    if sweep is not None:
-        folders = _sweep_runs(sweep)
-    elif names:
+    if names:
         folders = [folder for name in names for folder in _find_runs(name)]
     else:
         folders = sorted(_runs_in(run_folder.FOLDER))
     states = {folder: _read_state(folder) for folder in folders}
     listed = folders
-    if not (names or sweep or everything):
+    if not (names or everything):
         since = _newest_activity(states.values()) - RECENT
         listed = [folder for folder in folders if not _ended_before(since, states[folder])]
     found = {folder: _read(folder) for folder in listed}
@@ -96,7 +69,7 @@ def overview(names: Sequence[str], sweep: str | None, everything: bool) -> Overv
     if ahead := [row.run for row in rows.values() if row.step is not None and row.seen is None]:
         more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
         notes.append(f"{', '.join(ahead[:3])}{more}: written by a clock ahead of this machine's; ages are left out")
-    if sweep is not None:
+    if best_first:
         listed = sorted(listed, key=lambda folder: _sort_key(rows[folder]))
     elif not names:
         listed = sorted(listed, key=lambda folder: _started(states[folder]))
@@ -107,17 +80,28 @@ def _runs_in(parent: Path) -> list[Path]:
     """The runs in a folder, and those in the sweeps in it."""
     found: list[Path] = []
     for folder in parent.iterdir() if parent.is_dir() else ():
+        if folder.name.startswith("."):  # a branch that is being made
+            continue
         if _may_be_run(folder):
             found.append(folder)
         elif folder.is_dir():
-            found += [path.parent for path in folder.glob("*/recipe.yaml")]
+            found += _points_in(folder)
     return found
 
 
-def _may_be_run(folder: Path) -> bool:
-    """Whether a folder is a run. One that may not be read, as another user's, counts: its row says so."""
+def _points_in(folder: Path) -> list[Path]:
+    """The runs in the folder of a sweep or a pipeline; none for a folder that is not there, or may not be listed."""
     try:
-        return (folder / "recipe.yaml").is_file()
+        return sorted(path for path in folder.iterdir() if _may_be_run(path)) if folder.is_dir() else []
+    except PermissionError:
+        return []
+
+
+def _may_be_run(folder: Path) -> bool:
+    """Whether a folder is a run. One that may not be read, as another user's, counts, and so does one that has lost its
+    recipe: its row says so."""
+    try:
+        return (folder / "recipe.yaml").is_file() or (folder / "state.json").exists()
     except PermissionError:
         return True
 
@@ -125,21 +109,12 @@ def _may_be_run(folder: Path) -> bool:
 def _find_runs(name: str) -> list[Path]:
     """The run of this name, or the runs in the folder of this name. Raises UserError."""
     for folder in run_folder.candidate_paths(name):
-        if not (folder / "recipe.yaml").is_file() and (found := sorted(_runs_in(folder))):
+        if _may_be_run(folder):
+            return [folder]
+        if found := sorted(_runs_in(folder)):
             return found
-    return [run_folder.find_run(name)]
-
-
-def _sweep_runs(name: str) -> list[Path]:
-    """The runs of a sweep. Raises UserError where there is none of this name."""
-    for folder in run_folder.candidate_paths(name):
-        if found := sorted(path.parent for path in folder.glob("*/recipe.yaml")):
-            return found
-    sweeps = sorted({path.parent.parent.name for path in run_folder.FOLDER.glob("*/*/recipe.yaml")})
-    hint = (
-        did_you_mean(name, sweeps) if sweeps else f"; there are none in {run_folder.FOLDER}/ (kilobatch submit --sweep)"
-    )
-    raise UserError(f"there is no sweep '{name}'{hint}")
+    sweeps = {path.parent.parent.name for path in run_folder.FOLDER.glob("*/*/recipe.yaml")}
+    return [run_folder.find_run(name, sweeps)]
 
 
 def _read_state(folder: Path) -> State | None:
@@ -206,11 +181,12 @@ def _row(folder: Path, found: Records | UserError, job: JobState | None) -> RunR
     if isinstance(found, UserError):
         return RunRow(run=name, state="damaged", problem=str(found))
     state, submitted = found.state, found.job
-    if state and submitted and job is None and not submitted.original:
+    submitting = state and state.status == "queued"
+    if state and submitted and job is None and (submitted.job_id or submitting) and not submitted.original:
         status = state.status  # it is being submitted, over, or of a scheduler that does not answer
     else:
         status = run_folder.status(folder, job)
-    row = RunRow(run=name, state=status, workers=state.workers if state else None)
+    row = RunRow(run=name, state=status, workers=state.workers if state else None, baselines=read_baselines(folder))
     _add_job(row, submitted, job, found.attempts)
     if state and state.evaluation == "failed":
         record = read_final_evaluation(folder)
@@ -250,7 +226,7 @@ def _requeued(attempts: list[Attempt]) -> list[Attempt]:
 def _add_progress(row: RunRow, progress: Progress | None) -> None:
     if progress is None:
         return
-    for name in ("epoch", "epochs", "step", "steps", "loss", "knn", "top1", "images_per_second", "data_wait"):
+    for name in COPIED:
         setattr(row, name, getattr(progress, name))
     row.seen, left = _age(progress.time), progress.seconds_left
     if row.state == "running" and left is not None and math.isfinite(left):

@@ -6,11 +6,12 @@ from pathlib import Path
 import yaml
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.files import read_record, unreadable
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt, JobFile
 from kilobatch.launch.runs.run_folder import State
 
-# libyaml's loader takes a seventh of the time; it is not everywhere.
+# libyaml's reader takes a seventh of the time; it is not everywhere.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -28,24 +29,44 @@ def read_records(folder: Path) -> Records:
     try:
         state = run_folder.read_state(folder) if (folder / "state.json").exists() else None
         records = Records(state, job_history.read_job_file(folder), job_history.read_attempts(folder, strict=True))
-        _check_recipe_file(folder / "recipe.yaml")
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+        raise UserError(unreadable(folder, error)) from error
+    _check_recipe_file(folder / "recipe.yaml")
     return records
 
 
 def _check_recipe_file(path: Path) -> None:
     """Raises UserError where recipe.yaml does not hold sections up to the last, `run`. Their options are checked where
     they are used, since an earlier version may have had others."""
+    way_out = "put the file back: each checkpoint's checkpoint.json holds the recipe, too"
     try:
-        values = yaml.load(path.read_bytes(), _LOADER)
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        sections = _sections(read_record(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {way_out}") from error
+    except (yaml.YAMLError, UnicodeError) as error:
         problem = " ".join(str(error).split())[:120]
     else:
-        whole = isinstance(values, dict) and "run" in values and all(isinstance(part, dict) for part in values.values())
-        if whole:
+        if "run" in sections and all(sections.values()):
             return
         problem = "it does not hold sections up to `run`"
-    raise UserError(
-        f"{path} is damaged ({problem}); put the file back: each checkpoint's checkpoint.json holds the recipe, too"
-    )
+    raise UserError(f"{path} is damaged ({problem}); {way_out}")
+
+
+def _sections(content: bytes) -> dict[str, bool]:
+    """The keys of a YAML mapping, and whether each holds a mapping; none for another value.
+
+    Event by event: libyaml's reader of whole values is recursive, and what is nested deep ends the process. No value is
+    made, as YAML 1.1 has types, such as dates, that recipes have not.
+    """
+    found: dict[str, bool] = {}
+    key, depth = None, 0
+    for event in yaml.parse(content, _LOADER):
+        if depth == 1 and isinstance(event, yaml.NodeEvent):
+            if key is None:
+                key = getattr(event, "value", "")
+            else:
+                found[key], key = isinstance(event, yaml.MappingStartEvent), None
+        elif depth == 0 and isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.MappingStartEvent):
+            return {}
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+    return found

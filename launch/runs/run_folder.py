@@ -1,11 +1,9 @@
 """Makes run folders, finds them by name, and keeps the state of a run in state.json."""
 
-import errno
-import fcntl
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import count
@@ -17,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.files import (
     describe_os_error,
+    lock_file,
     read_model,
     refusing_os_errors,
     write_state,
@@ -39,7 +38,10 @@ def _folder_name(name: str) -> str:
 
 
 class RunOptions(BaseModel):
-    """Recipe section `run`."""
+    """Recipe section `run`.
+
+    requeue: how often a job goes back to the queue by itself.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,7 +78,7 @@ class State(BaseModel):
     status: Status
     pid: int
     host: str
-    workers: int
+    workers: int = Field(ge=1)
     started: Time
     updated: Time
     evaluation: EvaluationStatus | None = None
@@ -124,15 +126,18 @@ def candidate_paths(name: str) -> tuple[Path, Path]:
     return Path(name), FOLDER / name
 
 
-def find_run(run: str) -> Path:
-    """The folder of a run given as a folder or as a name under runs/. Raises UserError where there is none."""
+def find_run(run: str, others: Iterable[str] = ()) -> Path:
+    """The folder of a run given as a folder or as a name under runs/. Raises UserError where there is none.
+
+    others: names that the caller takes as well, for the message.
+    """
     for folder in candidate_paths(run):
         if (folder / "recipe.yaml").is_file():
             return folder
     for folder in candidate_paths(run):
         if folder.exists():
             raise UserError(f"{folder} is not a run: it holds no recipe.yaml")
-    runs = [path.parent.name for path in FOLDER.glob("*/recipe.yaml")]
+    runs = [*(path.parent.name for path in FOLDER.glob("*/recipe.yaml")), *others]
     hint = did_you_mean(run, runs) if runs else f"; there are none in {FOLDER}/ yet (kilobatch train <recipe>)"
     raise UserError(f"there is no run '{run}'{hint}")
 
@@ -146,15 +151,19 @@ def read_state(folder: Path) -> State:
         raise UserError(f"{path} is missing; is {folder} a whole run folder?") from error
 
 
+def written_status(folder: Path) -> Status | None:
+    """The status in state.json; None where there is no such file."""
+    return read_state(folder).status if (folder / "state.json").exists() else None
+
+
 def status(folder: Path, job: JobState | None = None) -> Status:
     """The status in state.json; "interrupted" for a run whose launcher was killed, whatever it wrote last.
 
     job: the scheduler's answer about a submitted run; None: the scheduler is asked, if that matters. Raises UserError
     where it does not answer.
     """
-    if not (folder / "state.json").exists():
+    if (written := written_status(folder)) is None:
         return "interrupted"
-    written = read_state(folder).status
     if written not in ("queued", "running"):
         return written
     if submitted := job_history.read_job_file(folder):
@@ -192,23 +201,24 @@ def set_status(folder: Path, status: Status, workers: int, evaluation: Evaluatio
     write_state(path, new.model_dump_json(indent=2).encode() + b"\n")
 
 
+class Locked(UserError):
+    """Another process trains in the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Locks the run, so that two launchers never train in one folder. The kernel frees the lock when the process ends,
     however it ends. File systems of some clusters have no locks: there, only the scheduler prevents a second launcher.
 
-    Raises UserError where another process holds the lock, and where its file cannot be written.
+    Raises Locked where another process holds the lock, and UserError where its file cannot be written.
     """
     path = folder / ".lock"
     with refusing_os_errors(path):
         file = path.open("w")
     with file as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock, wait=False)
         except BlockingIOError as error:
             now = read_state(folder)
-            raise UserError(f"{folder} is running (process {now.pid} on {now.host}); stop that one first") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
+            raise Locked(f"{folder} is running (process {now.pid} on {now.host}); stop that one first") from error
         yield

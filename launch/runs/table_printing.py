@@ -1,4 +1,7 @@
-"""Prints tables whole on narrow terminals: a number without its last digits is another number."""
+"""Prints tables and lines whole on narrow terminals: a number without its last digits is another number."""
+
+import textwrap
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -24,6 +27,16 @@ def print_table(table: Table, console: Console) -> None:
                     Text("  " if number else "").append_text(name).append(": " if name.plain else "").append_text(text)
                 )
                 console.print(line, overflow="fold")
+
+
+def print_lines(lines: Iterable[str], console: Console) -> None:
+    """Prints lines; what a line has no room for goes on below it, further to the right. No word is broken."""
+    for line in lines:
+        below = " " * (len(line) - len(line.lstrip()) + 2)
+        text = textwrap.fill(
+            line, console.width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+        )
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _least_width(column: Column) -> int:

@@ -144,7 +144,7 @@ class Slurm:
             found.extend(re.findall(r"Submitted batch job (\d+)", text)[:1])
             return bool(found)
 
-        _change("sbatch", str(script), is_done=is_done, retry_for=COMMAND_RETRY_FOR, accept=answer)
+        _change("sbatch", str(script), is_done=is_done, retry_for=COMMAND_RETRY_FOR, accept=answer, once=True)
         return found[0]
 
     def _ids_of_script(self, script: Path) -> list[str]:
@@ -152,6 +152,17 @@ class Slurm:
         return [
             job for job, _, command in (line.partition("|") for line in lines.splitlines()) if command == str(script)
         ]
+
+    def job_in(self, folder: Path, earlier: Sequence[str]) -> str | None:
+        """The queued or running job, or array of jobs, whose script lies in this folder; None where there is none.
+
+        earlier: ids of jobs that are not meant, as one that is about to end. Raises UserError where SLURM does not
+        answer.
+        """
+        lines = _run("squeue", "-h", "-u", str(os.getuid()), "-o", "%F|%o", timeout=ANSWER_TIMEOUT).splitlines()
+        parted, others = [line.partition("|") for line in lines], {job.partition("_")[0] for job in earlier}
+        found = (job for job, _, command in parted if Path(command).parent.resolve() == folder.resolve())
+        return next((job for job in found if job not in others), None)
 
     def fate(self, job: str, restart: int, signal: str | None) -> Fate:
         """Looks at the number of restarts first: a job in the state COMPLETING may be at any end, and only a requeue
@@ -208,11 +219,13 @@ def _change(
     is_done: Callable[[bool], bool],
     retry_for: float,
     accept: Callable[[str], bool] = lambda text: True,
+    once: bool = False,
 ) -> None:
     """Runs a command that changes something, and again while its answer is missing and the change is not to be seen.
 
     is_done: looks whether the change has been made; it is told whether an answer was missing before. accept: whether an
-    answer makes sense. A refusal counts only where the change is not to be seen: the request before, whose answer was
+    answer makes sense; once: it is not sent again as long as it is not known whether the change has been made: a second
+    job would be queued. A refusal counts only where the change is not to be seen: the request before, whose answer was
     missing, may have worked. Raises the refusal, or NoAnswer after `retry_for` seconds.
     """
     deadline, lost = time.monotonic() + retry_for, False
@@ -228,11 +241,14 @@ def _change(
         if done is not True and lost and time.monotonic() < deadline:
             time.sleep(RETRY_PAUSE)
             done = _look(is_done, lost)  # a late request may have worked meanwhile
+        while done is None and once and lost and time.monotonic() < deadline:
+            time.sleep(RETRY_PAUSE)
+            done = _look(is_done, lost)
         if done:
             return
         if not isinstance(failure, NoAnswer) and (done is False or not lost):
             raise failure
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or (once and done is None):
             raise failure if isinstance(failure, NoAnswer) else NoAnswer(str(failure))
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import BetonInfo, verify_beton
@@ -16,6 +15,7 @@ from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_da
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
 
@@ -26,11 +26,7 @@ def data_of(recipe: Recipe, world: World, given: PreparedData | None) -> Prepare
     given: by the launcher, to rank 0 at least; None on rank 0 where torchrun or srun has started the workers: it looks
     for the files then as a launcher does. Raises UserError where a file is not to be seen here, or is another one.
     """
-    found: list[PreparedData | None] = [(given or prepare_data(recipe)) if world.rank == 0 else None]
-    if world.size > 1:
-        dist.broadcast_object_list(found, src=0)
-    data = found[0]
-    assert data is not None
+    data = collectives.from_rank_0(lambda: given or prepare_data(recipe))
     _check_file(f"data.train '{recipe.data.train}'", recipe.data.train, data.train)
     if data.test is not None:
         _check_file(f"data.test '{recipe.data.test}'", str(recipe.data.test), data.test)

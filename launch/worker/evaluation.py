@@ -1,6 +1,8 @@
 """Runs a recipe's evaluators after epochs, and later on the newest checkpoint."""
 
 import json
+from collections.abc import Sized
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -9,62 +11,97 @@ from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import refusing_os_errors
 from kilobatch.data.loading.loader import PlainLoader
-from kilobatch.launch.recipes.data import PreparedData, class_numbers
-from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.recipes.data import PreparedData, class_numbers, labelled_of
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe
+from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
+from kilobatch.launch.worker.baselines import with_baselines
 from kilobatch.launch.worker.components import loader_of, loader_worker, method_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
+from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
 from kilobatch.trainer.evaluate import linear, moved
+from kilobatch.trainer.evaluate.baselines import measurement
+from kilobatch.trainer.evaluate.baselines.baselines_file import describe_voting, read_baselines
 from kilobatch.trainer.evaluate.class_subset import Relabelled
-from kilobatch.trainer.evaluate.options import Evaluator
+from kilobatch.trainer.evaluate.options import Evaluator, KNNOptions
 from kilobatch.trainer.evaluate.suite import EvaluationSuite
+from kilobatch.trainer.ranks.phase import announce
 
 LABELS = {
     "classify/top1": "top-1 of its classifier",
     "classify/top5": "top-5 of its classifier",
     "classify_moved/top1": "top-1 of its classifier on moved images",
     "classify_moved/top5": "top-5 of its classifier on moved images",
-    "knn/top1": "k-NN top-1 (k {knn.k}, temperature {knn.temperature:g})",
-    "linear/top1": "linear top-1 (the papers' protocol: SGD on frozen features, augmented)",
-    "linear/top5": "linear top-5 (the papers' protocol)",
-    "fast_linear/top1": "fast linear top-1 (L-BFGS on cached features; not the papers' protocol)",
+    "knn/top1": "k-NN top-1 ({voting})",
+    "linear/top1": "linear top-1 ({linear})",
+    "linear/top5": "linear top-5 (likewise)",
+    "linear/held_out": "the same rate and decay, top-1 of held-out training images",
+    "fast_linear/top1": "fast linear top-1 (L-BFGS on cached features; no paper's protocol)",
     "fast_linear/top5": "fast linear top-5 (L-BFGS on cached features)",
 }
 
 
-def suite_of(run: Path, recipe: Recipe, data: PreparedData, world: World, method: Method) -> EvaluationSuite | None:
-    """The models and images for evaluators; None where the recipe has no test set."""
-    if data.test is None:
+def suite_of(
+    run: Path, recipe: Recipe, data: PreparedData, world: World, method: Method, labelled: Sized | None = None
+) -> EvaluationSuite | None:
+    """The models and images for evaluators; None where the recipe has no test set. labelled: the training images that
+    have labels; None: all, or it is not known."""
+    if (test := data.test) is None:
         return None
-    classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, data.test))
+    classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, test))
     numbers = class_numbers(classes, test_classes)
     assert numbers is not None, "prepare_data refuses test images of other classes"
     views, options = recipe.data.views, recipe.evaluate
 
-    def clean(beton: Path) -> PlainLoader:
+    def clean(beton: Path, most: int | None = None) -> PlainLoader:
         worker, filter_ = loader_worker(recipe, world), views.interpolation
-        return PlainLoader(beton, views.size, views.mean, views.std, worker, batch=256, interpolation=filter_)
+        rows = None if most is None else measurement.rows_of_rank(verify_beton(beton).samples, most)
+        batch = 256 if most is None else measurement.BATCH
+        return PlainLoader(
+            beton, views.size, views.mean, views.std, worker, batch=batch, interpolation=filter_, rows=rows
+        )
+
+    def untrained() -> Method:
+        states = random_state(world.device)  # the training goes on with them
+        built = method_of(recipe, data).to(world.device)
+        set_random_state(states, world.device)
+        return built
+
+    @cache
+    def sample() -> tuple[PlainLoader, Relabelled]:
+        most = measurement.most_images(options.knn.k)
+        return clean(data.train.beton, most[0]), Relabelled(clean(test.beton, most[1]), numbers)
 
     return EvaluationSuite(
         method=method,
-        untrained=lambda: method_of(recipe, data).to(world.device),
+        untrained=untrained,
         train=clean(data.train.beton),
-        test=Relabelled(clean(data.test.beton), numbers),
-        probe=lambda: loader_of(recipe, data, world, linear.probe_views(views), options.linear.batch),
+        test=Relabelled(clean(test.beton), numbers),
+        sample=sample,
+        probe=lambda: loader_of(recipe, data, world, linear.probe_views(views, options.linear), options.linear.batch),
         views=views,
         classes=classes,
         among=None if len(numbers) == len(classes) else sorted(numbers),
         options=options,
         folder=run,
+        labels=len(labelled) if labelled is not None and method.classifies else None,
     )
 
 
 def after_epoch(recipe: Recipe, suite: EvaluationSuite | None, epoch: int) -> dict[str, float]:
-    """The values of evaluate.during, after every evaluate.every_epochs epochs; none after the others."""
+    """The values of evaluate.during and the baselines, after every evaluate.every_epochs epochs; none after the
+    others."""
     every = recipe.evaluate.every_epochs
-    return dict(suite.evaluate(recipe.evaluate.during)) if suite and every and epoch % every == 0 else {}
+    if not (suite and every and epoch % every == 0):
+        return {}
+    return {**dict(suite.evaluate(recipe.evaluate.during)), **baseline_values(suite)}
+
+
+def baseline_values(suite: EvaluationSuite) -> dict[str, float]:
+    """The baselines as metrics.jsonl has them; none where they are not known."""
+    return suite.baselines.values() if suite.baselines else {}
 
 
 def evaluate(
@@ -78,30 +115,75 @@ def evaluate(
 ) -> None:
     """Evaluates the newest checkpoint; writes the values to the terminal and to evaluations.jsonl. Raises UserError
     where there is none."""
-    suite = suite_of(run, recipe, data, world, method)
+    written, _ = load_recipe(run / "recipe.yaml")
+    labelled = labelled_of(recipe, data) if recipe.data.train == written.data.train else None
+    suite = suite_of(run, recipe, data, world, method, labelled)
     if saved is None or suite is None:
         raise UserError(f"{run} has no {'checkpoint' if saved is None else 'test set (data.test is null)'} to evaluate")
-    pretrained.restore(method, saved.whole)
-    values = {key: value for name in evaluators for key, value in suite.evaluate(name)}
+    pretrained.restore(method, saved.whole)  # at once: a run that is trained meanwhile will remove the checkpoint
+    as_trained = (written.evaluate.knn, written.data) == (recipe.evaluate.knn, recipe.data)
+    missing = as_trained and read_baselines(run) is None  # a run of an earlier version
+    suite = with_baselines(suite, recipe, data, world, in_use=missing)
+    values: dict[str, float] = {}
+    for name in evaluators:
+        announce(f"evaluating: {describe_work(name, recipe)}")
+        values |= suite.evaluate(name)
     if world.rank == 0:
         print(f"{run}, {saved.folder.name}, {recipe.data.test}:")
         print_values(values, recipe, suite)
+        if "picture" in evaluators:
+            print(f"picture: {suite.picture_file}", flush=True)
         path = run / "evaluations.jsonl"
         with refusing_os_errors(path), path.open("a") as file:
             options = recipe.evaluate.model_dump(mode="json", include=set(evaluators))
             images = {"train": recipe.data.train, "test": recipe.data.test}
-            line = {"step": saved.step, **images, **values, "options": options}
+            line = {"step": saved.step, **images, **values, **baseline_values(suite), "options": options}
+            if suite.baselines is not None:
+                line["baselines"] = suite.baselines.model_dump(exclude={"key", "in_use"})
             if suite.among is not None:
                 line["among_classes"] = len(suite.among)
             file.write(json.dumps(line) + "\n")
 
 
+def describe_work(name: str, recipe: Recipe) -> str:
+    """What an evaluator does, and how much of it where it takes long."""
+    options = recipe.evaluate
+    works = {
+        "knn": "k-NN",
+        "linear": f"linear, {options.linear.epochs} epochs of the training images",
+        "fast_linear": "fast linear",
+        "moved": "k-NN of moved images, by pixels, untrained and trained encoder",
+        "picture": "a picture of neighbours and of the embedding",
+        "classify": "its classifier",
+        "classify_moved": "its classifier on moved images",
+    }
+    return works[name]
+
+
 def print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuite) -> None:
-    """Prints the values of evaluators, each on a line that says what it is."""
+    """Prints the values of evaluators, each on a line that says what it is, and the baselines beside them."""
     among = "" if suite.among is None else f", among the {len(suite.among)} classes of the test images"
-    console = Console(emoji=False)
-    if any(name.startswith("moved/") for name in values):
-        console.print(moved.table(values, among))
+    console, baselines, knn = Console(emoji=False), suite.baselines, recipe.evaluate.knn
+
+    def voting(options: KNNOptions) -> str:
+        images = suite.train.samples
+        return describe_voting(min(options.k, images), options.temperature, images, images, suite.labels)
+
+    has_moved = any(name.startswith("moved/") for name in values)
+    if has_moved:
+        chance = baselines.chance if baselines else None
+        print_table(moved.table(values, f"{voting(moved.NEIGHBOURS)}{among}", chance), console)
     for name, value in values.items():
-        if not name.startswith("moved/"):
-            console.print(f"{LABELS[name].format(knn=recipe.evaluate.knn)}{among}: {value:.2%}", soft_wrap=True)
+        if name == "linear/lr":
+            chosen = f"lr {value:g} and decay {values['linear/weight_decay']:g}"
+            console.print(f"linear: {chosen} are the best of {len(recipe.evaluate.linear.grid)}", soft_wrap=True)
+        elif name in LABELS:
+            options = recipe.evaluate.linear
+            protocol = options.protocol(linear.probe_views(recipe.data.views, options))
+            label = LABELS[name].format(voting=voting(knn), linear=protocol)
+            console.print(f"{label}{among}: {value:.2%}", soft_wrap=True)
+    # The table of `moved` has the same numbers where it asks the same neighbours.
+    shown = has_moved and baselines and not baselines.sampled and knn == moved.NEIGHBOURS
+    if values and baselines and not shown:
+        shares = baselines.shares(values.get("knn_sample/top1"))
+        console.print(f"to compare: k-NN ({baselines.conditions()}){among}: {shares}", soft_wrap=True)

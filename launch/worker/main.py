@@ -9,29 +9,33 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from kilobatch.data import triton_support
 from kilobatch.data.errors import UserError, warn
-from kilobatch.data.files import is_full_disk, refusal_of
-from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
+from kilobatch.data.files import is_full_disk
+from kilobatch.launch.processes.exit_status import INTERRUPTED
 from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.data import PreparedData, data_sha256, labelled_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, with_images
 from kilobatch.launch.recipes.references import refuse_other_teacher
 from kilobatch.launch.runs.final_evaluation import REST
+from kilobatch.launch.worker import error_file, flight_recorder
+from kilobatch.launch.worker.baselines import with_baselines
 from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of
+from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
-from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed
+from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed, evaluate_rest
 from kilobatch.launch.worker.pretrained import PinnedReferences
-from kilobatch.launch.worker.process_group import World, world_from_environment
+from kilobatch.launch.worker.process_group import World, group_timeout, world_from_environment
+from kilobatch.methods import collectives
+from kilobatch.methods.memories.queue import steps_to_fill
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
@@ -40,9 +44,13 @@ from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.evaluate.options import Evaluator
 from kilobatch.trainer.evaluate.suite import EvaluationSuite
 from kilobatch.trainer.loop import Loop
+from kilobatch.trainer.monitor.learning import LearningFacts
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.options import scaled_lr
 from kilobatch.trainer.optim.schedules import lr_at
+from kilobatch.trainer.ranks import phase
+from kilobatch.trainer.ranks.garbage import collect_from_now_on
 from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
 from kilobatch.trainer.step import NonFinite
 
@@ -55,7 +63,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=lambda text: text.split(","), default=[], metavar="NAME,NAME")
     parser.add_argument("--train", metavar="DATA", help="training images for --evaluate, instead of the recipe's")
     parser.add_argument("--test", metavar="DATA", help="test images for --evaluate, instead of the recipe's")
-    parser.add_argument(REST, action="store_true", help="once trained: evaluate only what has no result yet")
+    parser.add_argument(REST, action="store_true", help="do not train; evaluate, at its end, what has no result yet")
     parser.add_argument(
         "--data",
         type=PreparedData.model_validate_json,
@@ -69,36 +77,31 @@ def main() -> None:
     skip_dynamo()
     triton_support.log.setLevel(logging.INFO)
     triton_support.log.addHandler(logging.StreamHandler())
-    recipe, _ = load_recipe(arguments.run / "recipe.yaml", arguments.changes)
-    recipe = with_images(recipe, arguments.train, arguments.test)
-    world = world_from_environment(recipe.run.device)
-    world.connect()
     try:
-        data = data_of(recipe, world, arguments.data)
-        if arguments.evaluate:
-            named = {"train": arguments.train, "test": arguments.test}
-            changes.refuse_other_images(arguments.run, recipe, data, named, arguments.evaluate)
-        finished = _work(arguments, recipe, data, world, stop_requested)
+        recipe, _ = load_recipe(arguments.run / "recipe.yaml", arguments.changes)
+        recipe = with_images(recipe, arguments.train, arguments.test)
+        with recording_error():
+            world = world_from_environment(recipe.run.device)
     except UserError as reason:
-        _exit_now(f"kilobatch: {reason}", REFUSED)
+        leave(reason)
+    with recording_error():
+        flight_recorder.dump_on_request(world.rank)
+        world.connect(group_timeout(recipe.run.stall_minutes))
+    try:
+        with recording_error():
+            data = data_of(recipe, world, arguments.data)
+            if arguments.evaluate:
+                named = {"train": arguments.train, "test": arguments.test}
+                changes.refuse_other_images(arguments.run, recipe, data, named, arguments.evaluate)
+            finished = _work(arguments, recipe, data, world, stop_requested)
     except NonFinite as reason:
-        _exit_now(f"kilobatch: {reason}. {_way_back(arguments.run, world, reason)}", 1)
+        error_file.exit_now(f"kilobatch: {reason}. {_way_back(arguments.run, world, reason)}", 1)
     except EvaluationFailed as reason:
-        _exit_now(f"kilobatch: {reason}", 1)
-    except OSError as error:
-        full = is_full_disk(error)
-        _exit_now(f"kilobatch: {refusal_of(error)}" if full else traceback.format_exc(), REFUSED if full else 1)
-    except BaseException:
-        _exit_now(traceback.format_exc(), 1)
+        error_file.exit_now(f"kilobatch: {reason}", 1)
+    except BaseException as error:
+        leave(error)
     dist.destroy_process_group()
     sys.exit(0 if finished else INTERRUPTED)
-
-
-def _exit_now(message: str, code: int) -> NoReturn:
-    """Prints the message and exits at once. A normal exit could wait for the other ranks, which hang in a collective
-    that this rank has left."""
-    print(message, file=sys.stderr, flush=True)
-    os._exit(code)
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:
@@ -138,36 +141,44 @@ def _work(
     """Trains, or evaluates with the evaluators that the arguments name. Returns whether it finished, that is, was not
     stopped."""
     run, evaluators = arguments.run, arguments.evaluate
-    saved = _newest(run, world)
+    if world.rank == 0:
+        phase.show_with(partial(print, flush=True))
+    phase.announce(f"building {recipe.method.name}, reading {recipe.data.train}")
+    saved = _newest(run)
     method = method_of(recipe, data, saved if evaluators else None)
     former_data = frozenset[str]()
     if not evaluators:
-        former_data = _identify(run, data, world)
+        former_data = _identify(run, recipe, data)
+    if not (evaluators or arguments.rest):
         check = partial(refuse_other_teacher, recipe, images_of(data).classes)
-        method.load_pretrained(PinnedReferences(run, world.rank, world.size, check).load, fresh=saved is None)
+        method.load_pretrained(PinnedReferences(run, check).load, fresh=saved is None)
     method.to(world.device)
     torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; dropout is not
-    if evaluators:
+    if evaluators or arguments.rest:
         _exit_on_signals()
+        collect_from_now_on()
+    if evaluators:
         evaluate(run, recipe, data, world, method, saved, cast(list[Evaluator], evaluators))
+        return True
+    if arguments.rest:
+        evaluate_rest(run, recipe, data, world, method, saved)
         return True
     with Checkpoints(run / "checkpoints", recipe.checkpoint, world.rank, world.size) as checkpoints:
         loop, suite = _build_loop(run, recipe, data, world, method, checkpoints, stop_requested, former_data)
+        collect_from_now_on()
         with loop.loader:
-            return _train(run, recipe, world, loop, suite, saved, arguments.rest)
+            return _train(run, recipe, world, loop, suite, saved)
 
 
-def _identify(run: Path, data: PreparedData, world: World) -> frozenset[str]:
+def _identify(run: Path, recipe: Recipe, data: PreparedData) -> frozenset[str]:
     """Records what the run is, or compares it with that, on rank 0; all ranks call it together.
 
-    Its recipe is that of its file: a worker's changes of it only say how an evaluation asks. Returns the SHA-256 of the
-    data before changes that a user has accepted.
+    A worker's changes of the recipe say how an evaluation asks, which does not count, and where the data lie. Returns
+    the SHA-256 of the data before changes that a user has accepted.
     """
-    recipe, _ = load_recipe(run / "recipe.yaml")
-    found = [changes.begin_or_compare(run, recipe, data) if world.rank == 0 else frozenset[str]()]
-    if world.size > 1:
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
+    written, _ = load_recipe(run / "recipe.yaml")
+    recipe = recipe.model_copy(update={"evaluate": written.evaluate})
+    return collectives.from_rank_0(lambda: changes.begin_or_compare(run, recipe, data))
 
 
 def _build_loop(
@@ -184,9 +195,10 @@ def _build_loop(
     batch, images = recipe.data.batch, images_of(data)
     optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
     engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
-    base_rate = optimizers.scaled_lr(recipe.optimizer, batch)
-    suite = suite_of(run, recipe, data, world, method)
+    base_rate = scaled_lr(recipe.optimizer, batch)
     labelled = labelled_of(recipe, data)
+    if suite := suite_of(run, recipe, data, world, method, labelled):
+        suite = with_baselines(suite, recipe, data, world, in_use=True)
     # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
     dtype = torch.bfloat16 if to_bf16 else torch.float32
@@ -219,22 +231,30 @@ def _train(
     loop: Loop,
     suite: EvaluationSuite | None,
     saved: Saved | None,
-    rest: bool,
 ) -> bool:
     """Trains from the checkpoint, or from the start, to the end or until it is stopped, and evaluates at the end.
     Returns whether it finished."""
     step = loop.restore(saved) if saved else 0
     if world.rank == 0:
-        loop.monitor = Monitor(run, loop.steps, step, loop.epochs)
+        knn = suite.baselines.conditions() if suite and suite.baselines else ""
+        facts = LearningFacts(steps_to_fill(loop.engine.method, recipe.data.batch), knn)
+        loop.monitor = Monitor(run, loop.steps, step, loop.epochs, facts=facts)
+        phase.show_with(loop.monitor.say)
         if saved:
             loop.monitor.say(_describe_start(step, loop, saved))
+        if step < loop.steps:
+            loop.monitor.say(_describe_training(loop.steps - step, loop.loader.steps_per_epoch, recipe.data.batch))
     try:
-        finished = loop.run(step)
+        with recording_error():
+            finished = loop.run(step)
         if finished and suite:
             _exit_on_signals()
             if loop.stop_requested():  # noted after the last step: heeded as well
                 return False
-            EvaluationAfterTraining(run, recipe, suite, loop, world).run(rest)
+            per_epoch = loop.loader.steps_per_epoch
+            EvaluationAfterTraining(run, recipe, suite, loop.done, per_epoch, loop.monitor, world).run(rest=False)
+        if finished and loop.monitor:
+            loop.monitor.conclude()
     finally:
         if loop.monitor:
             loop.monitor.close()
@@ -248,12 +268,15 @@ def _describe_start(step: int, loop: Loop, saved: Saved) -> str:
     return f"{saved.folder.name} is of step {step} of {loop.steps}{past}: no step is left to train"
 
 
-def _newest(run: Path, world: World) -> Saved | None:
+def _describe_training(steps: int, per_epoch: int, batch: int) -> str:
+    what = f"{steps:,} {'step' if steps == 1 else 'steps'} of {batch:,} images, {per_epoch:,} an epoch"
+    return f"training: {what}; the first one takes longer than the others"
+
+
+def _newest(run: Path) -> Saved | None:
     """The newest whole checkpoint. Rank 0 looks for it, so that files are verified once and all ranks use the same."""
-    found: list[Path | None] = [newest(run / "checkpoints", warn) if world.rank == 0 else None]
-    if world.size > 1:
-        dist.broadcast_object_list(found, src=0)
-    return open_saved(found[0], verify=False) if found[0] else None
+    found = collectives.from_rank_0(lambda: newest(run / "checkpoints", warn))
+    return open_saved(found, verify=False) if found else None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,10 +13,12 @@ from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
 from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
+from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
+from kilobatch.trainer.checkpoint.exported_file import check_seal
 from kilobatch.trainer.checkpoint.reader import newest, open_saved
 
 METHOD, ENCODER = "method.", "encoder."  # prefixes of tensors' names
@@ -45,17 +46,13 @@ class PinnedReferences:
     check: called on rank 0 with a reference and what it stands for, before it is loaded.
     """
 
-    def __init__(self, run: Path, rank: int, ranks: int, check: Callable[[str, ReferenceIdentity], None]) -> None:
-        self.run, self.rank, self.ranks, self.check = run, rank, ranks, check
+    def __init__(self, run: Path, check: Callable[[str, ReferenceIdentity], None]) -> None:
+        self.run, self.check = run, check
 
     def load(self, where: str) -> Method:
         """Loads the method that a reference stands for; all ranks call it together. Raises UserError, on rank 0, where
         the reference has changed since this run first loaded it."""
-        found: list[ReferenceIdentity | None] = [self._resolve(where) if self.rank == 0 else None]
-        if self.ranks > 1:
-            dist.broadcast_object_list(found, src=0)
-        assert found[0]
-        return load_resolved(found[0].path)
+        return load_resolved(collectives.from_rank_0(lambda: self._resolve(where)).path)
 
     def _resolve(self, where: str) -> ReferenceIdentity:
         first = read_references(self.run).get(where)
@@ -94,6 +91,7 @@ def resolve_reference(where: str) -> ReferenceIdentity:
     path = locate_reference(where).absolute()
     if path.is_file():
         metadata = metadata_of(path)
+        check_seal(path)
         step, classes = int(metadata.get("step", "0")), names_of_classes(metadata)
         return ReferenceIdentity(path=path, step=step, sha256=sha256(path), classes=classes)
     if is_checkpoint(path):

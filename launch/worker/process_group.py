@@ -1,5 +1,6 @@
 """Finds this worker's rank and device from the environment, and connects it to the other workers."""
 
+import math
 import os
 import re
 import socket
@@ -10,12 +11,18 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import (
+    FileStore,  # pyright: ignore[reportPrivateImportUsage]
+    HashStore,  # pyright: ignore[reportPrivateImportUsage]
+    distributed_c10d,
+)
 
 from kilobatch.data.errors import UserError
-from kilobatch.launch.processes.ports import ports
+from kilobatch.launch.processes.worker_processes import STORE_FILE
 from kilobatch.launch.worker.devices import pick_device
+from kilobatch.launch.worker.ports import ports
 
+NO_LIMIT = timedelta(days=7)  # the longest timeout: sockets take at most 24 days
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -29,9 +36,17 @@ class World:
     local_size: int
     device: torch.device
 
-    def connect(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def connect(self, timeout: timedelta) -> None:
         """Joins the process group: NCCL on cuda, gloo on a CPU. The caller has to end with
-        `torch.distributed.destroy_process_group()`, or gloo may abort at exit."""
+        `torch.distributed.destroy_process_group()`, or gloo may abort at exit.
+
+        timeout: of each collective, also in groups that are made later, as DeepSpeed's are: by themselves they would
+        have torch's own timeout, 10 minutes with NCCL. What the environment says of NCCL's watchdog stays.
+        """
+        distributed_c10d.default_pg_timeout = timeout
+        distributed_c10d.default_pg_nccl_timeout = timeout  # pyright: ignore[reportPrivateImportUsage]
+        # Its monitor kills a process whose watchdog waits in a call of NCCL's for so long, by itself after 8 minutes.
+        os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(math.ceil(timeout.total_seconds())))
         backend, device_id = "gloo", None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -39,12 +54,32 @@ class World:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             backend, device_id = "nccl", self.device
-        if "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=timeout, rank=self.rank, world_size=self.size, device_id=device_id)
-        else:  # a single worker connects to no other, so it needs no port
-            dist.init_process_group(
-                backend, store=HashStore(), timeout=timeout, rank=0, world_size=1, device_id=device_id
-            )
+        dist.init_process_group(
+            backend,
+            store=self._store(),
+            timeout=timeout,
+            rank=self.rank,
+            world_size=self.size,
+            device_id=device_id,
+        )
+
+    def _store(self) -> FileStore | HashStore | None:
+        """Where the ranks meet, if not at MASTER_ADDR and MASTER_PORT. A single worker meets no other."""
+        if self.size == 1:
+            return HashStore()
+        file = os.environ.get(STORE_FILE)
+        return FileStore(file, self.size) if file else None
+
+
+def group_timeout(stall_minutes: float | None) -> timedelta:
+    """The process group's timeout for run.stall_minutes: twice that, and at least half an hour more.
+
+    So a launcher is always the first to notice a hang. It names the rank that hangs; a timeout ends the ranks that wait
+    for it. Without a launcher, the timeout alone ends a hang.
+    """
+    if stall_minutes is None:
+        return NO_LIMIT
+    return min(timedelta(minutes=stall_minutes + max(stall_minutes, 30.0)), NO_LIMIT)
 
 
 def world_from_environment(device: Literal["auto", "cpu", "cuda"]) -> World:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
@@ -118,3 +118,10 @@ class Queue(Memory):
             own = newer % world == rank
             slot = (pushed[r] - 1 - age[own]) % shares[r]
             self.keys[count - 1 - newer[own] // world] = keys[slot].to(self.keys)
+
+
+def steps_to_fill(method: nn.Module, batch: int) -> int:
+    """The number of steps, of `batch` images each, after which all queues hold keys of the training alone, whether they
+    started empty or with random keys; at most that, as an image may give two keys. 0: there is no queue."""
+    lengths = [module.options.length for module in method.modules() if isinstance(module, Queue)]
+    return -(-max(lengths, default=0) // batch)

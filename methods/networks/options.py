@@ -15,7 +15,10 @@ WIDEST = 4  # the largest published multiple of a ResNet's channels; above it, c
 
 
 class EncoderOptions(BaseModel):
-    """Recipe section `encoder`."""
+    """Recipe section `encoder`.
+
+    name: the network; convnet is a small one for images of about 32 pixels.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

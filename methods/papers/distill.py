@@ -23,19 +23,24 @@ class Distill(FineTune):
     """A student, an encoder and a linear classifier without projection head, learns a teacher's predictions: eq. 3, 4.
 
     Eq. 4, divided by the number of all images of the batch: L = (1 - alpha) * sum over labelled images of -log P_S(y)
-    + alpha * sum over all images of -sum_y P_T(y; tau) log P_S(y; tau), with P(y; tau) = softmax(logits / tau).
+    + alpha * tau^2 * sum over all images of -sum_y P_T(y; tau) log P_S(y; tau), with P(y; tau) = softmax(logits / tau).
 
     An unlabelled image adds nothing to the first sum. As both sums are divided by the number of all images, the loss is
-    a mean over samples on any ranks and chunks. alpha 1 is eq. 3. The authors' notebook multiplies the second sum by
-    tau^2, at tau = 1; here it is as in the paper.
+    a mean over samples on any ranks and chunks. alpha 1 is eq. 3. The factor tau^2 is not in the paper's equations; the
+    authors' notebook has it (add_kd_loss), as Hinton et al. 2015 do. At tau = 0.1 and the recipes' rates a training
+    without it diverges: what LARS does not adapt would move a hundred times as far. LARS adapts the
+    classifier, too, other than in fine-tuning: docs/fidelity.md has what either does.
 
     teacher: run or file of a method that classifies (fine-tuned or distilled). start: run or file whose encoder the
-    student starts with. temperature: tau; the authors' 0.1 for self-distillation, 1 for a smaller student. classes_by:
+    student starts with; null: from scratch. temperature: tau, which both networks' logits are divided by; the authors'
+    0.1 for self-distillation, 1 for a smaller student. alpha: the weight of the teacher's predictions; the labels' is
+    1 - alpha. teacher_precision: the type that the teacher computes in. classes_by:
     the teacher's classes are those of the images by their names in order, or by their places alone (folders of the same
     classes under other names).
     """
 
     head_layers: ClassVar[int | str] = 0
+    unadapted: ClassVar[tuple[str, ...]] = ()  # the authors' notebook adapts all that has more than one dimension
     teacher_network: Teacher | None = None
 
     def __init__(
@@ -78,7 +83,7 @@ class Distill(FineTune):
         p_teacher = (teacher / self.temperature).softmax(1)  # P_T(y; tau)
         by_teacher = F.cross_entropy(student / self.temperature, p_teacher)
         by_label = F.cross_entropy(student, batch.label, ignore_index=-1, reduction="sum") / len(batch)
-        return (1 - self.alpha) * by_label + self.alpha * by_teacher
+        return (1 - self.alpha) * by_label + self.alpha * self.temperature**2 * by_teacher
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distill":
         """Moves the teacher, which is no submodule, to a device together with the student."""

@@ -22,10 +22,12 @@ from kilobatch.methods.options import Reference
 class FineTune(Method):
     """The encoder, the first `layer` layers of the projection head and a linear classifier, all trained on labels.
 
-    start: run or file with the encoder and head to start from; None: from scratch. layer: 0 drops the whole head, as is
-    usual; the authors keep 1. hidden: the width of the head's layers, the encoder's features if None. dim: the width of
-    the projections (the authors' proj_out_dim) if `layer` is the head's last, which has neither bias nor ReLU; None:
-    all layers that are kept are hidden ones. Norms use their batch's statistics in training, as the authors' do. LARS
+    start: run or file with the encoder and head to start from; null: from scratch. layer: layers of the head that are
+    kept; 0 drops the whole head, as is usual; the authors keep 1. hidden: the width of the head's layers; null: the
+    encoder's features. dim: the width of the projections (the authors' proj_out_dim) if `layer` is the head's last,
+    which has neither bias nor ReLU; null: all layers that are kept are hidden ones.
+
+    Norms use their batch's statistics in training, as the authors' do. LARS
     does not adapt the classifier's steps (exclude_from_weight_decay, "head_supervised"). Every image has a label.
     """
 

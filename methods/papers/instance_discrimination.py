@@ -23,8 +23,10 @@ class InstanceDiscrimination(Method):
     """Each image is a class of its own, and its row in a memory bank is the class's weight.
 
     form: softmax is the exact one over all images (eq. 2); nce is noise-contrastive estimation against `noise` images
-    drawn at random (eq. 7). temperature: tau. momentum: the weight of a row's old value when it is updated. proximal:
-    lambda of eq. 9, which keeps an embedding near its row; the authors' code has the momentum instead.
+    drawn at random (eq. 7): the paper's for ImageNet, which diverged here on digits and photographs. noise: images that
+    are drawn for each image by form nce. temperature: tau, which similarities are divided by. momentum: the weight of a
+    row's old value when it is updated. proximal: lambda of eq. 9, which keeps an embedding near its row; the authors'
+    code has the momentum instead. dim: numbers of an embedding and of a row.
     """
 
     views: ClassVar[int | None] = 1
@@ -34,7 +36,7 @@ class InstanceDiscrimination(Method):
         self,
         encoder: Encoder,
         *,
-        form: Literal["nce", "softmax"] = "nce",
+        form: Literal["nce", "softmax"] = "softmax",
         noise: Annotated[int, Field(gt=0)] = 4096,
         temperature: Annotated[float, Field(gt=0)] = 0.07,
         momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,

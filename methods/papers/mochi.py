@@ -26,10 +26,12 @@ QUEUE = QueueOptions()  # 65,536 keys
 class MoCHi(MoCo):
     """MoCo with synthetic negatives, which are mixed for each query in addition to the queue: section 4.
 
-    The hard negatives of a query are the `hard` keys of the whole queue nearest to it (N). `mixed` pairs of them give a
-    point h each (s), and `with_query` of them a point h' with the query, nearer to the key (s'). Synthetic negatives
-    have no gradient. The keys and their weights are a pure function of the step and the image. start: the share of the
-    training before which nothing is mixed. The other options are MoCo's, except that there is no `operands`: products
+    hard: keys of the whole queue that are nearest to a query, its hard negatives (N). mixed: pairs of hard
+    negatives that give a point h each (s). with_query: hard negatives that give a point h' each with the query, nearer
+    to the key (s'). start: the share of the training before which nothing is mixed.
+
+    Synthetic negatives have no gradient. The keys and their weights are a pure function of the step and the image. The
+    other options are MoCo's, except that there is no `operands`: products
     are fp32.
     """
 

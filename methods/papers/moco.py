@@ -28,11 +28,12 @@ QUEUE = QueueOptions()  # 65,536 keys
 class MoCo(Method):
     """A query finds the key of the same image among the keys of a queue: algorithm 1.
 
-    temperature: tau; momentum: m. v1: head linear, temperature 0.07; v2: head mlp, temperature 0.2. The query is of the
-    first view, the key of the second; symmetric: also the reverse, with the mean of both losses (the authors' CIFAR-10
-    notebook). shuffle: shuffled BN (section 3.3), for encoder.norm local; statistics over the global batch tell the
-    less about a positive, the larger the batch is. operands: the type of products with the queue's keys, whose sums are
-    fp32.
+    queue: the keys that a query is compared with. temperature: tau, which similarities are divided by, 0.07 in v1, 0.2
+    in v2; momentum: m of the momentum encoder, which makes the keys. head: linear is v1's, mlp v2's. dim: numbers of a
+    key. symmetric: besides first views as queries and second ones as keys also the reverse, with the mean of both
+    losses, as lightly has it; the authors' CIFAR-10 notebook has their sum. shuffle: shuffled BN (section 3.3), for
+    encoder.norm local; statistics over the global batch tell the less about a positive, the larger the batch is.
+    operands: the type of products with the queue's keys, whose sums are fp32.
     """
 
     views: ClassVar[int | None] = 2

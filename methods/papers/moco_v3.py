@@ -22,8 +22,12 @@ from kilobatch.methods.networks.heads import MLP, unit
 class MoCoV3(Method):
     """A query finds the key of the image's other view among the keys of the global batch: algorithm 1.
 
-    temperature: tau; momentum: m at the start, which rises to 1 by a cosine. layers: of the projector, whose last norm
-    has no parameters; predictor_norm: the predictor ends in such a norm, too. The authors' ResNets have 2 layers,
+    temperature: tau, which similarities are divided by; momentum: of the momentum encoder, m at the start, which rises
+    to 1 by a cosine. dim: numbers of a projection; hidden: the width of the projector's and the predictor's hidden
+    layers; layers: of the projector, whose last norm has no parameters; predictor_norm: whether the predictor ends in
+    such a norm, too.
+
+    The authors' ResNets have 2 layers,
     temperature 1 and a predictor that ends in a linear layer, their ViTs 3 layers, temperature 0.2 and predictor_norm.
     """
 

@@ -21,8 +21,11 @@ class PIRL(InstanceDiscrimination):
     """An image and its shuffled patches both find the image's row in the memory bank: section 2.
 
     The first view is the image I, the second its jigsaw I^t: nine patches, which are encoded one by one and joined in
-    their shuffled order. pretext: lambda of eq. 5, the weight of the jigsaw's loss. form and noise: as in
-    methods/papers/instance_discrimination.py; the authors' code has the noise-contrastive form.
+    their shuffled order. With data.views.second.by_patch each has a flip and colours of its own, as in the authors'
+    code. pretext: lambda of eq. 5, the weight of the jigsaw's loss.
+
+    The other options are those of methods/papers/instance_discrimination.py; the authors' code has the
+    noise-contrastive form.
     """
 
     views: ClassVar[int | None] = 2

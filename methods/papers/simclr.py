@@ -23,18 +23,24 @@ from kilobatch.methods.options import Operands
 class SimCLR(Method):
     """Each view finds the other view of its image among all views of the global batch: section 2.1, algorithm 1.
 
-    temperature: tau. dim: of the projections z; hidden: of the head's hidden layer, the encoder's features if None.
-    operands: the type of the loss's products, whose sums are fp32; halves are faster on units that have them, and cost
-    digits.
+    temperature: tau, which similarities are divided by. dim: numbers of a projection z; layers: of the projection head,
+    the paper's 2, or 3 as the authors' commands have it; hidden: the width of the head but for its last layer; null:
+    the encoder's features. operands: the type of the loss's products, whose sums are fp32; halves are faster on units
+    that have them, and cost digits. loss: nt_xent is eq. 1; clip is CLIP's (Radford et al. 2021,
+    arxiv.org/abs/2103.00020), in which a first view is compared with second views alone, and the reverse.
+    learn_temperature: whether the temperature is trained, from its value on, as log(1 / tau) without decay.
 
-    loss: clip is CLIP's (Radford et al. 2021, arxiv.org/abs/2103.00020), in which a first view is compared with second
-    views alone, and the reverse. learn_temperature: starts at `temperature` and trains log(1 / tau), without decay.
-    CLIP clips that parameter after the step, which ZeRO's master weights would not take over; here the loss reads a
-    clipped value, and the gradient goes through to the parameter.
+    The loss is eq. 1's mean over the 2N views, half of the authors' code's, which adds the means over first and second
+    views (objective.py, loss_a + loss_b). LARS makes up for it but in biases and norms, which move half as far as
+    theirs; on digits that was within the noise.
+
+    CLIP clips a learnt temperature after the step, which ZeRO's master weights would not take over; here the loss reads
+    a clipped value, and the gradient goes through to the parameter.
     """
 
     views: ClassVar[int | None] = 2
-    head_layers: ClassVar[int | str] = 2
+    head_layers: ClassVar[int | str] = "layers"
+    undecayed: ClassVar[tuple[str, ...]] = ("log_scale",)
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class SimCLR(Method):
         learn_temperature: LearnTemperature = False,
         loss: Literal["nt_xent", "clip"] = "nt_xent",
         dim: Annotated[int, Field(gt=0)] = 128,
+        layers: Annotated[int, Field(gt=0)] = 2,
         hidden: Annotated[int, Field(gt=0)] | None = None,
         operands: Operands = "fp32",
     ) -> None:
@@ -51,7 +58,7 @@ class SimCLR(Method):
         self.encoder, self.fixed_temperature = encoder, temperature
         self.loss_function = {"nt_xent": nt_xent, "clip": clip_loss}[loss]
         self.operands: Operands = operands
-        self.head = ProjectionHead(encoder.features, hidden or encoder.features, dim, encoder.norm)
+        self.head = ProjectionHead(encoder.features, hidden or encoder.features, dim, encoder.norm, layers)
         if learn_temperature:
             refuse_small_temperature(temperature)
         self.log_scale = nn.Parameter(torch.tensor([-log(temperature)])) if learn_temperature else None

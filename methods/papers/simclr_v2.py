@@ -19,11 +19,12 @@ from kilobatch.methods.options import Operands
 class SimCLRV2(Method):
     """SimCLR's loss (eq. 1) on a deeper projection head, whose first layer fine-tuning keeps; optionally with a memory.
 
-    dim: of the projections; layers: of the head; hidden: the width of all but its last, the encoder's features if None.
-    operands: as SimCLR's.
+    temperature: tau, which similarities are divided by. dim: numbers of a projection; layers: of the projection head;
+    hidden: the width of the head but for its last layer; null: the encoder's features. operands: the type of the loss's
+    products, whose sums are fp32. queue: keys of a memory network, which are further negatives; null: no memory.
+    momentum: of the memory network, the moving average of encoder and head.
 
-    queue: adds a memory network, the moving average (momentum) of encoder and head, whose outputs are further
-    negatives. Section 2 does not give its form, and the authors' code has none. Here an anchor i, any view of the
+    Section 2 does not give the memory's form, and the authors' code has none. Here an anchor i, any view of the
     global batch, has the loss -log( e^s_ip / (sum over the batch's other views k of e^s_ik + sum over the queue's keys
     j of e^s_ij) ), s a cosine over the temperature, p its other view; and after each step one key of each image enters
     the queue, the memory network's output for its second view.

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from kilobatch.data.errors import UserError, did_you_mean
+from kilobatch.data.errors import UserError, choices
 from kilobatch.methods.parity import formulas
 from kilobatch.methods.parity.standard import Standard
 
@@ -16,5 +16,5 @@ def known() -> list[str]:
 def standard(method: str) -> Standard:
     """The standard of a method. Raises UserError if it has none."""
     if method not in known():
-        raise UserError(f"there is no parity table for '{method}'{did_you_mean(method, known())}")
+        raise UserError(f"there is no parity table for '{method}'{choices(method, known())}")
     return importlib.import_module(f"kilobatch.methods.parity.formulas.{method}").STANDARD

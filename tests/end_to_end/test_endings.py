@@ -5,6 +5,11 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
+
+from kilobatch.data.beton import verify_beton
+from kilobatch.data.sources.convert import convert
+from kilobatch.data.sources.digits import Digits
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.final_evaluation import FinalEvaluation, read_final_evaluation
 from tests.helpers.real_runs import TINY, Launcher, command, wait_for, workers_of
@@ -52,6 +57,25 @@ def test_evaluators_that_fail_leave_a_finished_training(tmp_path: Path) -> None:
     assert run_folder.read_state(run).evaluation == "finished"
     assert final_values(run) == ["final/linear/top1", "final/linear/top5", "final/knn/top1"]
     assert (run / "pictures" / "neighbours.png").is_file()
+
+
+def test_an_evaluation_that_fails_on_one_of_two_ranks(tmp_path: Path) -> None:
+    """A damaged test image: the rank that reads it leaves, as the other one waits for it, and the training is saved."""
+    beton = tmp_path / "test.beton"
+    convert(Digits("test"), beton, progress=False)
+    content = np.fromfile(beton, np.uint8)
+    content[np.flatnonzero(content[: verify_beton(beton).alloc_table_ptr])[-1]] ^= 1  # of the last image
+    content.tofile(beton)
+    options = [f"data.test={beton}", "evaluate.every_epochs=0", f"run.folder={tmp_path}", "--workers", "2"]
+    launcher = command("train", *SHORT, *options)
+    launcher.ends(0, within=240)
+    run = tmp_path / "ends"
+    state, why = run_folder.read_state(run), record_of(run).parts["knn"].why
+    assert (state.status, state.evaluation) == ("finished", "failed")
+    assert why.startswith("the evaluation 'knn' failed: ") and "test.beton" in why and "\n" not in why
+    said = launcher.last_output()
+    assert "Traceback" not in said and f"ask again with: kilobatch eval {run}" in said
+    assert (run / "checkpoints" / "step-00000022").is_dir()
 
 
 def test_a_loss_that_is_not_finite_names_the_way_back(tmp_path: Path) -> None:

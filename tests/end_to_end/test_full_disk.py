@@ -8,23 +8,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
+from tests.helpers.private_mounts import private_mounts
 from tests.helpers.real_runs import TINY
 
 OPTIONS = ["data.batch=130", "schedule.epochs=300", "checkpoint.every_steps=6", "evaluate.final=[]", "run.name=full"]
 
 
-def private_mounts() -> list[str] | None:
-    """The command that runs another one with mounts of its own; None where none can be made."""
-    ways = (["unshare", "-m"], ["unshare", "-rm"])
-    return next((way for way in ways if subprocess.run([*way, "true"], capture_output=True).returncode == 0), None)
-
-
 def test_the_run_is_refused_with_its_state_written(tmp_path: Path) -> None:
     unshare = private_mounts()
-    if unshare is None:
-        pytest.skip("no private mount can be made here")
     place = tmp_path / "disk"
     place.mkdir()
     train = [sys.executable, "-m", "kilobatch", "train", *TINY, *OPTIONS, f"run.folder={place}", "--workers", "1"]

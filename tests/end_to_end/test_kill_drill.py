@@ -23,7 +23,13 @@ from tests.helpers.real_runs import (
 
 MEMORY = ["method.name=simclr_v2", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
 QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
-BANK = ["method.name=instance_discrimination", "data.views.count=1", "engine.zero=2"]
+BANK = [
+    "method.name=instance_discrimination",
+    "method.form=nce",
+    "method.noise=100",
+    "data.views.count=1",
+    "engine.zero=2",
+]
 
 
 @pytest.mark.timeout(900)

@@ -11,9 +11,19 @@ import pytest
 import torch
 
 from kilobatch.launch.runs import run_folder
+from kilobatch.launch.runs.final_evaluation import read_final_evaluation
 from kilobatch.launch.runs.identity import read_identity
 from kilobatch.trainer.checkpoint.description import list_checkpoints, read_description
-from tests.helpers.real_runs import RECIPE, command, lines_without_timings, logged, run_to_the_end, wait_for, weights
+from tests.helpers.real_runs import (
+    RECIPE,
+    command,
+    lines_without_timings,
+    logged,
+    run_to_the_end,
+    wait_for,
+    weights,
+    workers_of,
+)
 
 SHORT = [
     *RECIPE,
@@ -29,10 +39,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "drill"
 
 
-def stopped(folder: Path) -> Path:
+def stopped(folder: Path, after: int = 5) -> Path:
     run = folder / "drill"
     launcher = command("train", *SHORT, f"run.folder={folder}", "--workers", "2")
-    wait_for(lambda: logged(run) >= 5, launcher)
+    wait_for(lambda: logged(run) >= after, launcher)
     launcher.send_signal(signal.SIGTERM)
     launcher.ends(130, within=60)
     return run
@@ -62,6 +72,31 @@ def test_resumes_with_the_same_batches_on_another_number_of_workers(whole: Path,
     # The first step has the same weights and the same images; another batch of them differs in the second digit.
     assert found[step] == pytest.approx(expected[step], rel=1e-5)
     assert found[:step] == expected[:step]
+
+
+def test_fewer_epochs_end_at_once_and_more_go_on(tmp_path: Path) -> None:
+    """A signal at the start is heeded although no step is left; a finished run then gets more epochs."""
+    run = stopped(tmp_path, after=12)  # of 11 steps an epoch
+    (step,) = list_checkpoints(run / "checkpoints")
+    fewer = command("resume", str(run), "schedule.epochs=1", "schedule.warmup_epochs=0")
+    wait_for(lambda: len(workers_of(fewer)) == 2, fewer)
+    fewer.send_signal(signal.SIGTERM)
+    fewer.ends(130, within=60)
+    assert run_folder.read_state(run).status == "interrupted" and not (run / "evaluation.json").exists()
+
+    ended = command("resume", str(run))
+    run_to_the_end(ended)
+    printed = ended.output()
+    assert f"is of step {step} of 11, past the end of schedule.epochs=1: no step is left to train" in printed
+    assert "k-NN top-1" in printed and [*list_checkpoints(run / "checkpoints")] == [step]
+
+    command("resume", str(run)).ends(2, within=60)
+    more = command("resume", str(run), "schedule.epochs=2")
+    run_to_the_end(more)
+    assert f"cosine over 2 instead of 1 epochs: the learning rate at step {step} goes from 0 to " in more.output()
+    assert max(list_checkpoints(run / "checkpoints")) == 22
+    record, former = read_final_evaluation(run), (run / f"evaluation-step-{step:08d}.json")
+    assert record is not None and record.step == 22 and former.is_file()
 
 
 def test_other_images_and_options_only_if_they_are_meant(tmp_path: Path) -> None:

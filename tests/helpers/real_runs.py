@@ -59,11 +59,15 @@ class Launcher:
         assert ended is not None, f"it has not ended within {within} s\n{self.last_output()}"
         assert ended == code, f"it ended with {ended}, not with {code}\n{self.last_output()}"
 
+    def output(self) -> str:
+        """What it has printed so far."""
+        self.printed.seek(0)
+        return self.printed.read().decode(errors="replace")
+
     def last_output(self) -> str:
         """The last lines that it printed, and those of each rank's log, for the message of a failed test. The run
         is found by the command's arguments."""
-        self.printed.seek(0)
-        printed = self.printed.read().decode(errors="replace")
+        printed = self.output()
         arguments = [str(argument) for argument in self.process.args]  # pyright: ignore[reportGeneralTypeIssues]
         runs = [Path(argument) for argument in arguments if Path(argument, "logs").is_dir()]
         for argument in arguments:

@@ -21,9 +21,11 @@ def main() -> None:
 
     import torch.distributed as dist
 
+    from kilobatch.launch.worker import flight_recorder
     from kilobatch.launch.worker.process_group import world_from_environment
 
     world = world_from_environment("cpu")
+    flight_recorder.dump_on_request(world.rank)
     world.connect(timedelta(seconds=60))
     try:
         act_in_group(what, Path(argument), world.rank, received)
@@ -36,6 +38,7 @@ def act_without_group(what: str, folder: Path, rank: int, received: list[int]) -
     if what == "starts" and rank == 0:  # as a worker that has no handlers yet
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    (folder / f"store-{rank}").write_text(os.environ["KILOBATCH_STORE"])
     if what in ("stays", "starts"):  # does not react to SIGTERM
         time.sleep(600)
     if what == "ends anyway":
@@ -68,6 +71,8 @@ def act_in_group(what: str, folder: Path, rank: int, received: list[int]) -> Non
     print(f"rank {rank} of {int(total)}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
     if what == "finishes":
         return
+    if what == "waits in vain" and rank == 0:
+        dist.all_reduce(total)
     while what == "waits":
         flag = torch.tensor(float(bool(received)))
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)

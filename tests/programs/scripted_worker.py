@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED
+from kilobatch.launch.worker.error_file import recording_error
 from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -47,12 +49,42 @@ def main() -> None:
             wait_for_others()
         case "hangs":
             hang()
+        case "stops" | "forks" | "reads" if rank != 1:
+            heartbeat(in_step=True)
+            wait_for_others()
+        case "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "forks":  # the new process waits for a writer before it runs, and the kernel has its parent wait for it
+            os.mkfifo(folder / "fifo")
+            opened = [(os.POSIX_SPAWN_OPEN, 0, folder / "fifo", os.O_RDONLY, 0)]
+            os.posix_spawn("/bin/true", ["true"], os.environ, file_actions=opened)
+        case "reads":
+            (folder / "stuck" / "file").exists()
+        case "raises":
+            raise_and_exit(folder)
     while not received:
         time.sleep(0.02)
     if what == "saves":
         (folder / f"saved-{rank}").touch()
         sys.exit(INTERRUPTED)
     time.sleep(600)
+
+
+def raise_and_exit(folder: Path) -> None:
+    """Rank 1 raises first, but does not end by itself, as one that waits for a checkpoint."""
+    try:
+        with recording_error():
+            if rank == 1:
+                raise ValueError("the cause")
+            while not (folder / "raised").exists():
+                time.sleep(0.02)
+            raise RuntimeError("a consequence")
+    except Exception:
+        if rank == 1:
+            (folder / "raised").touch()
+            time.sleep(600)
+        traceback.print_exc()
+        os._exit(1)
 
 
 def wait_for_others() -> None:

@@ -55,14 +55,14 @@ def test_twenty_jobs_and_three_arrays_are_listed_within_a_second(queued: Path) -
     assert len(lines) == 20 + 3 * 4, said
     took = min(seconds("status", folder=queued) for _ in range(5))
     assert took < 1, f"{took:.2f} s"
-    assert len(json.loads(kilobatch("status", "--sweep", "array-1", "--json", folder=queued))) == 4
+    assert len(json.loads(kilobatch("status", "array-1", "--best-first", "--json", folder=queued))) == 4
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("status",),
-        ("status", "--sweep", "array-1", "--json"),
+        ("status", "array-1", "--best-first", "--json"),
         ("logs", "run-3"),
         ("submit", *RECIPE, "--time", "01:00:00", "--dry-run"),
         ("cancel", "run-19"),

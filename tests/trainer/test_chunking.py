@@ -1,7 +1,6 @@
 """The choice of chunks and kept graphs: memory predicted by a probe, against the memory of a step."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -125,25 +124,6 @@ def test_another_number_of_ranks_keeps_the_parts_of_the_batch(
     resumed = engine(simclr(), chunks="auto")
     resumed.chunking.resume(8)
     assert resumed.chunking.chunks is None and "8 parts, which do not divide over 3 ranks" in capsys.readouterr().err
-
-
-def test_limits_of_every_group_above_count(tmp_path: Path) -> None:
-    """Both kinds of control groups. Files that the kernel may drop count as free; a limit "max" is none."""
-    new, old = tmp_path / "job" / "step", tmp_path / "memory" / "job"
-    for folder, limit, used, dropped, names in (
-        (new, "max", 600, 100, ("memory.max", "memory.current", "inactive_file")),
-        (new.parent, "1000", 700, 50, ("memory.max", "memory.current", "inactive_file")),
-        (old, "3000", 900, 200, ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / names[0]).write_text(f"{limit}\n")
-        (folder / names[1]).write_text(f"{used}\n")
-        (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {dropped}\n")
-    groups = tmp_path / "cgroup"
-    groups.write_text("0::/job/step\n")
-    assert list(memory_probe._free_of_groups(tmp_path, str(groups))) == [1000 - 700 + 50]
-    groups.write_text("3:cpu,memory:/job\n2:cpuset:/\n")
-    assert list(memory_probe._free_of_groups(tmp_path, str(groups))) == [3000 - 900 + 200]
 
 
 def test_this_machine_has_free_memory() -> None:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kilobatch.data.files import parse_json
+
 DESCRIPTION = "checkpoint.json"  # in a checkpoint's folder: its contents, with a checksum
 
 
@@ -38,7 +40,7 @@ def unsealed(text: bytes) -> dict[str, Any]:
     if not text.strip():
         raise ValueError("it is empty")
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
         raise ValueError(f"it is not JSON ({error})") from None
     if not isinstance(whole, dict) or whole.keys() != {"sha256", "content"} or not isinstance(whole["content"], dict):

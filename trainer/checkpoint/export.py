@@ -11,11 +11,12 @@ from torch import Tensor
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import refusing_os_errors, write_whole
-from kilobatch.data.loading.loader import input_images
+from kilobatch.data.loading.loader import describe_input, input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods.networks.resnet import torchvision_state_dict
 from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
 from kilobatch.trainer.checkpoint.description import is_checkpoint
+from kilobatch.trainer.checkpoint.exported_file import seal
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 
 METHOD = "method."
@@ -25,13 +26,14 @@ PREFIX = METHOD + "encoder."
 def export(
     source: Path, out: Path, *, force: bool = False, whole: bool = False, report: Callable[[str], None]
 ) -> dict[str, str]:
-    """Writes the encoder of a run's newest whole checkpoint, or of one checkpoint, to out; returns its metadata.
+    """Writes the encoder of a run's newest whole checkpoint, or of one checkpoint, to out; returns its metadata but for
+    the checksum.
 
     source: a run folder, its `checkpoints` folder or a checkpoint folder. A plain ResNet with the ImageNet stem loads
     strictly into torchvision's model of that name, and a ViT into torchvision's VisionTransformer, with a classifier of
     zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
-    says how images are to be prepared, as data.loading.loader.input_images does, and the names of the classes in order,
-    the recipe, the step, and what the file loads into.
+    says how images are to be prepared, as data.loading.loader.input_images does and in words (`preprocess`), the names
+    of the classes in order, the recipe, the step, and what the file loads into.
     whole: exports the whole method instead, for another run to start from or be taught by: its state dict with
     `method.` before each name, without the tensors that differ by rank, such as a sharded queue.
     report: called with a message for each damaged checkpoint that is passed over. Raises UserError.
@@ -64,6 +66,7 @@ def whole_metadata(recipe: dict[str, Any], step: int, images: int, classes: int)
 def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) -> dict[str, str]:
     options = ("size", "mean", "std", "interpolation")  # that last one is absent in recipes of earlier versions
     views = Views.model_validate({name: value for name, value in recipe["data"]["views"].items() if name in options})
+    prepared = input_images(views)
     return {
         "format": "pt",
         "content": content,
@@ -71,7 +74,8 @@ def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) 
         "encoder": recipe["encoder"]["name"],
         "method": recipe["method"]["name"],
         "step": str(step),
-        **{name: json.dumps(value) for name, value in input_images(views).items()},
+        **{name: json.dumps(value) for name, value in prepared.items()},
+        "preprocess": describe_input(prepared),
         "recipe": json.dumps(recipe),
     }
 
@@ -122,6 +126,6 @@ def _open(source: Path, report: Callable[[str], None]) -> Saved:
 
 
 def write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes the file, whole or not at all. Raises UserError where it cannot be written."""
+    """Writes the file with a checksum, whole or not at all. Raises UserError where it cannot be written."""
     with refusing_os_errors(out):
-        write_whole(out, [save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)])
+        write_whole(out, seal(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)))

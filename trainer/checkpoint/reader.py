@@ -59,6 +59,8 @@ def open_saved(path: Path, *, verify: bool = True) -> "Saved":
         raise Damaged(f"checkpoint {path}: {DESCRIPTION} is missing") from None
     except (OSError, ValueError) as error:
         raise Damaged(f"checkpoint {path}: {DESCRIPTION} cannot be used: {error}") from None
+    except KeyError as error:  # its checksum is right: another program has written it
+        raise Damaged(f"checkpoint {path}: {DESCRIPTION} cannot be used: it has no {error}") from None
     if (named := re.search(r"step-(\d+)$", path.name)) and int(named[1]) != saved.step:
         raise Damaged(f"checkpoint {path}: {DESCRIPTION} is of step {saved.step}")
     for file in files:
@@ -71,8 +73,9 @@ def open_saved(path: Path, *, verify: bool = True) -> "Saved":
     for rank, file in enumerate(sorted(files)):
         try:
             entries = read_entries(path / file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"checkpoint {path}: the header of {file} cannot be used: {error!r}") from None
+        except (OSError, ValueError) as error:
+            problem = " ".join(str(error).split())[:200]
+            raise Damaged(f"checkpoint {path}: the header of {file} cannot be used: {problem}") from None
         saved.add(rank, path / file, entries)
     saved.check_complete()
     return saved
@@ -178,7 +181,13 @@ class Saved:
 
     def _file(self, path: Path) -> Any:
         if path not in self._files:
-            self._files[path] = safe_open(path, framework="pt")
+            try:
+                self._files[path] = safe_open(path, framework="pt")
+            except FileNotFoundError:
+                raise UserError(
+                    f"{self.folder} was removed while it was read, as a run that is trained keeps its newest "
+                    "checkpoints only; give the command again"
+                ) from None
         return self._files[path]
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor
 
-from kilobatch.data.files import write_synced
+from kilobatch.data.files import parse_json, write_synced
 
 TINY = 1 << 16  # elements; rank 0 alone writes a replicated tensor that has fewer
 TYPES = {  # safetensors' names of torch's own types, so that any safetensors reader opens a shard
@@ -66,6 +67,16 @@ class ShardEntry:
     shape: tuple[int, ...]
     dtype: str
     own: bool
+
+
+class _Stored(BaseModel):
+    """What safetensors' header says of a tensor; other keys are left to its reader."""
+
+    dtype: str
+    shape: list[int] = Field(min_length=1, max_length=1)
+
+
+_pieces = TypeAdapter(dict[str, tuple[int, list[int], bool]])  # as Snapshot.take describes them
 
 
 def own_pieces(pieces: Mapping[str, Piece], rank: int, world: int) -> dict[str, Piece]:
@@ -135,9 +146,13 @@ def read_entries(path: Path) -> dict[str, ShardEntry]:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError("its header is cut short")
-        header = json.loads(file.read(length))
-    pieces = json.loads(header.pop("__metadata__")["pieces"])
-    return {
-        name: ShardEntry(pieces[name][0], stored["shape"][0], tuple(pieces[name][1]), stored["dtype"], pieces[name][2])
-        for name, stored in header.items()
-    }
+        header = parse_json(file.read(length))
+    try:
+        pieces = _pieces.validate_json(header.pop("__metadata__")["pieces"], strict=True)
+        return {name: _entry(_Stored.model_validate(stored), *pieces[name]) for name, stored in header.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"it is not that of a shard: {error!r}") from None
+
+
+def _entry(stored: _Stored, offset: int, shape: list[int], own: bool) -> ShardEntry:
+    return ShardEntry(offset, stored.shape[0], tuple(shape), stored.dtype, own)

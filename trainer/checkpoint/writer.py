@@ -25,6 +25,7 @@ from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import Damaged, open_saved
 from kilobatch.trainer.checkpoint.shard import Piece, Snapshot, own_pieces
 from kilobatch.trainer.checkpoint.soundness import recorded_soundness
+from kilobatch.trainer.ranks.heartbeat import heartbeat
 
 
 class Checkpoints:
@@ -107,6 +108,11 @@ class Checkpoints:
 
     def _join(self) -> None:
         if self._writer is not None:
+            # Until its own limit has passed, a slow writer is no hang. One that stays longer is stuck in a write.
+            until = time.monotonic() + 60 * self.options.timeout_minutes + 10
+            while self._writer.is_alive() and time.monotonic() < until:
+                heartbeat()
+                self._writer.join(timeout=1.0)
             self._writer.join()
             self._writer = None
         self._raise_failure()
@@ -231,7 +237,11 @@ def _looks_whole(path: Path) -> bool:
 
 
 def _looks_sound(path: Path) -> bool:
-    return recorded_soundness(open_saved(path, verify=False).meta).problem([]) is None
+    try:
+        meta = open_saved(path, verify=False).meta
+    except Damaged:  # since it was found to be whole
+        return False
+    return recorded_soundness(meta).problem([]) is None
 
 
 def _until(deadline: float) -> Iterator[None]:

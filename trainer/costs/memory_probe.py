@@ -2,8 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CGROUPS = Path("/sys/fs/cgroup")
+from kilobatch.trainer.costs import machine_memory
 
 
 class Cost(NamedTuple):
@@ -95,35 +94,4 @@ def free_memory(device: torch.device, sharing: int) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return min(_free_of_machine(), *_free_of_groups()) // sharing
-
-
-def _free_of_machine() -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
-def _free_of_groups(root: Path = CGROUPS, groups: str = "/proc/self/cgroup") -> Iterator[int]:
-    """Yields the free bytes under each memory limit on this process's control group and on those above it, such as a
-    job's or a container's. Cached files that the kernel can drop count as free."""
-    for line in Path(groups).read_text().splitlines():
-        _, controllers, inside = line.split(":", 2)
-        if controllers == "":
-            names, top = ("memory.max", "memory.current", "inactive_file"), root
-        elif "memory" in controllers.split(","):
-            names, top = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), root / "memory"
-        else:
-            continue
-        group = top / inside.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top) and (folder / names[0]).exists():
-                yield from _free_under(folder, *names)
-
-
-def _free_under(folder: Path, limit: str, used: str, droppable: str) -> Iterator[int]:
-    """Yields the free bytes under one group's limit; nothing where it has none."""
-    bound = (folder / limit).read_text().strip()
-    if bound == "max":
-        return
-    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    yield int(bound) - int((folder / used).read_text()) + int(statistics[droppable])
+    return machine_memory.free() // sharing

@@ -1,4 +1,5 @@
-"""The fast linear probe: softmax regression on cached features by L-BFGS. It is not the papers' protocol (linear.py).
+"""The fast linear probe: softmax regression on cached features by L-BFGS. It is no paper's protocol, as
+those of linear.py are.
 
 Features stay on the rank that computed them. Each evaluation of the objective sums loss and gradient over ranks, so
 that every rank takes the same steps.

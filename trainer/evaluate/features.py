@@ -13,6 +13,7 @@ from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.trainer.ranks.heartbeat import heartbeat
+from kilobatch.trainer.ranks.phase import phase
 
 Represent = Callable[[Tensor], Tensor]  # (N, 3, H, W) float32 -> (N, D) float32
 
@@ -65,8 +66,11 @@ def _evaluated(method: Method, output: Represent) -> Iterator[Represent]:
 def extract(represent: Represent, images: Images) -> Features:
     """Features and labels of this rank's block. A rank whose block is empty gets (0, D)."""
     parts: list[tuple[Tensor, Tensor]] = []
+    done = 0
     for batch in images:
         parts.append((represent(batch.views[:, 0]), batch.label))
+        done += len(batch) * collectives.world_size()
+        phase("features of images", min(done, images.samples), images.samples)
         heartbeat()
     device = parts[0][0].device if parts else _rank_device()
     width = max(count_rows(parts[0][0].shape[1] if parts else 0, device))

@@ -35,11 +35,17 @@ class Typeface:
         return {"font.family": list(self.families), "text.parse_math": False, "text.usetex": False}
 
     def text(self, name: str, most: int) -> str:
-        """A name on one line of at most `most` columns (a Chinese letter takes two); a letter that no font has is
-        written as its code point, such as U+4E2D, and left out where it has no shape anyway."""
+        """A name on one line of at most `most` columns (a Chinese letter takes two), cut in the middle, as names often
+        differ at their ends; a letter that no font has is written as its code point, such as U+4E2D, and left out where
+        it has no shape anyway."""
         letters = [letter if letter not in self.absent else _code_point(letter) for letter in printable(name)]
         text = "".join(letters).strip() or "''"
-        return text if cell_len(text) <= most else set_cell_size(text, most - 1).rstrip() + "…"
+        if cell_len(text) <= most:
+            return text
+        end = set_cell_size(text[::-1], (most - 1) // 2)[::-1].lstrip()
+        while end and unicodedata.combining(end[0]):  # an accent whose letter was cut off
+            end = end[1:]
+        return set_cell_size(text, most // 2).rstrip() + "…" + end
 
 
 def typeface_for(names: Iterable[str]) -> Typeface:

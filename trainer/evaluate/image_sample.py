@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate.features import Images, Represent, gather_parts
 from kilobatch.trainer.evaluate.images import Triple, to_bytes
 from kilobatch.trainer.ranks.heartbeat import heartbeat
+from kilobatch.trainer.ranks.phase import phase
 
 SIDE = 64  # pixels; larger images are reduced to it
 
@@ -32,17 +34,20 @@ def collect(represent: Represent, images: Images, mean: Triple, std: Triple, mos
     """Every n-th image of the data set, whichever rank has it, with the smallest n that gives at most `most` images."""
     stride = -(-images.samples // most)
     parts: list[tuple[Tensor, ...]] = []
+    done = 0
     for batch in images:
+        done += len(batch) * collectives.world_size()
+        phase("images of the picture", min(done, images.samples), images.samples)
         heartbeat()
         selected = batch.index % stride == 0
         if selected.any():
             views, label = batch.views[selected, 0], batch.label[selected]
-            part = represent(views), label, _thumbnails(to_bytes(views, mean, std))
+            part = represent(views), label, thumbnails(to_bytes(views, mean, std))
             parts.append(tuple(column.cpu() for column in part))
     return ImageSample(*(torch.cat(column) for column in zip(*gather_parts(parts), strict=True)))
 
 
-def _thumbnails(images: Tensor) -> Tensor:
+def thumbnails(images: Tensor) -> Tensor:
     """Square images (n, 3, H, W) uint8, reduced to SIDE pixels where they are larger."""
     if images.shape[-1] <= SIDE:
         return images

@@ -17,6 +17,7 @@ from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate.features import Features, Images, Represent, count_rows, extract, gather_rows
 from kilobatch.trainer.evaluate.options import KNNOptions
 from kilobatch.trainer.ranks.heartbeat import heartbeat
+from kilobatch.trainer.ranks.phase import phase
 
 TILE = 2048  # queries (of all ranks), and bank rows, that are compared at once: 16 MiB of similarities
 _NO_NEIGHBOUR = torch.iinfo(torch.int64).min
@@ -82,8 +83,15 @@ def search(queries: Tensor, bank: Tensor, k: int, *, tile: int = TILE) -> Neighb
         keys = _nearest(collectives.gather(padded), bank, first, k, tile)  # (W·T, k) from this rank's shard
         keys = collectives.all_to_all(keys.view(world, part, k))  # (W, T, k): from each shard, for this rank's queries
         heartbeat()
+        phase("k-NN: nearest images", min(start + part, len(queries)), len(queries))
         answers.append(keys.transpose(0, 1).reshape(part, world * k).topk(k).values[: len(mine)])
     return _unpack(torch.cat(answers))
+
+
+def nearest_of(similarity: Tensor, k: int) -> Neighbours:
+    """The k nearest rows of a bank to each query, of cosines (n, m) float32 of this rank's own. Rows of equal
+    similarity are in the order of the bank."""
+    return _unpack(_pack(similarity, torch.arange(similarity.shape[1], device=similarity.device)).topk(k).values)
 
 
 def vote(

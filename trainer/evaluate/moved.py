@@ -71,17 +71,19 @@ def evaluate(
         yield f"moved/moved/{name}", accuracy(bank, extract(represent, moved), NEIGHBOURS, among)
 
 
-def table(values: dict[str, float], among: str = "") -> Table:
-    """A table of the six numbers of evaluate(). among: what to add to its title."""
-    result = Table(title=f"k-NN (k 5, cosine) from clean training images{among}", title_justify="left")
+def table(values: dict[str, float], voting: str = f"k {NEIGHBOURS.k}", chance: float | None = None) -> Table:
+    """A table of the six numbers of evaluate(). voting: the settings and images of the k-NN, for its title; chance: the
+    accuracy of guessing a class, None: it is left out."""
+    result = Table(title=f"k-NN from clean training images ({voting})", title_justify="left")
     result.add_column("test images")
-    for name in ("raw pixels", "untrained encoder", "trained encoder"):
+    for name in ("raw pixels", "untrained encoder", *(["chance"] if chance is not None else []), "trained encoder"):
         result.add_column(name, justify="right")
     for test in ("clean", "moved"):
         shares = [values[f"moved/{test}/{name}"] for name in ("pixels", "untrained", "trained")]
+        shares[2:2] = [] if chance is None else [chance]
         cells = [f"{share:.1%}" for share in shares]
-        if shares[2] == max(shares):
-            cells[2] = f"[bold green]{cells[2]}[/]"
+        if shares[-1] == max(shares):
+            cells[-1] = f"[bold green]{cells[-1]}[/]"
         result.add_row(test, *cells)
     return result
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +16,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kilobatch.data.files import write_whole
+from kilobatch.data.sources.path_names import without_wnid
 from kilobatch.trainer.evaluate.fonts import Typeface, typeface_for
 from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.knn import vote
+from kilobatch.trainer.ranks.phase import phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +30,7 @@ BANK_IMAGES, QUERY_IMAGES = 4096, 1000  # images to collect: of the training set
 ROWS, NEAREST = 8, 7  # queries shown, and neighbours of each
 COLOURED = 10  # classes that have a colour of their own
 LEAST_DIFFERENT = 4  # features for t-SNE
+ITERATIONS = 1000  # of t-SNE, at most
 RIGHT, WRONG, INK, PALE = "#2a9d5c", "#d1495b", "#22303c", "#5b6b78"
 
 
@@ -91,7 +97,7 @@ def _draw_neighbours(
     figure.subplots_adjust(left=0.04, right=0.97, top=0.86, bottom=0.03)
     for row, query in enumerate(shown.tolist()):
         label = int(queries.label[query])
-        _tile(axes[row, 0], queries.image[query], typeface.text(classes[label], 12), INK)
+        _tile(axes[row, 0], queries.image[query], typeface.text(without_wnid(classes[label]), 12), INK)
         for column in range(nearest):
             neighbour = int(index[row, column])
             colour = RIGHT if int(bank.label[neighbour]) == label else WRONG
@@ -121,7 +127,7 @@ def _draw_embedding(figure: SubFigure, queries: ImageSample, classes: Sequence[s
         names.append("others")
     for i, label in enumerate(sorted(int(label) for label in commonest if (labels == label).any())):
         points.append(axes.scatter(*flat[labels == label].T, s=22, color=colour[i], alpha=0.85, linewidths=0))
-        names.append(typeface.text(classes[label], 16))
+        names.append(typeface.text(without_wnid(classes[label]), 16))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     # Points and names are given together, since a point's own label would be left out where it begins with "_".
@@ -152,8 +158,23 @@ def _flatten(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
     # Euclidean distance on the unit sphere orders pairs as the cosine does.
     start = (plane / plane[:, 0].std() * 1e-4).astype(np.float32)
     perplexity = min(30.0, (len(points) - 1) / 3)
-    flat = TSNE(init=start, perplexity=perplexity, random_state=0).fit_transform(points)
+    with redirect_stdout(_Iterations()):
+        flat = TSNE(init=start, perplexity=perplexity, random_state=0, verbose=2).fit_transform(points)
     return flat, "t-SNE of the normalised features, coloured by class"
+
+
+class _Iterations(io.TextIOBase):
+    """Reads how far t-SNE is from what it prints, every 50 iterations."""
+
+    def __init__(self) -> None:
+        self._stdout = sys.stdout
+        phase("picture: iterations of t-SNE", 0, ITERATIONS)
+
+    def write(self, text: str) -> int:
+        if found := re.search(r"Iteration (\d+)", text):
+            with redirect_stdout(self._stdout):
+                phase("picture: iterations of t-SNE", int(found[1]), ITERATIONS)
+        return len(text)
 
 
 def _tile(axes: Axes, image: Tensor, text: str, colour: str) -> None:

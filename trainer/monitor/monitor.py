@@ -11,10 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from kilobatch.data.files import refusing_os_errors, write_whole
-from kilobatch.data.sources.path_names import printable
+from kilobatch.data.sources.path_names import printable, without_wnid
 from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.images import Triple, grid, png, to_bytes
-from kilobatch.trainer.monitor.progress_bar import Bar, Lines
+from kilobatch.trainer.monitor.learning import LearningChecks, LearningFacts
+from kilobatch.trainer.monitor.metrics_file import truncate_metrics
+from kilobatch.trainer.monitor.progress_bar import Bar, Eta, Lines
 from kilobatch.trainer.monitor.progress_file import ProgressWriter
 
 # The values that differ between two equal runs; all others are the same.
@@ -26,12 +28,20 @@ class Monitor:
     """The logs in a run's folder; a resumed run continues them after step start_step.
 
     Lines that a killed run wrote after its last checkpoint are removed, so that metrics.jsonl ends up the same as
-    without the kill. TensorBoard is told to hide such steps as well.
+    without the kill. TensorBoard is told to hide such steps as well. facts: for the checks whether it learns.
 
     All methods raise UserError where a file cannot be written, as on a full disk.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, epochs: int, console: Console | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        start_step: int,
+        epochs: int,
+        console: Console | None = None,
+        facts: LearningFacts | None = None,
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
         console = console or Console(soft_wrap=True, emoji=False)
@@ -44,25 +54,52 @@ class Monitor:
         with refusing_os_errors(self._events):
             purge = start_step + 1 if start_step else None
             self._tensorboard = SummaryWriter(str(self._events), purge_step=purge, flush_secs=10)
-        self._display = (Bar if console.is_terminal else Lines)(console, total_steps, start_step)
+        self._display = Bar(console, total_steps, start_step) if console.is_terminal else Lines(console, total_steps)
         self._progress_file = ProgressWriter(folder, total_steps, start_step, epochs)
-        self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
-        self._warned = False
+        self._eta = Eta(total_steps)
+        # Of all intervals but the first, whose first step also compiles and allocates: images, seconds, and seconds of
+        # these in which the data were waited for.
+        self._totals: list[float] | None = None
+        self.begin_interval()
+        earlier = self._progress_file.notes
+        self._learning = LearningChecks(self._metrics, total_steps, start_step, facts or LearningFacts(), earlier)
+        self._progress_file.note(self._learning.standing)
 
-    def progress(self, step: int, images: int, waited: float) -> None:
+    def count(self, images: int, waited: float) -> None:
         """Counts a step that has ended. images: of all ranks; waited: seconds that the step waited for its batch."""
         self._images += images
         self._waited += waited
-        self._display.move(step)
-        self._progress_file.move(step)
+
+    def progress(self, step: int) -> None:
+        """Shows how far the training is after a step, which has been counted and, where it is due, logged."""
+        seconds_left = self._eta.seconds_left(step)
+        self._display.move(step, seconds_left)
+        self._progress_file.move(step, seconds_left)
+
+    def begin_interval(self) -> None:
+        """Begins the interval that the next rates() are of, so that what went before counts in none."""
+        self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
 
     def rates(self) -> dict[str, float]:
-        """TIMINGS since the last call: seconds, images per second of all ranks, share of the time spent waiting."""
-        now = time.perf_counter()
-        seconds = now - self._since
+        """TIMINGS of the interval since the last call: seconds, images per second of all ranks, share of the time spent
+        waiting."""
+        seconds = time.perf_counter() - self._since
         values = (seconds, self._images / seconds, self._waited / seconds)
-        self._since, self._images, self._waited = now, 0, 0.0
+        if self._totals is None:
+            self._totals = [0.0, 0.0, 0.0]
+        else:
+            added = (self._images, seconds, self._waited)
+            self._totals = [a + b for a, b in zip(self._totals, added, strict=True)]
+        self.begin_interval()
         return dict(zip(TIMINGS, values, strict=True))
+
+    def _running(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The values as they are shown: rates are those since the end of the first step, without evaluations."""
+        shown = {name: value for name, value in values.items() if name not in TIMINGS}
+        if "train/loss" in values and self._totals is not None and self._totals[1]:
+            images, seconds, waited = self._totals
+            shown |= dict(zip(TIMINGS, (seconds, images / seconds, waited / seconds), strict=True))
+        return shown
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl, flushed, and TensorBoard's scalars. Floats are exact (repr).
@@ -81,14 +118,23 @@ class Monitor:
         assert self._tensorboard.file_writer is not None, "the writer exists until close()"
         with refusing_os_errors(self._events):
             self._tensorboard.file_writer.add_summary(summary, step)
-        self._display.show(values)
-        self._progress_file.show(values)
+        shown = self._running(values)
+        self._display.show(shown)
+        self._progress_file.show(shown)
+        for note in self._learning.look(step, values):
+            self._display.say(str(note))
+        self._progress_file.note(self._learning.standing)
 
-    def warn_once(self, warning: str) -> None:
-        """Prints the warning, unless one was printed before."""
-        if not self._warned:
-            self._display.say(f"warning: {warning}")
-        self._warned = True
+    def conclude(self) -> None:
+        """Says once more, at the end of a training, what is normal about it, and whether it has learned."""
+        warnings = [note for note in self._learning.standing if note.warns]
+        for note in self._learning.standing:
+            if not note.warns:
+                self._display.say(str(note))
+        if warnings:
+            self._display.say("this training does not seem to have learned:")
+        for note in warnings:
+            self._display.say(f"  {note}")
 
     def say(self, text: str) -> None:
         """Prints a line on the terminal, above the bar."""
@@ -116,11 +162,12 @@ class Monitor:
         """Writes the features for TensorBoard's projector, which draws each point as its image."""
         side = sample.image.shape[-1]
         rows = min(len(sample), (8192 // side) ** 2)  # the projector's sprite is at most 8192 pixels wide
+        names = [printable(without_wnid(name)).strip() or "''" for name in classes]
         with refusing_os_errors(self._events):
             self._tensorboard.add_embedding(
                 sample.x[:rows],
                 # One line each: the projector drops an empty one, and then names the points after it wrongly.
-                metadata=[printable(classes[int(label)]).strip() or "''" for label in sample.label[:rows]],
+                metadata=[names[int(label)] for label in sample.label[:rows]],
                 label_img=sample.image[:rows].float() / 255,
                 global_step=step,
                 tag="encoder",
@@ -132,23 +179,3 @@ class Monitor:
             self._lines.close()
         with refusing_os_errors(self._events):
             self._tensorboard.close()
-
-
-def truncate_metrics(metrics: Path, start_step: int) -> None:
-    """Removes the lines of metrics.jsonl from the first one that a run resumed at start_step writes again.
-
-    That is a line of a later step, an evaluation of start_step itself (the loop repeats it), or a line that a kill left
-    half-written.
-    """
-    if not metrics.exists():
-        return
-    kept_bytes = 0
-    with metrics.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            values = json.loads(line)
-            if (values["step"], "train/loss" not in values) > (start_step, False):
-                break
-            kept_bytes += len(line)
-        file.truncate(kept_bytes)

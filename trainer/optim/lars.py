@@ -1,4 +1,4 @@
-"""LARS (You, Gitman, Ginsburg, 2017, arxiv.org/abs/1708.03888), in the three forms that papers' numbers come from."""
+"""LARS (You, Gitman, Ginsburg, 2017, arxiv.org/abs/1708.03888), in the four forms that papers' numbers come from."""
 
 # pyright: reportPrivateImportUsage=false
 # torch._foreach_* have an underscore, but are what torch's own optimizers are made of.
@@ -25,13 +25,16 @@ class LARS(Optimizer):
         google  u = g + λ w;  q = η |w| / |u|;                   m = μ m + lr q u;  w -= m
         bolts   u = g + λ w;  q = η |w| / (|g| + λ |w| + ε);     m = μ m + q u;     w -= lr m
         larc    as bolts, with q = min(q / lr, 1)
+        byol    u = g + λ w;  q = η |w| / |u|;                   m = μ m + q u;     w -= lr m
 
     google is `lars_optimizer.py` of google-research/simclr (classic momentum), bolts is `lars.py` of Lightning Bolts,
-    larc is NVIDIA apex's LARC (clip) around torch's SGD. With google a change of lr does not scale what the momentum
-    already holds; with larc the schedule has no effect on a tensor as long as its ratio is below lr.
+    larc is NVIDIA apex's LARC (clip) around torch's SGD, byol is `optimizers.py` of BYOL's authors, which MoCo v3's,
+    Barlow Twins' and VICReg's authors have as well. With google a change of lr does not scale what the momentum already
+    holds; with larc the schedule has no effect on a tensor as long as its ratio is below lr.
 
     Where |w| or the gradient's norm is 0, q = 1; bolts and larc then omit the decay, too. With λ = 0 bolts adapts here,
-    whereas its authors' code does not. nesterov: w -= μ m + lr q u (google), lr (μ m + q u) (the others).
+    whereas its authors' code does not. nesterov: w -= μ m + lr q u (google), lr (μ m + q u) (the others;
+    BYOL's authors have none).
 
     A parameter group with `adapt` False is updated by plain momentum SGD. A group without `adapt` is split in two: its
     tensors with one dimension or none (biases, norms) are neither adapted nor decayed. The optional `names` of a group
@@ -146,7 +149,7 @@ class LARS(Optimizer):
     ) -> tuple[list[Tensor], Tensor]:
         """u of every tensor or fragment of this rank, and (P,) q of every parameter of the group."""
         decay, trust = group["weight_decay"], group["trust_coefficient"]
-        if self.dialect == "google":
+        if self.dialect in ("google", "byol"):
             updates = list(torch._foreach_add(grads, weights, alpha=decay)) if weights else []
             w, u = self._norms(weights, updates, part)
             return updates, torch.where((w > 0) & (u > 0), trust * w / u, 1.0)

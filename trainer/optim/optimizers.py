@@ -1,6 +1,5 @@
 """Builds a recipe's optimizer: LARS of this project, SGD and AdamW of torch, LAMB of pytorch-optimizer."""
 
-from math import sqrt
 from typing import Any
 
 import torch
@@ -8,23 +7,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kilobatch.trainer.optim.lars import LARS
-from kilobatch.trainer.optim.options import OptimizerOptions
-
-
-def scaled_lr(options: OptimizerOptions, global_batch: int) -> float:
-    """The base learning rate of the schedule. SimCLR's 0.3·B/256 and 0.075·√B are equal at B = 4096 (section B.1)."""
-    factors = {"none": 1.0, "linear": global_batch / 256, "sqrt": sqrt(global_batch)}
-    return options.lr * factors[options.scaling]
+from kilobatch.trainer.optim.options import OptimizerOptions, scaled_lr
 
 
 def build_optimizer(options: OptimizerOptions, module: nn.Module, global_batch: int) -> Optimizer:
-    """An optimizer over the module's trainable parameters, in up to three groups, with the learning rate scaled_lr.
+    """An optimizer over the module's trainable parameters, in up to four groups, with the learning rate scaled_lr.
 
-    Parameters with one dimension or none (biases, norms, scales) have no decay and, in LARS and LAMB, no adaptation;
-    those that the module lists in `unadapted` have decay alone. Each group's "names" are its parameters' names. The
-    module must be on its device before.
+    Parameters with one dimension or none (biases, norms, scales) have no decay, but with options.decay_norms, and, in
+    LARS and LAMB, no adaptation; those that the module lists in `unadapted` have decay alone, and those of one
+    dimension in `undecayed` none in any case. Each group's "names" are its parameters' names. The module must be on its
+    device before.
     """
-    groups = [group for group in parameter_groups(module, options.weight_decay) if group["params"]]
+    groups = [group for group in parameter_groups(module, options.weight_decay, options.decay_norms) if group["params"]]
     lr = scaled_lr(options, global_batch)
     match options.name:
         case "lars":
@@ -51,10 +45,13 @@ def build_optimizer(options: OptimizerOptions, module: nn.Module, global_batch: 
             return Lamb(lamb, lr, betas=options.betas, eps=options.epsilon, weight_decouple=False, foreach=True)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Three groups, any of which may be empty: decayed and adapted, decayed only, neither."""
-    unadapted = getattr(module, "unadapted", ())
+def parameter_groups(module: nn.Module, weight_decay: float, decay_norms: bool = False) -> list[dict[str, Any]]:
+    """Four groups, any of which may be empty: decayed and adapted; decayed only; with decay_norms those with one
+    dimension or none; and what is neither adapted nor decayed."""
+    unadapted, undecayed = getattr(module, "unadapted", ()), getattr(module, "undecayed", ())
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    vectors = [(name, p) for name, p in named if p.ndim <= 1]
+    kept = {name for name, _ in vectors if not decay_norms or name in undecayed}
 
     def group(members: list[tuple[str, nn.Parameter]], decay: float, adapt: bool) -> dict[str, Any]:
         names, params = [name for name, _ in members], [p for _, p in members]
@@ -63,5 +60,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [
         group([(name, p) for name, p in named if p.ndim > 1 and name not in unadapted], weight_decay, True),
         group([(name, p) for name, p in named if p.ndim > 1 and name in unadapted], weight_decay, False),
-        group([(name, p) for name, p in named if p.ndim <= 1], 0.0, False),
+        group([(name, p) for name, p in vectors if name not in kept], weight_decay, False),
+        group([(name, p) for name, p in vectors if name in kept], 0.0, False),
     ]

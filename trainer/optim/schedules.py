@@ -7,12 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ScheduleOptions(BaseModel):
-    """Recipe section `schedule`. Epochs may be fractions in the warm-up."""
+    """Recipe section `schedule`. Epochs may be fractions in the warm-up.
+
+    name: how the learning rate goes on after the warm-up: by a cosine, constant, or falling in steps at the milestones.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(default=100, ge=1, description="how many times the training set is seen")
-    warmup_epochs: float = Field(default=10, ge=0, description="linear warm-up from 0")
+    warmup_epochs: float = Field(default=10, ge=0, description="epochs of a linear warm-up from 0")
     name: Literal["cosine", "constant", "steps"] = "cosine"
     final: float = Field(default=0.0, ge=0, le=1, description="share of the base learning rate that the cosine ends at")
     milestones: tuple[int, ...] = Field(default=(), description="steps: the epochs after which the rate falls")

@@ -1,7 +1,7 @@
 """Augments a cropped view on a CPU: compiled loops over planes of float32, one image at a time.
 
-In the order affine, jitter, grey, blur, solarize, normalise. Batched torch is ten times slower on a CPU; on an
-accelerator torch_ops.py makes the same images.
+In the order affine, jitter, photometric, grey, blur, solarize, normalise. Batched torch is ten times slower on a CPU;
+on an accelerator torch_ops.py makes the same images.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kilobatch.data.augment.cpu.affine import matrix, move
 from kilobatch.data.augment.cpu.blur import blur, taps
 from kilobatch.data.augment.cpu.colour import adjust, finish, grey, grey_sum, load_planes
+from kilobatch.data.augment.cpu.pillow_ops import NEVER, photometric
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, exact, fast
 from kilobatch.data.views import columns
 from kilobatch.data.views.columns import DO_CONTRAST, DO_HUE, ORDERS
@@ -17,7 +18,6 @@ from kilobatch.data.views.draws import draw_value
 from kilobatch.data.views.options import Affine, Views
 
 BAND = 2048  # pixels: three planes of a band (24 KiB) stay in the first-level cache from one operation to the next
-NEVER = np.float32(256)  # a solarize threshold that no pixel reaches
 
 
 def scratch_length(views: Views) -> Integer:
@@ -40,25 +40,32 @@ def augment(
     """
     height, width, _ = image.shape
     planes = out.reshape(3, height * width)
+    greyed, bytewise = draw_value(key, plan, columns.GREY) > 0, draw_value(key, plan, columns.PHOTOMETRIC) > 0
+    grey_at_once = bool(greyed and not bytewise)
     if draw_value(key, plan, columns.AFFINE) > 0:
         move(image, matrix(key, plan, height, width), plan[columns.FILL], planes)
-        colour(image, False, key, plan, planes)
+        colour(image, False, grey_at_once, key, plan, planes)
     else:
-        colour(image, True, key, plan, planes)
+        colour(image, True, grey_at_once, key, plan, planes)
+    if bytewise:
+        photometric(planes, height, width, key, plan, scratch)
+        if greyed:
+            grey(planes[0], planes[1], planes[2])
 
-    threshold = plan[columns.THRESHOLD] if draw_value(key, plan, columns.SOLARIZE) > 0 else NEVER
+    solarized = draw_value(key, plan, columns.SOLARIZE) > 0
+    threshold = np.float32(draw_value(key, plan, columns.THRESHOLD)) if solarized else NEVER
     blurred = draw_value(key, plan, columns.BLUR) > 0
     weights = taps(draw_value(key, plan, columns.SIGMA), np.int64(plan[columns.RADIUS])) if blurred else scratch[:0]
     for channel in range(3):
         plane = planes[channel]
         if blurred:
-            blur(plane, height, width, weights, scratch)
+            blur(plane, height, width, weights, plan[columns.BORDER], scratch)
         finish(plane, threshold, plan[columns.MEAN + channel], plan[columns.STD + channel])
 
 
 @fast
-def colour(image: Bytes, loading: bool, key: Integer, plan: Floats, planes: Floats) -> None:
-    """Jitter and grey, in place on planes (3, pixels); `loading`: the planes are first filled from the image.
+def colour(image: Bytes, loading: bool, greyed: bool, key: Integer, plan: Floats, planes: Floats) -> None:
+    """Jitter and, if `greyed`, grey, in place on planes (3, pixels); `loading`: these are first filled from the image.
 
     Runs over the image in bands: once for the operations before contrast, which needs the mean of all pixels, and once
     for contrast and the rest.
@@ -66,7 +73,6 @@ def colour(image: Bytes, loading: bool, key: Integer, plan: Floats, planes: Floa
     pixels = planes.shape[1]
     source = image.reshape(3 * pixels)
     jittered = draw_value(key, plan, columns.JITTER) > 0
-    greyed = draw_value(key, plan, columns.GREY) > 0
     order = ORDERS[np.int64(draw_value(key, plan, columns.ORDER))]
     factors = np.empty(4, np.float64)
     for operation in range(4):

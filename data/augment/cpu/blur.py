@@ -1,8 +1,8 @@
 """Gaussian blur on CPUs: separable, compiled, one plane of float32 at a time.
 
-The plane is copied into the middle of a larger one, whose rim holds its reflection. Then both passes run over that as
-one long row, in which a horizontal neighbour is `tap` elements away and a vertical one `tap * pitch`: no loop has to
-test for an edge.
+The plane is copied into the middle of a larger one, whose rim holds what lies beyond the border. Then both passes run
+over that as one long row, in which a horizontal neighbour is `tap` elements away and a vertical one `tap * pitch`: no
+loop has to test for an edge.
 """
 
 import math
@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from kilobatch.data.numba_jit import Floats, Integer, Real, fast
+from kilobatch.data.views.columns import REFLECT, ZERO
 
 REACH = 3.0  # in sigmas; all taps beyond weigh 0.3 % together and are left out
 BAND = 2048  # elements: the sums of a band (8 KiB) stay in the first-level cache from one pair of taps to the next
@@ -28,8 +29,8 @@ def taps(sigma: Real, radius: Integer) -> Floats:
 
 
 @fast
-def blur(plane: Floats, height: Integer, width: Integer, weights: Floats, scratch: Floats) -> None:
-    """Blurs one plane (height * width,), in place.
+def blur(plane: Floats, height: Integer, width: Integer, weights: Floats, border: Real, scratch: Floats) -> None:
+    """Blurs one plane (height * width,), in place. border: REFLECT, ZERO or EDGE.
 
     scratch holds at least 2 * (height + 2 * reach) * (width + 2 * reach) elements, reach = len(weights) - 1.
     """
@@ -37,7 +38,7 @@ def blur(plane: Floats, height: Integer, width: Integer, weights: Floats, scratc
     pitch = width + 2 * reach
     length = (height + 2 * reach) * pitch
     padded, horizontal = scratch[:length], scratch[length : 2 * length]
-    pad(plane, height, width, reach, padded)
+    pad(plane, height, width, reach, border, padded)
     convolve(padded, horizontal, weights, 1, reach, length - reach)
     first = reach * pitch + reach
     convolve(horizontal, padded, weights, pitch, first, length - first)
@@ -46,16 +47,33 @@ def blur(plane: Floats, height: Integer, width: Integer, weights: Floats, scratc
 
 
 @fast
-def pad(plane: Floats, height: Integer, width: Integer, reach: Integer, padded: Floats) -> None:
-    """Copies the plane into the middle of `padded`, and its reflection around it; the edge itself is not repeated."""
+def pad(plane: Floats, height: Integer, width: Integer, reach: Integer, border: Real, padded: Floats) -> None:
+    """Copies the plane into the middle of `padded`, and around it what lies beyond the border.
+
+    REFLECT: its reflection, which does not repeat the edge itself; EDGE: the edge again and again; ZERO: zeros.
+    """
     pitch = width + 2 * reach
     for row in range(height + 2 * reach):
-        y = reflect(row - reach, height)
+        y = row - reach
         target = padded[row * pitch : (row + 1) * pitch]
+        if border == ZERO and (y < 0 or y >= height):
+            fill(target, 0)
+            continue
+        y = reflect(y, height) if border == REFLECT else min(max(y, 0), height - 1)
         copy(plane[y * width :], target[reach : reach + width])
-        for x in range(1, reach + 1):
-            target[reach - x] = target[reach + x]
-            target[reach + width - 1 + x] = target[reach + width - 1 - x]
+        if border == REFLECT:
+            for x in range(1, reach + 1):
+                target[reach - x] = target[reach + x]
+                target[reach + width - 1 + x] = target[reach + width - 1 - x]
+        else:
+            fill(target[:reach], 0 if border == ZERO else target[reach])
+            fill(target[reach + width :], 0 if border == ZERO else target[reach + width - 1])
+
+
+@fast
+def fill(target: Floats, value: Real) -> None:
+    for x in range(len(target)):
+        target[x] = value
 
 
 @fast

@@ -1,12 +1,14 @@
-"""Kernel of one pass of a separable Gaussian blur, with weights of its own for each image and reflected borders."""
+"""Kernel of one pass of a separable Gaussian blur, with weights and a border of its own for each image."""
 
 import triton
 import triton.language as tl
 
+from kilobatch.data.augment.kernels.colour import BORDER, THRESHOLD, finish
 from kilobatch.data.augment.kernels.colour import PARAMETERS as _PARAMETERS_
-from kilobatch.data.augment.kernels.colour import THRESHOLD, finish
+from kilobatch.data.views.columns import REFLECT, ZERO
 
-_THRESHOLD, _PARAMETERS = tl.constexpr(THRESHOLD), tl.constexpr(_PARAMETERS_)
+_THRESHOLD, _BORDER, _PARAMETERS = tl.constexpr(THRESHOLD), tl.constexpr(BORDER), tl.constexpr(_PARAMETERS_)
+_REFLECT, _ZERO = tl.constexpr(REFLECT), tl.constexpr(ZERO)
 
 
 @triton.jit
@@ -28,17 +30,23 @@ def blur(
     total = tl.load(own) * tl.load(plane + p, mask=inside, other=0.0)
     place = y if DOWN else x
     side = height if DOWN else width
+    image = tl.load(which + slot)
+    border = tl.load(parameters + image * _PARAMETERS + _BORDER)
+    reflected, lowest = border == _REFLECT, tl.where(border == _ZERO, 0, -taps)
     for tap in range(1, tl.load(reaches + slot) + 1):
-        before = tl.abs(place - tap)
-        behind = side - 1 - tl.abs(side - 1 - place - tap)
+        before, behind = place - tap, side - 1 - place - tap  # places from either end, beyond which they are negative
+        sees_before, sees_behind = inside & (before >= lowest), inside & (behind >= lowest)
+        before = tl.where(reflected, tl.abs(before), tl.maximum(before, 0))
+        behind = side - 1 - tl.where(reflected, tl.abs(behind), tl.maximum(behind, 0))
         if DOWN:
             first, second = before * width + x, behind * width + x
         else:
             first, second = y * width + before, y * width + behind
-        pair = tl.load(plane + first, mask=inside, other=0.0) + tl.load(plane + second, mask=inside, other=0.0)
+        pair = tl.load(plane + first, mask=sees_before, other=0.0) + tl.load(
+            plane + second, mask=sees_behind, other=0.0
+        )
         total += tl.load(own + tap) * pair
     if DOWN:
-        image = tl.load(which + slot)
         threshold = tl.load(parameters + image * _PARAMETERS + _THRESHOLD)
         mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
         std = tl.where(channel == 0, std_r, tl.where(channel == 1, std_g, std_b))

@@ -10,7 +10,7 @@ import triton.language as tl
 from kilobatch.data.views.columns import DO_BRIGHTNESS, DO_CONTRAST, DO_HUE, DO_SATURATION, GREY_WEIGHTS
 
 # Columns of an image's parameters
-ORDER, FACTORS, GREYED, THRESHOLD, PARAMETERS = 0, 1, 5, 6, 7
+ORDER, FACTORS, GREYED, THRESHOLD, BORDER, PARAMETERS = 0, 1, 5, 6, 7, 8
 NO_ORDER = -1.0  # of an image without jitter; else bits 2i and 2i + 1 hold the operation at place i
 
 _ORDER, _FACTORS, _GREYED, _THRESHOLD, _PARAMETERS = (

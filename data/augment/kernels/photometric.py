@@ -9,7 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from kilobatch.data.augment.batch_parameters import affected_rows, taps
+from kilobatch.data.augment import pillow_ops
+from kilobatch.data.augment.batch_parameters import affected_rows, put_rows, taps
 from kilobatch.data.augment.kernels import colour
 from kilobatch.data.augment.kernels.blur import blur
 from kilobatch.data.views import columns
@@ -36,7 +37,8 @@ def augment(images: Tensor, keys: Tensor, views: Views, dtype: torch.dtype = tor
     out = torch.empty_like(x, dtype=dtype)
     assert out.stride(2) == width * out.stride(3), out.stride()
 
-    table = to_device(parameters(values, plans), x)
+    host_table = parameters(values, plans)
+    table = to_device(host_table, x)
     means = torch.empty(len(x), device=x.device)
     pixels, blocks = height * width, triton.cdiv(height * width, BLOCK)
     x_strides, out_strides = (tuple(t.stride(axis) for axis in (0, 1, 3)) for t in (x, out))  # image, channel, pixel
@@ -46,6 +48,11 @@ def augment(images: Tensor, keys: Tensor, views: Views, dtype: torch.dtype = tor
     not_blurred = (values[:, columns.BLUR] <= 0).nonzero().flatten()
     if len(jittered):
         launch(colour.grey_means, (len(jittered),), x, table, to_device(jittered, x), means, pixels, *x_strides)
+    bytewise = affected_rows(values, columns.PHOTOMETRIC)
+    if len(bytewise):
+        x = change_bytes(x, host_table, means, bytewise, values)
+        host_table[bytewise, colour.ORDER] = colour.NO_ORDER
+        table = to_device(host_table, x)
     if len(not_blurred):
         tensors = (x, table, to_device(not_blurred, x), means, out)
         launch(
@@ -72,6 +79,25 @@ def augment(images: Tensor, keys: Tensor, views: Views, dtype: torch.dtype = tor
     return out.unflatten(0, images.shape[:2])
 
 
+def change_bytes(x: Tensor, host_table: Tensor, means: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """x (M, 3, H, W) bytes -> a copy of which these rows are jittered, and then changed by Pillow's operations."""
+    made = x.clone()
+    _, _, height, width = x.shape
+    pixels = height * width
+    ungreyed = host_table.clone()
+    ungreyed[:, colour.GREYED] = 0
+    table = to_device(ungreyed, x)
+    strides, planar = (x.stride(0), x.stride(1), x.stride(3)), (3 * pixels, pixels, 1)
+    unused = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)  # mean and std
+    for some in rows.split(GROUP):
+        coloured = torch.empty(len(some), 3, height, width, device=x.device)
+        tensors, programs = (x, table, to_device(some, x), means, coloured), (len(some), triton.cdiv(pixels, BLOCK))
+        launch(colour.colour, programs, *tensors, pixels, *strides, *planar, *unused, FINISH=False)
+        pillow_ops.photometric(coloured, values[some])
+        put_rows(made, some, coloured.to(torch.uint8))
+    return made
+
+
 def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants: bool) -> None:
     kernel[programs](*arguments, **constants, BLOCK=BLOCK)
 
@@ -84,8 +110,9 @@ def parameters(values: Tensor, plans: Tensor) -> Tensor:
     table[:, colour.ORDER] = code.where(values[:, columns.JITTER] > 0, torch.tensor(colour.NO_ORDER))
     table[:, colour.FACTORS : colour.FACTORS + 4] = values[:, columns.BRIGHTNESS : columns.BRIGHTNESS + 4]
     table[:, colour.GREYED] = values[:, columns.GREY]
-    never = torch.tensor(torch.inf)  # a threshold that no pixel reaches
-    table[:, colour.THRESHOLD] = plans[:, columns.THRESHOLD].where(values[:, columns.SOLARIZE] > 0, never)
+    never = torch.tensor(torch.inf, dtype=values.dtype)  # a threshold that no pixel reaches
+    table[:, colour.THRESHOLD] = values[:, columns.THRESHOLD].where(values[:, columns.SOLARIZE] > 0, never)
+    table[:, colour.BORDER] = plans[:, columns.BORDER]
     return table
 
 

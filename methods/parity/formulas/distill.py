@@ -35,9 +35,10 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def sums(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """The two sums of eq. 4: over labelled images with their labels, and over all images with the teacher."""
+    """The two sums of eq. 4: over labelled images with their labels, and over all images with the teacher, times the
+    square of the temperature."""
     labelled = label >= 0
-    by_teacher = -(probabilities(teacher) * probabilities(student).log()).sum()
+    by_teacher = -(TEMPERATURE**2) * (probabilities(teacher) * probabilities(student).log()).sum()
     return cross_entropies(student[labelled], label[labelled]).sum(), by_teacher
 
 

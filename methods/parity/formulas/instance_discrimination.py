@@ -20,7 +20,13 @@ IMAGES, NOISE, MOMENTUM, PROXIMAL = 40, 12, 0.5, 0.3
 
 def build(mode: Mode) -> Method:
     method = InstanceDiscrimination(
-        ConvNet(4, mode), noise=NOISE, temperature=TEMPERATURE, momentum=MOMENTUM, proximal=PROXIMAL, dim=8
+        ConvNet(4, mode),
+        form="nce",
+        noise=NOISE,
+        temperature=TEMPERATURE,
+        momentum=MOMENTUM,
+        proximal=PROXIMAL,
+        dim=8,
     )
     method.prepare(IMAGES, 1)
     return method

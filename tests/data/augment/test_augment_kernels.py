@@ -11,7 +11,7 @@ from kilobatch.data.counter_rng import keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.draws import draw_values
 from kilobatch.data.views.options import Blur, Jitter, Second, Solarize, Views
-from tests.data.augment.test_augment import EVERYTHING, photos
+from tests.data.augment.test_augment import EVERYTHING, PHOTOMETRIC, photos
 from tests.helpers.process_groups import run_ranks
 
 pytest.importorskip("triton", reason="no triton for this system", exc_type=ImportError)
@@ -25,6 +25,14 @@ CASES: dict[str, Views] = {
     ),
     "nothing": Views(size=8, jitter=None, grey=0, blur=None),
     "all blurred": Views(size=8, jitter=Jitter(probability=1), blur=Blur(probability=1, kernel=3)),
+    "borders that differ": OURS.model_copy(
+        update={
+            "size": 9,
+            "blur": Blur(probability=1, kernel=17, sigma=(3, 4), border="zero"),
+            "second": Second(blur=Blur(probability=1, kernel=9, border="edge")),
+        }
+    ),
+    "bytes without jitter": OURS.model_copy(update={"size": 34, "jitter": None, "photometric": PHOTOMETRIC}),
 }
 
 

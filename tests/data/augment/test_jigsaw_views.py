@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from kilobatch.data.augment.jigsaw import jigsaw, patch_side, patches
-from kilobatch.data.counter_rng import keys
-from kilobatch.data.views.options import Crop, Second, Views
+from kilobatch.data.augment.cpu import augment as cpu
+from kilobatch.data.augment.cpu.patches import augment_patches
+from kilobatch.data.augment.device import augment
+from kilobatch.data.augment.jigsaw import augment_by_patch, jigsaw, patches
+from kilobatch.data.counter_rng import keys, part_keys, uniform
+from kilobatch.data.views import columns
+from kilobatch.data.views.options import Blur, Crop, Jitter, Photometric, Second, Solarize, Views, patch_side
+from tests.data.augment.test_augment import channels_first, photos
 from tests.helpers.loaders import SAMPLES, loader, photo, write
 
 SIZE, N = 32, 2000
@@ -75,3 +81,91 @@ def test_an_images_jigsaw_depends_on_seed_epoch_and_image_alone(beton: Path) -> 
     seconds = jigsaw(torch.stack([plain[i][1] for i in sorted(whole)]), second_keys)
     for i, second in zip(sorted(whole), seconds, strict=True):
         assert torch.equal(whole[i], torch.stack([plain[i][0], second]))
+
+
+BY_PATCH = Views(
+    size=96,
+    jitter=Jitter(probability=0.8),
+    photometric=Photometric(probability=0.66, solarize=Solarize(probability=1, threshold=(0, 256)), autocontrast=1),
+    second=Second(blur=Blur(probability=0.5, kernel=9), solarize=None, by_patch=True),
+)
+UNCHANGED = {"jitter": None, "photometric": None, "grey": 0.0, "blur": None}
+
+
+def by_cpu(images: np.ndarray, view_keys: Tensor, views: Views) -> Tensor:
+    """The second views of images (N, S, S, 3) on a CPU, (N, 3, S, S)."""
+    out = np.full((len(images), 3, views.size, views.size), np.nan, np.float32)
+    scratch = np.empty(cpu.scratch_length(views), np.float32)
+    for image, view_key, made in zip(images, view_keys.numpy().view(np.uint64), out, strict=True):
+        augment_patches(image, view_key, views.plans()[1], made, scratch)
+    return torch.from_numpy(out)
+
+
+def by_batch(images: np.ndarray, view_keys: Tensor, views: Views) -> Tensor:
+    both = channels_first(images)[:, None].expand(-1, 2, -1, -1, -1)
+    return augment_by_patch(both, torch.stack([view_keys + 1, view_keys], 1), views)[:, 1]
+
+
+def test_patches_have_the_same_colours_on_cpus_and_in_batches() -> None:
+    images, view_keys = photos(12, 96), keys(1, 2, torch.arange(12), 2)[:, 1]
+    apart = (by_cpu(images, view_keys, BY_PATCH) - by_batch(images, view_keys, BY_PATCH)).abs()
+    assert (255 * 0.229 * apart).mean((1, 2, 3)).max() < 0.05  # of 255, each image
+
+
+@pytest.mark.parametrize("form", [by_cpu, by_batch])
+def test_a_patch_is_a_view_of_its_own(form) -> None:
+    """Without colours and flips the patches are those of any jigsaw; with them each is what a view of its pixels, with
+    a key of its own, would be."""
+    images, view_keys = photos(4, 96), keys(1, 2, torch.arange(4), 2)[:, 1]
+    second = Second(blur=None, solarize=None, by_patch=True)
+    bare = BY_PATCH.model_copy(update={**UNCHANGED, "flip": 0.0, "second": second})
+    plain = Views(count=1, size=96, **UNCHANGED, mean=bare.mean, std=bare.std)
+    whole = jigsaw(augment(channels_first(images)[:, None], view_keys[:, None], plain)[:, 0], view_keys)
+    torch.testing.assert_close(form(images, view_keys, bare), whole, rtol=0, atol=1e-5)
+
+    cut = patches(jigsaw(channels_first(images), view_keys))  # bytes
+    made = patches(form(images, view_keys, BY_PATCH))
+    own_keys = part_keys(view_keys[:, None], torch.arange(columns.PATCH_DRAW, columns.PATCH_DRAW + 9))
+    side = patch_side(96)
+    scratch = np.empty(cpu.scratch_length(BY_PATCH), np.float32)
+    for i in range(len(images)):
+        for place in range(9):
+            own = np.uint64(own_keys[i, place].item() % 2**64)
+            want = np.empty((3, side, side), np.float32)
+            upright = cut[i, place].permute(1, 2, 0)
+            flipped = uniform(own, columns.FLIP_DRAW) < 0.5
+            pixels = (upright.flip(1) if flipped else upright).contiguous().numpy()
+            cpu.augment(pixels, own, BY_PATCH.second_view().plan(), want, scratch)
+            assert (made[i, place] - torch.from_numpy(want)).abs().mean() < 1e-3
+
+
+def test_patches_of_a_view_differ_in_flip_and_colours() -> None:
+    """Of nine equal patches: their keys draw different things."""
+    row = np.linspace(0, 255, 32).astype(np.uint8)  # brighter to the right, and the same in each cell
+    images = np.tile(np.stack([row, row // 2, 255 - row], 1), (8, 96, 3, 1))
+    view_keys = keys(1, 2, torch.arange(8), 2)[:, 1]
+    flips = BY_PATCH.model_copy(update={**UNCHANGED, "second": Second(blur=None, solarize=None, by_patch=True)})
+    made = patches(by_cpu(images, view_keys, flips))[:, :, 0]
+    flipped = (made[..., 0] > made[..., -1]).all(2)  # (8, 9)
+    assert 20 < flipped.sum() < 52 and not (flipped == flipped[:, :1]).all(1).any()
+    coloured = patches(by_cpu(images, view_keys, BY_PATCH)).mean((3, 4))  # (8, 9, 3)
+    assert (coloured.std(1) > 0.2).all()
+
+
+def test_loader_gives_patches_of_their_own_colours(beton: Path) -> None:
+    """On a CPU: whatever the ranks and threads; and the first view is as it always was."""
+    views = BY_PATCH.model_copy(update={"size": SIZE, "second": Second(blur=None, solarize=None, by_patch=True)})
+
+    def shown(**options: int) -> dict[int, Tensor]:
+        with loader(beton, views, jigsaw=True, **options) as batches:
+            return {
+                int(i): view for batch in batches.epoch(0) for i, view in zip(batch.index, batch.views, strict=True)
+            }
+
+    whole, other = shown(), shown(threads=2)
+    assert all(torch.equal(whole[i], other[i]) for i in whole)
+    as_ever = views.model_copy(update={"second": Second(blur=None, solarize=None)})
+    with loader(beton, as_ever, jigsaw=True) as batches:
+        for batch in batches.epoch(0):
+            for i, view in zip(batch.index, batch.views, strict=True):
+                assert torch.equal(whole[int(i)][0], view[0]) and not torch.equal(whole[int(i)][1], view[1])

@@ -90,7 +90,7 @@ def test_the_labels_field_and_the_names_of_classes_are_given(tmp_path: Path):
         UserError, match="3 fields of type IntField, coarse, fine, other: name the one to use with --la"
     ):
         adopt(theirs, progress=False)
-    with pytest.raises(UserError, match=r"--label is score; .* its fields are coarse \(IntField\), image \(RGBImageF"):
+    with pytest.raises(UserError, match=r"-field is score; .* its fields are coarse \(IntField\), image \(RGBImageF"):
         adopt(theirs, label="score", progress=False)
     with pytest.raises(
         UserError, match=r"4 of the 12 samples of .* are broken(.|\n)*sample 8: its label is -1; labels"
@@ -106,7 +106,7 @@ def test_the_labels_field_and_the_names_of_classes_are_given(tmp_path: Path):
         names.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=says):
             adopt(theirs, label="fine", classes=names, progress=False)
-    with pytest.raises(UserError, match="--classes .*cannot be read: No such file"):
+    with pytest.raises(UserError, match="--class-names .*cannot be read: No such file"):
         adopt(theirs, label="fine", classes=tmp_path / "none.txt", progress=False)
     assert not note_path(theirs).exists()
     names.write_text("ant\nbee\ncat\ndog\n")
@@ -234,7 +234,7 @@ def test_a_file_of_an_older_kilobatch_keeps_its_classes_and_names(tmp_path: Path
     old = make_old(beton)
     with pytest.raises(UserError, match="format 1, .*kilobatch convert --adopt"):
         verify_beton(beton)
-    with pytest.raises(UserError, match="has the names of the classes already; leave out --classes and --label"):
+    with pytest.raises(UserError, match="names of the classes already; leave out --class-names and --label-field"):
         adopt(beton, label="label", progress=False)
     data, listed = beton.read_bytes(), names_path(beton).read_bytes()
     names_path(beton).write_bytes(b"x" + listed)

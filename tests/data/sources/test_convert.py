@@ -21,7 +21,9 @@ from kilobatch.data.sources.convert import convert, prepare
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage, read_image
-from kilobatch.data.sources.specs import count_images, open_source
+from kilobatch.data.sources.progress_bar import progress_bar
+from kilobatch.data.sources.specs import Split, count_images, open_source
+from tests.helpers.own_cache import own_cache
 from tests.helpers.programs import PROGRAMS
 
 KILLED = PROGRAMS / "killed_conversions.py"
@@ -230,7 +232,7 @@ def test_prepare_converts_once_for_all_processes(tmp_path: Path):
         "from kilobatch.data.sources.specs import open_source; open_source('digits', 'test'); "
         "print('ready', flush=True); print(prepare('digits', 'test'))"
     )
-    environment = os.environ | {"KILOBATCH_CACHE": str(tmp_path)}
+    environment = os.environ | {"KILOBATCH_CACHE": own_cache(tmp_path / "cache")}
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, env=environment)
@@ -264,3 +266,30 @@ def test_prepare_follows_the_images_and_mends_the_cache(tmp_path: Path, monkeypa
     monkeypatch.setenv("KILOBATCH_CACHE", str(next((tmp_path / "photos").rglob("*.jpg"))))
     with pytest.raises(UserError, match="the cache .* cannot be written.*KILOBATCH_CACHE"):
         prepare(spec, "train")
+
+
+def test_one_folder_is_converted_once_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        photos(tmp_path / "photos" / split, 4)
+    names: list[tuple[str, Split]] = [("photos", "train"), ("folder:photos/train", "train"), ("./photos/train", "test")]
+    assert len({prepare(spec, split) for spec, split in [*names, (f"folder:{tmp_path}/photos/train", "train")]}) == 1
+    assert prepare("photos", "test") not in {prepare("photos", "train")}
+
+
+def test_a_conversion_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second passes with each image, and many with the first: its loop is compiled. They tell nothing of the rest."""
+    clock = iter([0, *range(60, 1000)])
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    with progress_bar(100, tmp_path / "train.beton", progress=True) as advance:
+        for _ in range(25):
+            advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        f"converting 100 images to {tmp_path}/train.beton",
+        "train.beton: 1 of 100 images",
+        "train.beton: 11 of 100 images, 89 s to go",
+        "train.beton: 21 of 100 images, 79 s to go",
+    ]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.image_files import BrokenImage
-from kilobatch.data.sources.specs import absolute_spec, count_classes, count_images, open_source
+from kilobatch.data.sources.specs import absolute_spec, count_classes, count_images, open_source, path_of
 
 
 def image(path: Path, value: int = 0, side: int = 8) -> None:
@@ -51,6 +51,29 @@ def test_a_folder_may_end_in_beton(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for spec in ("folder:a: b.beton", "folder:a: b.beton/", f"folder:{tmp_path}/a: b.beton"):
         assert count_images(spec, "train") == count_classes(spec, "train") == len(open_source(spec, "train")) == 1
         assert absolute_spec(spec) == f"folder:{tmp_path}/a: b.beton"
+
+
+def test_a_path_alone_is_a_folder_or_an_npz_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    image(tmp_path / "my: photos" / "cat" / "a.png")
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=[0, 1])
+    for spec, images, scheme in (("my: photos", 1, "folder"), ("./my: photos/", 1, "folder"), ("a.npz", 2, "npz")):
+        assert count_images(spec, "train") == len(open_source(spec, "train")) == images
+        assert (
+            absolute_spec(spec) == f"{scheme}:{path_of(spec)}" and count_images(absolute_spec(spec), "train") == images
+        )
+
+
+def test_images_without_class_folders_are_one_class(tmp_path: Path):
+    for name in ("b.png", "a.png"):
+        image(tmp_path / name)
+    (tmp_path / "c.png").symlink_to("none")
+    (tmp_path / "words.txt").write_text("text")
+    source = open_source(f"folder:{tmp_path}", "train")
+    assert (source.classes, source.names) == (["all"], ["a.png", "b.png", "c.png"])
+    assert source.passed_over == {"not images (.txt)": 1} and source[0][1] == 0
+    with pytest.raises(BrokenImage, match="c.png is a link to .*none, which does not exist"):
+        source[2]
 
 
 def test_folder_fingerprint_follows_names_and_contents(tmp_path: Path):
@@ -131,14 +154,17 @@ PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
 # A function that fills a folder, the spec ('@' is the folder), parts of the message: the place and the way out.
 REFUSED: dict[str, tuple[Callable[[Path], object] | None, str, tuple[str, ...]]] = {
     "unknown scheme": (None, "foldr:@", ("'foldr:", "did you mean 'folder'?", "npz:FILE")),
-    "bare folder": (None, "@", ("did you mean 'folder:",)),
-    "bare npz": (text, "@/a.npz", ("did you mean 'npz:",)),
+    "bare npz is text": (text, "@/a.npz", ("a.npz is not an .npz file", "numpy.savez")),
+    "a single image": (lambda p: image(p / "a.jpg"), "@/a.jpg", ("/a.jpg' is unknown, and it is a single file",)),
+    "no folder by its path": (None, "@/none", ("/none' is unknown, and there is no folder", "folder:PATH")),
     "no path": (None, "folder:", ("names no path", "folder:PATH")),
     "digits with a path": (None, "digits:@", ("takes no path", "write digits")),
-    "missing folder": (None, "folder:@/none", ("/none", "no such folder", "folder of images per class")),
+    "missing folder": (None, "folder:@/none", ("/none", "no such folder", "holds images, or a folder")),
     "file as folder": (text, "folder:@/a.npz", ("a.npz", "is a file", "give the folder")),
     "empty folder": (None, "folder:@", ("no images", "give a folder")),
-    "no class folders": (lambda p: image(p / "a.png"), "folder:@", ("1 images but no class", "/all")),
+    "only a link that leads nowhere": (
+        lambda p: (p / "a.png").symlink_to("none"), "folder:@", ("no images (1 links in it lead nowhere", "a.png"),
+    ),
     "empty class": (
         lambda p: (image(p / "cat" / "a.png"), (p / "dog").mkdir()),
         "folder:@",

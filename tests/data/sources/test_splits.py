@@ -77,7 +77,7 @@ def test_names_of_splits(name: str, split: Split | None):
         ({"valid": FLAT, "train": FLAT, "invalid": FLAT}, "train", "valid"),
         ({"valid": NESTED, "labels": OTHER}, "no training images: there is valid/", "valid"),
         ({"valid": NESTED, "invalid": NESTED}, "may be a split or a class", "may be a split or a class"),
-        ({"train": FLAT, "val": FLAT}, "train", "val"),  # and then refused as folders without classes
+        ({"train": FLAT, "val": FLAT}, "train", "val"),
         ({"train": FLAT}, "train", "no test images"),
         ({"cat": FLAT, "dog": NESTED}, None, None),
     ],
@@ -110,13 +110,14 @@ def refused(root: Path, split: Split, says: str) -> None:
 
 def test_splits_without_class_folders(tmp_path: Path):
     tree(tmp_path, "train/0.png", "train/1.png", "val/2.png")
-    refused(tmp_path, "train", r"train has 2 images but no class folders; move .* for example .*train/all")
-    refused(tmp_path, "test", r"val has 1 images but no class folders")
+    train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train", "test"))
+    assert (train.classes, train.names) == (["all"], ["0.png", "1.png"])
+    assert (test.classes, test.names) == (["all"], ["2.png"])
 
 
 def test_what_lies_beside_decides_by_its_content(tmp_path: Path):
     tree(tmp_path, "train/0.png", "annotations/a.xml", "annotations/b.json")
-    refused(tmp_path, "train", r"train has 1 images but no class folders")
+    assert open_source(f"folder:{tmp_path}", "train").names == ["0.png"]
     Image.new("RGB", (8, 8)).save(tmp_path / "annotations" / "no_suffix", "PNG")
     refused(tmp_path, "train", r"a folder 'train' beside 1 others with images")
     tree(tmp_path / "words", "valid/0.png", "invalid/1.png")

@@ -14,14 +14,31 @@ from kilobatch.data.counter_rng import key, keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.crop_box import crop_box
 from kilobatch.data.views.draws import draw_value, draw_values
-from kilobatch.data.views.options import Affine, Blur, Crop, Jitter, Second, Solarize, Views
+from kilobatch.data.views.options import (
+    Affine,
+    Blur,
+    Crop,
+    Jitter,
+    Photometric,
+    Second,
+    Solarize,
+    Views,
+)
+from kilobatch.data.views.photometric import Posterize, Sharpness
 
 DRAWS = 3000
 REJECT = 1e-3  # the seeds are fixed: a test that passes once passes always
 EVERYTHING = Views(
     affine=Affine(probability=0.3, degrees=30, shift=0.25, scale=(0.75, 1.25), shear=0.2),
     jitter=Jitter(brightness=0.8, contrast=0.6, saturation=1.5, hue=0.2),
-    solarize=Solarize(probability=0.2),
+    solarize=Solarize(probability=0.2, threshold=(50, 200)),
+    photometric=Photometric(
+        posterize=Posterize(probability=0.5),
+        sharpness=Sharpness(probability=0.5),
+        solarize=Solarize(probability=0.5, threshold=(0, 256)),
+        autocontrast=0.5,
+        equalize=0.5,
+    ),
 )
 
 
@@ -165,6 +182,12 @@ def test_both_forms_of_drawing_have_the_same_bits():
             assert batched[i, view].tolist() == scalar
 
 
+def test_a_patch_flips_and_its_view_does_not():
+    first, second = Views(flip=0.25, second=Second(by_patch=True)).plans()
+    assert (first == Views(flip=0.25).plan()).all()
+    assert (second[columns.FLIP], second[columns.PATCH_FLIP], second[columns.PATCH]) == (0, 0.25, 56)
+
+
 def test_each_view_has_its_plan():
     views = Views(count=3)
     assert views.plans().shape == (3, columns.COLUMNS)
@@ -194,6 +217,14 @@ def test_each_view_has_its_plan():
         ({"count": 3, "second": {}}, "count is 3; use 2"),
         ({"second": {"jitter": None}}, "Extra inputs"),
         ({"solarize": {"threshold": 256}}, "less than or equal to 255"),
+        ({"solarize": {"threshold": [200, 100]}}, "(100.0, 200.0)"),
+        ({"solarize": {"threshold": [0, 257]}}, "less than or equal to 256"),
+        ({"photometric": {"posterize": {"bits": [0, 8]}}}, "greater than or equal to 1"),
+        ({"photometric": {"posterize": {"bits": [8, 4]}}}, "(4, 8)"),
+        ({"photometric": {"sharpness": {"factor": [-1, 1]}}}, "greater than or equal to 0"),
+        ({"photometric": {"equalise": 1}}, "Extra inputs"),
+        ({"blur": {"border": "mirror"}}, "'reflect', 'zero' or 'edge'"),
+        ({"size": 32, "second": {"blur": {"kernel": 17}, "by_patch": True}}, "patch of size 8; use at most 15"),
         ({"affine": {"scale": [0, 1]}}, "greater than or equal to 0.01"),
         ({"std": [0.2, 0.0, 0.2]}, "greater than 0"),
     ],

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.own_cache import own_cache
+
 # by what is wrong: the arguments, and parts that the message must have
 ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "unknown recipe": (["train", "dmeo"], ["'dmeo'", "did you mean 'demo'?"]),
@@ -18,7 +20,6 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "unknown section": (["train", "demo", "optimzer.lr=1"], ["'optimzer'", "did you mean 'optimizer'?"]),
     "key without section": (["train", "demo", "lr=1"], ["'lr=1'", "did you mean 'optimizer.lr'"]),
     "unknown nested key": (["train", "demo", "data.views.jitter.hu=0.1"], ["'data.views.jitter'", "'hue'"]),
-    "several mistakes": (["train", "demo", "method.a=1", "engine.b=2"], ["(and 1 more)"]),
     "unknown method": (["train", "demo", "method.name=simclrr"], ["'simclrr'", "did you mean 'simclr'?"]),
     "a file that is no method": (["train", "demo", "method.name=losses"], ["'losses'", "simclr"]),
     "unknown encoder": (["train", "demo", "encoder.name=resnet19"], ["resnet19", "'resnet50'", "'resnet18'?"]),
@@ -61,6 +62,10 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "more views than the method takes": (
         ["train", "demo", "data.views.count=3"],
         ["override 'data.views.count=3'", "simclr takes 2 views", "use 2"],
+    ),
+    "patches of a method without them": (
+        ["train", "demo", "data.views.second.by_patch=true"],
+        ["data.views.second.by_patch is true", "simclr makes no patches (these do: pirl)", "use false"],
     ),
     "one image to a batch": (["train", "demo", "data.batch=1"], ["data.batch 1", "use 2 or more"]),
     "fewer images than workers × chunks": (
@@ -123,13 +128,17 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "adopt and verify at once": (["convert", "--adopt", "a.beton", "--verify", "b.beton"], ["leave out --verify b.b"]),
     "adopt a missing file": (["convert", "--adopt", "none.beton"], ["none.beton does not exist"]),
     "adopt a truncated file": (["convert", "--adopt", "foreign.beton"], ["foreign.beton is not a .beton"]),
-    "label without adopt": (["convert", "digits", "d.beton", "--label", "x"], ["--label is x", "--adopt FILE --label"]),
+    "label without adopt": (
+        ["convert", "digits", "d.beton", "--label-field", "x"],
+        ["--label-field is x", "--adopt FILE --label-field"],
+    ),
     "convert to a wrong name": (["convert", "digits", "digits.ffcv"], ["digits.ffcv", "digits.beton"]),
     "convert with quality 0": (["convert", "digits", "d.beton", "--quality", "0"], ["quality is 0", "1 to 100"]),
     "convert an unknown source": (["convert", "floder:x", "d.beton"], ["floder:x", "folder:PATH"]),
     "unknown run": (["resume", "demo-1"], ["no run 'demo-1'", "did you mean 'demo-2'?"]),
     "a folder that is no run": (["resume", "cache"], ["cache is not a run", "recipe.yaml"]),
-    "evaluate nothing": (["eval", "demo-2"], ["--knn", "--linear"]),
+    "evaluate nothing": (["eval", "demo-2", "evaluate.final=[]"], ["evaluate.final", "--knn", "--linear", "--moved"]),
+    "evaluate as its recipe says": (["eval", "demo-2"], ["no checkpoint", "kilobatch resume"]),
     "evaluate without a checkpoint": (["eval", "demo-2", "--knn"], ["no checkpoint", "kilobatch resume"]),
     "resume with a damaged state": (["resume", "damaged"], ["state.json is damaged", "--workers"]),
     "resume on workers that do not divide": (["resume", "demo-2", "--workers", "4"], ["478", "4 workers"]),
@@ -168,11 +177,17 @@ def damaged_files_and_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ARGUMENTS)
 def test_refused(case: str, damaged_files_and_runs: None, kilobatch: Callable, tmp_path: Path):
     arguments, parts = ARGUMENTS[case]
-    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    before = files(tmp_path)
     result = kilobatch(*arguments)
     assert_refused(result.code, result.err, parts)
     assert result.out == ""
-    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    assert files(tmp_path) == before
+
+
+def files(folder: Path) -> list[Path]:
+    """All that lies there, but for numba's cache, which the first test of a process makes that loads numba."""
+    found = [path.relative_to(folder) for path in folder.rglob("*")]
+    return sorted(path for path in found if path != Path("cache") and path.parts[:2] != ("cache", "numba"))
 
 
 def assert_refused(code: int, err: str, parts: list[str]) -> None:
@@ -235,7 +250,7 @@ def test_a_run_name_is_used_once(kilobatch: Callable, damaged_files_and_runs: No
 def test_usage_errors(arguments: list[str], kilobatch: Callable):
     result = kilobatch(*arguments)
     assert result.code == 2
-    assert "Error" in result.err
+    assert result.err.startswith("kilobatch: ") and result.err.count("\n") == 1
     assert "Traceback" not in result.err
 
 
@@ -272,7 +287,7 @@ def test_a_refusal_inside_the_workers(tmp_path: Path):
         (run / "checkpoints" / f"step-{step:08d}").mkdir()
     result = subprocess.run(
         [sys.executable, "-m", "kilobatch", "resume", str(run)],
-        env=os.environ | {"KILOBATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"KILOBATCH_CACHE": own_cache(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

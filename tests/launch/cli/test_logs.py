@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.cli import logs
+from kilobatch.launch.cli.reports import logs
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.runs.run_folder import RunOptions
@@ -52,6 +52,21 @@ def test_the_last_lines(kilobatch: Kilobatch, kept: int, monkeypatch: pytest.Mon
     else:
         assert output[-2:] == ["d", "e"]
         assert len(output) <= kept
+
+
+def test_what_else_workers_left_is_named_beside_the_lines(kilobatch: Kilobatch) -> None:
+    run = make(rank_0=stamped((1, "a")))
+    assert kilobatch("logs", "demo").err == ""
+    for name in ("rank-10.error.json", "rank-9.error.json", "flight-recorder-10", "flight-recorder-9"):
+        (run / "logs" / name).touch()
+    (run / "logs" / "flight-recorder-10").unlink()
+    result = kilobatch("logs", "demo")
+    assert result.out.count("\n") == 1
+    assert result.err.splitlines() == [
+        "kilobatch: also there, with the error of a rank: runs/demo/logs/rank-10.error.json, 2 such files",
+        "kilobatch: also there, with the last collectives of a rank: runs/demo/logs/flight-recorder-9",
+    ]
+    assert kilobatch("logs", "demo", "--rank", "0").err == ""
 
 
 def test_attempts_are_printed_among_the_lines(kilobatch: Kilobatch) -> None:
@@ -105,7 +120,7 @@ def test_it_follows_new_lines_and_new_files_until_the_end(kilobatch: Kilobatch) 
                 file.write(stamped((5, "the last")))
             run_folder.set_status(run, "finished", 2)
             assert follower.stdout.read().endswith("| the last\n")
-            assert follower.wait(timeout=10) == 0
+            assert follower.wait(timeout=60) == 0
 
 
 def test_a_reader_that_leaves_is_no_error(kilobatch: Kilobatch) -> None:

@@ -23,6 +23,7 @@ from kilobatch.launch.runs import job_history
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers.local import Local
 from kilobatch.launch.schedulers.scheduler import Task
+from tests.helpers.own_cache import own_cache
 
 SMALL = ["demo", "data.train=npz:photos.npz", "data.test=npz:photos.npz", "data.batch=4", "data.views.size=8"]
 SMALL += ["encoder.width=2", "schedule.epochs=1", "schedule.warmup_epochs=0", "evaluate.every_epochs=0"]
@@ -36,7 +37,15 @@ class Workers:
     arguments: list[list[str]] = field(default_factory=list)
     outcome: RunOutcome = RunOutcome("interrupted")
 
-    def run(self, folder: Path, workers: int, module: str, arguments: list[str], stall_minutes: float) -> RunOutcome:
+    def run(
+        self,
+        folder: Path,
+        workers: int,
+        module: str,
+        arguments: list[str],
+        stall_minutes: float,
+        question: object = None,
+    ) -> RunOutcome:
         self.arguments.append(arguments)
         return self.outcome
 
@@ -100,7 +109,7 @@ def test_a_job_names_the_files(
     """To the workers of node 0, which prepares the data; rank 0 tells the others."""
     assert kilobatch("train", *SMALL).code == 130
     folder = tmp_path / "runs" / "r"
-    job = JobFile(cluster="local", job_id="1", submitted=job_history.utc_now(), code="code/001")
+    job = JobFile(cluster="local", job_id="1", nodes=2, submitted=job_history.utc_now(), code="code/001")
     job_history.write_job_file(folder, job)
 
     def run_node(*arguments: object, prepare: Callable[[], list[str]], **options: object) -> RunOutcome:
@@ -128,7 +137,7 @@ def test_workers_open_no_source(kilobatch: Callable, workers: Workers, tmp_path:
     arguments = [text.replace(f"{tmp_path}/cache", f"{tmp_path}/shared") for text in workers.arguments[-1]]
     outcome = subprocess.run(
         [sys.executable, "-c", RUN, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "KILOBATCH_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "KILOBATCH_CACHE": own_cache(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )

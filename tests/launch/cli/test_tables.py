@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.cli import bench
-from kilobatch.launch.cli.tables import print_recipes
+from kilobatch.launch.cli.reports import bench
+from kilobatch.launch.cli.reports.recipes import print_recipe
 from kilobatch.launch.recipes import catalogue
 
 
@@ -14,8 +14,8 @@ def test_a_recipes_opening_is_printed_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "own.yaml").write_text("# train own evaluate.final=[knn]\n# data.train=npz:a:cat:b\nextends: demo\n")
-    monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
-    print_recipes()
+    monkeypatch.chdir(tmp_path)
+    print_recipe("own.yaml")
     printed = capsys.readouterr().out
     assert "train own evaluate.final=[knn]" in printed and "data.train=npz:a:cat:b" in printed
 

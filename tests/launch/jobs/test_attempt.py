@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from kilobatch.launch.jobs.attempt import _Attempt
+from kilobatch.launch.jobs.node_workers import read_job
 from kilobatch.launch.jobs.signals import Signals
+from kilobatch.launch.nodes import agent
+from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.runs import job_history, run_folder
+from kilobatch.launch.runs.final_evaluation import REST, FinalEvaluation, PartResult
 from kilobatch.launch.runs.job_history import JobFile
 from kilobatch.launch.schedulers import slurm
 from kilobatch.launch.schedulers.scheduler import Task
+from tests.helpers.sample_checkpoints import save
 from tests.launch.conftest import CommandResult
 
 LOST = "sleep 0.1; echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -75,6 +80,42 @@ def test_a_requeue_of_which_nothing_is_known_leaves_the_question_to_the_schedule
     assert run_folder.status(attempt.folder) == "queued", "it has worked"
     program("squeue", "exit 1", "echo 'Invalid job id specified' >&2; exit 1")
     assert run_folder.status(attempt.folder) == "interrupted", "it has not"
+
+
+def test_an_attempt_whose_book_is_damaged_meanwhile_ends_and_is_requeued(attempt: _Attempt):
+    recipe, _ = read_job(attempt.folder)
+    (attempt.folder / "attempts.jsonl").write_text("damaged\n")
+    attempt._checked_at -= 60
+    assert attempt._stop_requested() is None
+    program("scontrol", "touch requeued", "echo JobState=RUNNING Restarts=0")
+    assert attempt._finish(RunOutcome("failed", 1, "n0", "exit code 1"), recipe, 2).requeued
+    assert Path("requeued").exists() and run_folder.read_state(attempt.folder).status == "queued"
+
+
+def test_what_is_left_of_an_evaluation_is_asked_on_the_first_node(attempt: _Attempt, monkeypatch: pytest.MonkeyPatch):
+    """A worker of one of two nodes dies in an evaluator; the other node's agent has ended with the first start."""
+    recipe, job = read_job(attempt.folder)
+    save(attempt.folder / "checkpoints", 1, 6, meta={"step": 6, "steps_per_epoch": 3})
+    starts: list[tuple[int, int, str, list[str]]] = []
+
+    def run_node(run: Path, node: int, nodes: int, workers: int, meeting: str, arguments: list[str], **more: object):
+        starts.append((nodes, workers, meeting, arguments[1:]))
+        states = ["running", "due"] if len(starts) == 1 else ["failed", "finished"]
+        parts = {name: PartResult.model_validate({"state": state}) for name, state in zip("ab", states, strict=True)}
+        FinalEvaluation(step=6, parts=parts).write(run)
+        return RunOutcome("failed", 5, "n1", "ended by SIGKILL") if len(starts) == 1 else RunOutcome("finished")
+
+    monkeypatch.setattr(agent, "run_node", run_node)
+    attempt.task = Task("5", 0, 0, 2, ["n0", "n1"])
+    schedule = recipe.schedule.model_copy(update={"epochs": 2})
+    job = job.model_copy(update={"workers_per_node": 4})
+    recipe = recipe.model_copy(update={"schedule": schedule})
+    outcome = attempt._train_and_evaluate(recipe, job)
+    assert starts == [(2, 4, "5-0", []), (1, 4, "5-0-1", [REST])]
+    assert (outcome.kind, attempt._evaluation, attempt._failures) == ("finished", "failed", "a: ")
+    attempt.number += 1  # of the same job, which was requeued meanwhile: what it has evaluated is kept
+    assert attempt._train_and_evaluate(recipe, job).kind == "finished"
+    assert starts[2:] == [(2, 4, "5-0", [REST])]
 
 
 def test_an_attempt_whose_job_was_not_known_writes_it_down(attempt: _Attempt, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kilobatch.launch.runs import job_history
+from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.schedulers import slurm
 from tests.launch.conftest import CommandResult
 
@@ -15,9 +15,16 @@ SUBMITTED = ["demo", "data.batch=480", "--time", "1:00:00", "--workers-per-node"
 SBATCH = """#!/bin/sh
 env > $HOME/got
 case $1 in /*) echo "7|$1" > $HOME/queue;; esac
+test -e $HOME/refuses && echo "sbatch: error: Invalid account" >&2 && exit 1
 test -e $HOME/answers && echo "Submitted batch job 7" && exit
 echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1
 """
+
+
+SQUEUE = """#!/bin/sh
+case "$*" in *%o*) cat $HOME/queue;; *) sed 's/|.*/|PENDING||1:00|None/' $HOME/queue;; esac
+"""
+SILENT = "#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n"
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     a squeue that lists the job. Returns the home folder, which has these files."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(folder))
-    for name, text in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\ncat $HOME/queue\n")):
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -66,17 +73,51 @@ def test_a_submission_whose_answer_is_lost_is_found(
 def test_a_submission_of_which_nothing_is_known_keeps_the_run_for_its_job(
     kilobatch: Callable[..., CommandResult], scheduler: Path
 ):
-    (scheduler / "squeue").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    (scheduler / "squeue").write_text(SILENT)
     result = kilobatch("submit", *SUBMITTED)
     assert result.code == 2
     assert result.err.startswith("kilobatch: it is not known whether the job of runs/mine is queued: sbatch: ")
-    assert "kilobatch status runs/mine shows it; if it does not: kilobatch resume runs/mine" in result.err
+    assert "kilobatch resume runs/mine looks for it, and queues it where there is none" in result.err
     state = job_history.read_job_file(Path("runs/mine"))
     assert state and state.job_id == ""
     (scheduler / "squeue").write_text("#!/bin/sh\n")  # it answers again, and there is no such job
     (scheduler / "answers").touch()
     result = kilobatch("resume", "mine")
     assert (result.code, result.err) == (0, "") and "job: 7" in result.out
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_a_job_whose_submission_was_not_answered_is_looked_for(
+    points: int, kilobatch: Callable[..., CommandResult], scheduler: Path
+):
+    (scheduler / "squeue").write_text(SILENT)
+    result = kilobatch("submit", *SUBMITTED, *(["--sweep", "seed=0,1"] if points == 2 else []))
+    last = sorted(Path("runs/mine").glob("*/job.json"))[-1].parent if points == 2 else Path("runs/mine")
+    first = last.with_name("0-seed-0") if points == 2 else last
+    assert f"kilobatch resume {first}" in result.err, result.err
+    assert "Unable to contact" in kilobatch("resume", str(last)).err, "SLURM does not answer yet"
+    (scheduler / "squeue").write_text(SQUEUE)
+    (scheduler / "refuses").touch()  # a second submission
+    queue = (scheduler / "queue").read_text()
+    if points == 2:  # both tasks of the array
+        (scheduler / "squeue").write_text(SQUEUE.replace("sed 's/", "sed 's/7|/7_1|/;s/"))
+    result = kilobatch("resume", str(last))
+    job = "7_1" if points == 2 else "7"
+    assert f"{last} is queued as job {job}; kilobatch cancel {last} ends it" in result.err, result.err
+    file = job_history.read_job_file(last)
+    assert file and file.job_id == job and (scheduler / "queue").read_text() == queue
+
+
+def test_a_job_that_is_not_in_the_queue_is_cancelled_before_it_comes(
+    kilobatch: Callable[..., CommandResult], scheduler: Path
+):
+    (scheduler / "squeue").write_text(SILENT)
+    assert kilobatch("submit", *SUBMITTED).code == 2
+    assert kilobatch("cancel", "mine").code == 2 and not Path("runs/mine/cancelled").exists()
+    (scheduler / "squeue").write_text("#!/bin/sh\n")
+    result = kilobatch("cancel", "mine")
+    assert (result.code, result.err) == (0, "") and "so that it does not begin if it comes" in result.out
+    assert Path("runs/mine/cancelled").exists() and run_folder.status(Path("runs/mine")) == "cancelled"
 
 
 def test_the_copy_of_a_run_becomes_a_run_of_its_own(kilobatch: Callable[..., CommandResult], scheduler: Path):

@@ -34,7 +34,7 @@ SHAPES = {
     "two-nodes-of-two-cpu-workers": "--nodes 2 --workers-per-node 2 --cpus-per-worker 1 --time 0:30:00",
     "named-cluster": "--cluster big --nodes 2 --qos long --setup 'export NCCL_DEBUG=WARN'",
     "sweep": "--cluster cpu --sweep optimizer.lr=0.3,0.6,1.2 --sweep seed=0,1 --array-parallelism 2",
-    "all-that-may-be-asked": "--nodes 3 --gpus-per-node 4 --gpu-type h100 --cpus-per-worker 16 --mem-gb 480.5 "
+    "all-that-may-be-asked": "--nodes 3 --gpus-per-node 4 --gpu h100 --cpus-per-worker 16 --mem-gb 480.5 "
     "--time 3-12:00:00 --partition long --account lab --qos high --constraint nvlink --exclude n[03-07] "
     "--comment 'table 2' --signal-lead 300 --interface ib0 --python python3 --extra mail-type=END --extra exclusive",
     "one-worker": "--cluster cpu --workers-per-node 1 --cpus-per-worker 2 --mem-gb 8 --time 1:00:01",
@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "workers and GPUs": ("--workers-per-node 4", ["workers_per_node 4", "gpus_per_node 8", "leave"]),
     "a key with an option": ("--extra nodes=3", ["--extra:", "'nodes'", "option of its own: --nodes"]),
     "a key that is ours": ("--extra no_requeue", ["'no-requeue' is set for each job"]),
-    "a GPU type without GPUs": ("--gpus-per-node 0 --gpu-type a100", ["gpu_type a100", "gpus_per_node 0"]),
+    "a GPU type without GPUs": ("--gpus-per-node 0 --gpu a100", ["gpu_type a100", "gpus_per_node 0"]),
     "a batch that does not divide": ("--nodes 7", ["data.batch 480", "56 workers", "use 448 or 504"]),
     "a CPU recipe on GPUs": ("run.device=cpu", ["run.device=cpu", "gpus_per_node is 8"]),
     "a GPU recipe on CPUs": ("run.device=cuda --cluster cpu", ["run.device=cuda", "gpus_per_node is 0"]),

@@ -1,6 +1,7 @@
 """The plan, compared with real steps and with arithmetic; its refusals."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_check import CASES, both
+from kilobatch.data.errors import UserError
 from kilobatch.launch.planning.fake_step import Step, StepLayout, run_fake_step
 from kilobatch.launch.planning.fit import FitSearch, ways_out
 from kilobatch.launch.planning.machines import GIB, HOPS, find_machine
 from kilobatch.launch.planning.memory import peak_memory
+from kilobatch.launch.planning.photos import Photos
 from kilobatch.launch.planning.step_time import estimate_time
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.trainer.costs import collective_time
@@ -86,19 +89,20 @@ def test_time_follows_from_operations_bytes_and_views() -> None:
     layout = StepLayout(4, 16, 1)
     found = run_fake_step(recipe, layout, 100, 10)
     gpu = find_machine("a100")
-    estimate = estimate_time(recipe, found, layout, 1, 2, gpu, None, 8)
+    photos = Photos(0.79 * 256**2, "photographs")
+    estimate = estimate_time(recipe, found, layout, 1, 2, gpu, None, 8, photos)
     assert estimate.flops == found.forward + found.backward + found.loss
     assert estimate.compute == pytest.approx(estimate.flops / (11.2 * 2.039e12))
     gradients = next(one for one in estimate.collectives if one.purpose == "gradients")
     assert gradients.sent == round(2 * 3 / 4 * 4 * found.trained)
     link = Link("", 2, 0.8 * 300e9, HOPS[0], 0.8 * 25e9, HOPS[1])
     assert gradients.seconds == pytest.approx(collective_time.seconds("all_reduce", 4 * found.trained, 4, link))
-    assert estimate.loader == pytest.approx(32 * 2 / 4352 / 8)
+    assert estimate.loader == pytest.approx(32 * 2 * (0.87 + 0.13 * (32 / 224) ** 2) / 4352 / 8)
     assert estimate.binds == "loader"
-    assert estimate_time(recipe, found, layout, 1, 2, gpu, None, None).binds == "communication"
+    assert estimate_time(recipe, found, layout, 1, 2, gpu, None, None, photos).binds == "communication"
 
 
-def test_the_smallest_change_that_fits() -> None:
+def test_the_smallest_change_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def way(gib: float, *changes: str) -> str:
         recipe = resolve_recipe("demo", [*TINY, *changes])
         fitting = FitSearch(recipe, replace(find_machine("cpu"), memory=int(gib * GIB)), 100, 10)
@@ -114,7 +118,17 @@ def test_the_smallest_change_that_fits() -> None:
     assert whole > half > quarter
     assert "engine.chunks=2 " in way((whole + half) / 2, "encoder.norm=local")
     assert "engine.chunks=4 " in way((half + quarter) / 2, "encoder.norm=local")
+    assert re.fullmatch(
+        r"use encoder.norm=local engine.chunks=2 \([\d.]+ MiB, about 1.\d times the time of a step; BatchNorm then "
+        r"sees the 32 images of a chunk, not all 64, which can change the result\); or, with the norm as it is, use "
+        r"data.batch=32 \([\d.]+ MiB\)",
+        way((whole + half) / 2),
+    )
+    # A norm over a few images is not proposed, nor one that would show MoCo's queries their keys.
+    monkeypatch.setattr("kilobatch.launch.planning.fit.LEAST_NORM", 33)
     assert "cannot be computed in chunks" in (message := way((whole + half) / 2)) and "data.batch=32 " in message
+    moco = ["method.name=moco", "data.test=null", "evaluate.final=[]", "evaluate.every_epochs=0"]
+    assert "encoder.norm=local engine" not in way((whole + half) / 2, *moco)
 
 
 def test_the_command(kilobatch: Callable[..., CommandResult]) -> None:
@@ -123,7 +137,7 @@ def test_the_command(kilobatch: Callable[..., CommandResult]) -> None:
     plan = json.loads(result.out)
     assert plan["ranks"] == 2 and plan["samples_per_rank"] == 32 and plan["steps"] == 120 * (1437 // 64)
     assert plan["memory"]["total"] == sum(plan["memory"]["parts"].values()) < plan["memory"]["limit"]
-    assert plan["gpu_hours"] == pytest.approx(plan["days"] * 24 * 2)
+    assert plan["gpu_hours"]["most"] == pytest.approx(plan["hours"]["most"] * 2)
     assert {one["purpose"] for one in plan["step"]["collectives"]} >= {"gradients", "BatchNorm's statistics"}
 
 
@@ -134,8 +148,8 @@ def test_the_command(kilobatch: Callable[..., CommandResult]) -> None:
         (["demo", "--nodes", "0"], "--nodes is 0"),
         (["demo", "--gpu", "h100", "--gpus-per-node", "3"], "does not divide over 3 workers"),
         (["simclr_imagenet", "--gpu", "h100"], "give --images"),
-        (["demo", "--measured", "none.json"], "kilobatch bench --json none.json makes one"),
-        (["demo", *TINY, "--gpu", "h100", "--memory", "0.001"], "use larger GPUs"),
+        (["demo", "--measured", "none.json"], "kilobatch bench --out none.json makes one"),
+        (["demo", *TINY, "--gpu", "h100", "--gpu-memory", "0.001"], "use larger GPUs"),
     ],
 )
 def test_refusals(kilobatch: Callable[..., CommandResult], arguments: list[str], message: str) -> None:
@@ -147,9 +161,35 @@ def test_measured_rates_take_the_place_of_assumed_ones(kilobatch: Callable[..., 
     rates = {"device": "cpu", "flops": 1e9, "views": 100.0, "link": 1e8, "latency": 1e-3}
     (tmp_path / "here.json").write_text(json.dumps({"rates": rates}))
     arguments = ["plan", "demo", *TINY, "--measured", "here.json"]
-    plan = json.loads(kilobatch(*arguments, "--gpus-per-node", "2", "--json").out)
-    assert plan["step"]["compute"] == pytest.approx(plan["step"]["flops"] / 1e9)
+    plan = json.loads(kilobatch(*arguments, "--workers-per-node", "2", "--json").out)
+    assert plan["step"]["compute"] == pytest.approx(plan["step"]["flops"] / (1e9 / 2)), "two workers share the cores"
     gradients = next(one for one in plan["step"]["collectives"] if one["purpose"] == "gradients")
     assert gradients["seconds"] == pytest.approx(gradients["sent"] / 1e8 + 2e-3)
     result = kilobatch(*arguments, "--gpu", "h100")
     assert result.code == 2 and "is of cpu, and --gpu is h100" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("A100", "a100"),
+        ("a100-80gb", "a100"),
+        ("A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("nvidia h200", "h200"),
+        ("h200-141gb", "h200"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("v100-16GB", "v100-16"),
+        ("NVIDIA L40S", "l40s"),
+        ("CPU", "cpu"),
+    ],
+)
+def test_a_gpu_is_known_by_its_other_names(name: str, meant: str) -> None:
+    assert find_machine(name).name == meant
+
+
+@pytest.mark.parametrize("name", ["A100-PCIE-80GB", "a100-20gb", "h1000", "gpu", "", "a100-80-40", "rtx 4090"])
+def test_a_gpu_that_is_not_known_is_refused_with_all_that_are(name: str) -> None:
+    with pytest.raises(UserError, match=r"--gpu is '.*known: h100, h200, a100, a100-40, v100, v100-16, l40s, cpu$"):
+        find_machine(name)

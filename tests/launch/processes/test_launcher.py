@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -15,16 +13,10 @@ import pytest
 from kilobatch.launch.processes import launcher, supervisor
 from kilobatch.launch.processes.events import LAST_LINES
 from kilobatch.launch.processes.exit_status import RunOutcome, this_host
+from kilobatch.trainer.ranks import gpu_driver
 from tests.helpers.node_agents import SERVER
 from tests.helpers.programs import PROGRAMS
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "logs").mkdir()
-    return tmp_path
+from tests.helpers.scripted_runs import alive, log_lines, until
 
 
 class Launcher:
@@ -55,43 +47,23 @@ def _launch(answer: Connection, folder: Path, workers: int, module: str, what: s
     answer.send(launcher.run_workers(folder, workers, module, [what, str(folder)]))
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def alive(folder: Path, workers: int) -> list[int]:
-    """Ranks that have started and still run."""
-    pids = {rank: folder / f"pid-{rank}" for rank in range(workers)}
-    return [rank for rank, pid in pids.items() if pid.exists() and pid.read_text() and _runs(int(pid.read_text()))]
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def log_lines(folder: Path, rank: int) -> list[str]:
-    """A rank's log; each line after the time at which it came."""
-    lines = (folder / "logs" / f"rank-{rank}.log").read_text().splitlines()
-    for line in lines:
-        came = datetime.strptime(line[:24], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
-        assert abs((datetime.now(UTC) - came).total_seconds()) < 60
-    times = [line[:24] for line in lines]
-    assert times == sorted(times)
-    return [line[25:] for line in lines]
-
-
-def test_workers_meet_finish_and_write_logs(folder: Path, capfd: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("driver", [False, True], ids=["a file", "a served store"])
+def test_workers_meet_finish_and_write_logs(
+    driver: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """They meet in a file where there is no GPU's driver, else in a store that the launcher serves."""
+    (folder / "dev").mkdir()
+    monkeypatch.setattr(gpu_driver, "DEV", folder / "dev")
+    monkeypatch.setenv("KILOBATCH_STORE", str(folder / "of-others"))
+    if driver:
+        (folder / "dev" / "nvidiactl").touch()
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert launcher.run_workers(folder, 2, "scripted_rank", ["finishes", str(folder)]) == RunOutcome("finished")
     assert log_lines(folder, 0) == ["rank 0 of 2, 1 threads"]
     assert log_lines(folder, 1) == ["rank 1 of 2, 1 threads"]
     assert capfd.readouterr().out == "rank 0 of 2, 1 threads\n"
+    (store,) = {(folder / f"store-{rank}").read_text() for rank in (0, 1)}
+    assert bool(store) != driver and not Path(store or folder / "of-others").exists()
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
@@ -136,24 +108,6 @@ def test_a_refusal_of_all_is_rank_0s(folder: Path, capfd: pytest.CaptureFixture[
     outcome = launcher.run_workers(folder, 2, "scripted_rank", ["all refuse", str(folder)])
     assert (outcome.kind, outcome.rank) == ("refused", 0), "so that the launcher need not tell it again"
     assert capfd.readouterr().out.count("no room on the disk") == 1
-
-
-def test_a_rank_that_hangs_is_named_and_all_stacks_are_logged(folder: Path):
-    outcome = launcher.run_workers(folder, 2, "scripted_worker", ["hangs", str(folder)], stall_minutes=3 / 60)
-    assert (outcome.kind, outcome.rank) == ("stalled", 1)
-    assert outcome.how == "no sign of life for 0.05 minutes; rank 1: the least far"
-    assert "(most recent call first):" in outcome.lines[0]
-    assert all("in hang" in line for line in outcome.lines[1:])
-    assert any("in wait_for_others" in line for line in log_lines(folder, 0))
-    assert alive(folder, 2) == []
-
-
-def test_a_slow_start_counts_as_a_stall_and_slow_work_with_heartbeats_does_not(folder: Path):
-    outcome = launcher.run_workers(folder, 1, "scripted_rank", ["stays", str(folder)], stall_minutes=3 / 60)
-    assert (outcome.kind, outcome.rank) == ("stalled", None), "the only rank is behind nobody"
-    assert launcher.run_workers(
-        folder, 1, "scripted_rank", ["gets on", str(folder)], stall_minutes=3 / 60
-    ) == RunOutcome("finished")
 
 
 def test_asked_to_stop_the_workers_save_and_leave(folder: Path):

@@ -1,5 +1,6 @@
 """A worker's output, as the terminal sees it and as the log keeps it."""
 
+import io
 import os
 import re
 import subprocess
@@ -46,6 +47,19 @@ def test_log_keeps_plain_whole_lines(tmp_path: Path, capfdbinary: pytest.Capture
     output.close()
     assert kept(tmp_path / "log") == ["ab", "step 3", "last"]
     assert capfdbinary.readouterr().out == written
+
+
+def test_in_a_locale_that_lacks_characters_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A worker writes UTF-8 everywhere; its terminal shows it in its own characters, the log keeps it."""
+    text, shown = "2 × 3 … – ± µs\n┃ größer │\n┡━━╇━╸\n", io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    output = WorkerOutput(tmp_path / "log", shown=True)
+    for byte in text.encode():  # so that characters come in pieces
+        os.write(output.workers_end, bytes([byte]))
+        output.drain()
+    output.close()
+    assert shown.getvalue().decode("ascii") == "2 x 3 ... - +- us\n| gr\\xf6\\xdfer |\n+--+--\n"
+    assert kept(tmp_path / "log") == text.splitlines()
 
 
 def test_what_is_not_shown_stands_in_the_log_alone(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]):

@@ -4,49 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs import submit
-from kilobatch.launch.processes import launcher
-from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.data import PreparedData, prepare_data
-from kilobatch.launch.recipes.recipe import Recipe, load_recipe, resolve_recipe
-from kilobatch.launch.runs import run_folder
+from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.identity import read_identity, write_identity
-from kilobatch.trainer.checkpoint.description import sealed
-
-SMALL = ["data.train=npz:train.npz", "data.test=npz:test.npz", "data.batch=4", "data.views.size=8", "encoder.width=2"]
-SMALL += ["evaluate.knn.k=3"]
-NAMES = ["ant", "bee"]
-
-
-def images(file: str, seed: int, names: list[str] = NAMES) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 8, 3), np.uint8)
-    np.savez(file, images=pixels, labels=np.arange(8) % 2, class_names=names)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A run that has begun and been stopped at step 3, its images and its recipe."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
-    images("train.npz", 0)
-    images("test.npz", 1)
-    recipe = resolve_recipe("demo", SMALL)
-    folder = run_folder.create_run(recipe.run.model_copy(update={"name": "r"}), "demo", recipe.dump_yaml(), 1)
-    changes.begin_or_compare(folder, recipe, prepare_data(recipe))
-    checkpoint(folder, 3)
-    run_folder.set_status(folder, "interrupted", 1)
-    return folder
-
-
-def checkpoint(folder: Path, step: int, **meta: object) -> None:
-    path = folder / "checkpoints" / f"step-{step:08}"
-    path.mkdir()
-    (path / "checkpoint.json").write_bytes(sealed({"meta": {"step": step, **meta}}))
+from tests.helpers.begun_runs import NAMES, checkpoint, images
 
 
 def now(folder: Path, *overrides: str) -> tuple[Path, Recipe, PreparedData]:
@@ -177,19 +143,6 @@ def test_a_damaged_record_is_refused(run: Path):
         changes.begin_or_compare(*now(run))
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, kilobatch: Callable) -> list[list[str]]:
-    """Notes the arguments of workers, which are not started."""
-    noted: list[list[str]] = []
-
-    def run_workers(folder: Path, workers: int, module: str, arguments: list[str], stall_minutes: float) -> RunOutcome:
-        noted.append(arguments)
-        return RunOutcome("interrupted")
-
-    monkeypatch.setattr(launcher, "run_workers", run_workers)
-    return noted
-
-
 def test_resume_refuses_and_accepts(started: list[list[str]], kilobatch: Callable, run: Path):
     recipe = run / "recipe.yaml"
     text, written = recipe.read_text(), (run / "identity.json").read_bytes()
@@ -213,13 +166,13 @@ def test_a_job_accepts_when_it_is_queued(kilobatch: Callable, run: Path, monkeyp
     images("train.npz", 2)
     written = (run / "identity.json").read_bytes()
 
-    def refuse(*arguments: object) -> list[str]:
+    def refuse(*arguments: object, **options: object) -> list[str]:
         raise UserError("the scheduler is away")
 
     monkeypatch.setattr(submit, "queue_runs", refuse)
     assert "scheduler is away" in kilobatch("resume", "r", "--cluster", "local", "--accept-changes").err
     assert (run / "identity.json").read_bytes() == written
-    monkeypatch.setattr(submit, "queue_runs", lambda *arguments: ["1"])
+    monkeypatch.setattr(submit, "queue_runs", lambda *arguments, **options: ["1"])
     assert "images of data.train" in kilobatch("resume", "r", "--cluster", "local", "--accept-changes").out
     recorded = read_identity(run)
     assert recorded is not None and [entry.step for entry in recorded.accepted] == [3]

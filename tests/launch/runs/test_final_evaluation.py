@@ -63,10 +63,11 @@ def test_workers_that_end_in_one_part_leave_the_rest_to_others(trained: Path) ->
     assert record and [part.state for part in record.parts.values()] == ["finished", "failed", "finished"]
 
 
-def test_without_restarts_what_was_not_reached_has_failed_too(trained: Path) -> None:
-    calls, start = evaluating(trained, ({"knn": "finished", "picture": "running", "linear": "due"}, KILLED))
-    outcome = run_to_the_end(trained, 2, start, evaluates=True, restarts=False)
-    said = "picture: rank 1 ended by SIGSEGV; linear: not asked, since rank 1 ended by SIGSEGV"
+def test_after_a_refusal_what_was_not_reached_has_failed_too(trained: Path) -> None:
+    full = RunOutcome("refused", 1, "n1", "refused", ["kilobatch: no room left"])
+    calls, start = evaluating(trained, ({"knn": "finished", "picture": "running", "linear": "due"}, full))
+    outcome = run_to_the_end(trained, 2, start, evaluates=True)
+    said = "picture: no room left; linear: not asked, since no room left"
     assert outcome == FinalOutcome(RunOutcome("finished"), "failed", said)
     calls, start = evaluating(trained, ({}, RunOutcome("finished")))
     run_to_the_end(trained, 2, start, evaluates=True, rest=True)

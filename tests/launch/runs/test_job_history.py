@@ -94,6 +94,16 @@ def test_a_line_that_a_kill_left_half_written_costs_no_other(run: Path):
     assert json.loads(lines[2])["event"] == "ended"
 
 
+def test_an_attempt_after_a_damaged_line_has_a_number_of_its_own(run: Path):
+    for restart in range(3):
+        begin(run, restart)
+    lines = (run / "attempts.jsonl").read_text().splitlines(keepends=True)
+    (run / "attempts.jsonl").write_text("".join([lines[0], "damaged\n", lines[2]]))
+    number = begin(run, restart=3)
+    job_history.record_end(run, number, "crashed")
+    assert [attempt.reason for attempt in job_history.read_attempts(run)] == ["node_failed", "node_failed", "crashed"]
+
+
 def test_job_json_comes_back_equal_and_says_where_it_is_damaged(run: Path):
     assert job_history.read_job_file(run) is None
     job = JobFile(cluster="slurm", job_id="12_3", array_index=3, submitted=job_history.utc_now(), code="../code/001")

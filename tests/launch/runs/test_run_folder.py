@@ -11,6 +11,7 @@ import pytest
 from kilobatch.data.errors import UserError
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import JobFile
+from kilobatch.launch.runs.overview import overview
 from kilobatch.launch.runs.run_folder import RunOptions
 from kilobatch.launch.schedulers.scheduler import JobState
 
@@ -113,6 +114,20 @@ def test_status_of_a_submitted_run_comes_from_the_scheduler():
     assert run_folder.status(folder, JobState("gone")) == "cancelled"
     run_folder.set_status(folder, "finished", 2)
     assert run_folder.status(folder, JobState("ending")) == "finished"
+
+
+def test_a_run_that_leaves_its_job_is_not_what_became_of_that():
+    """One that was cancelled, and goes on without a job."""
+    folder = run_folder.create_run(RunOptions(), "demo", "run: {}\n", 2)
+    job = JobFile(cluster="slurm", job_id="7", submitted=job_history.utc_now(), code="code/001", earlier=["5"])
+    job_history.write_job_file(folder, job)
+    (folder / "cancelled").touch()
+    job_history.leave_job(folder)
+    assert job_history.read_job_file(folder) == job.model_copy(update={"job_id": "", "earlier": ["5", "7"]})
+    with run_folder.locked(folder):
+        run_folder.set_status(folder, "running", 2)
+        assert run_folder.status(folder) == overview([str(folder)]).rows[0].state == "running"
+    assert run_folder.status(folder) == overview([str(folder)]).rows[0].state == "interrupted"
 
 
 def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch):

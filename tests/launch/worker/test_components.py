@@ -110,3 +110,6 @@ def test_test_images_of_some_classes_are_evaluated_among_these(
     assert whole is not None and whole.among is None
     evaluation.print_values(values, ours, whole)
     assert "among" not in capsys.readouterr().out
+    evaluation.print_values({"linear/top1": 0.5}, ours, whole)
+    printed = capsys.readouterr().out
+    assert "linear top-1 (SGD on frozen features of whole images, " in printed and ", lr 0.1 per 256, " in printed

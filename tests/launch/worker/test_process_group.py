@@ -1,17 +1,20 @@
 """This worker's place from variables of torchrun or SLURM: a single worker without them, refused with some of them."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.worker.devices import pick_device
-from kilobatch.launch.worker.process_group import world_from_environment
+from kilobatch.launch.worker.process_group import NO_LIMIT, group_timeout, world_from_environment
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+WATCHDOG = "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
@@ -29,8 +32,9 @@ SRUN = {  # the seventh of eight tasks of `srun -N 3`, as SLURM 22.05 sets them
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    for name in (*TORCHRUN, *ADDRESS, *(name for name in os.environ if name.startswith("SLURM_"))):
-        monkeypatch.delenv(name, raising=False)
+    for name in (*TORCHRUN, *ADDRESS, WATCHDOG, *[name for name in os.environ if name.startswith("SLURM_")]):
+        monkeypatch.setenv(name, "")  # so that what the code under test sets is removed at the end
+        monkeypatch.delenv(name)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
 
@@ -42,15 +46,49 @@ def test_torchrun(monkeypatch: pytest.MonkeyPatch):
     assert world.device == torch.device("cpu")
 
 
+@pytest.fixture
+def torchs_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves torch's own timeouts as they are for other tests."""
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
+
+
+@pytest.mark.usefixtures("torchs_timeouts")
 def test_a_single_worker_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch):
     set_environment(monkeypatch)
     world = world_from_environment("cpu")
     assert (world.rank, world.size, world.local_rank, world.local_size) == (0, 1, 0, 1)
-    world.connect()
+    world.connect(timedelta(minutes=1))
     try:
         total = torch.ones(1)
         dist.all_reduce(total)
         assert (dist.get_world_size(), total.item(), dist.get_backend()) == (1, 1.0, "gloo")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("stall_minutes", [0.1, 1, 30, 600, None])
+def test_the_timeout_stands_clearly_above_the_launchers(stall_minutes: float | None):
+    timeout = group_timeout(stall_minutes)
+    assert timeout >= timedelta(minutes=30) + timedelta(minutes=stall_minutes or 0)
+    assert timeout >= 2 * timedelta(minutes=stall_minutes or 0)
+    assert timeout <= NO_LIMIT < timedelta(milliseconds=2**31), "longer than the 32 bits of a socket's timeout"
+
+
+@pytest.mark.usefixtures("torchs_timeouts")
+@pytest.mark.parametrize("set_by_user", [None, "77"])
+def test_groups_that_are_made_later_have_the_same_timeout(set_by_user: str | None, monkeypatch: pytest.MonkeyPatch):
+    given = {} if set_by_user is None else {WATCHDOG: set_by_user}
+    set_environment(monkeypatch, **given)
+    world_from_environment("cpu").connect(group_timeout(None))
+    try:
+        group = dist.new_group([0])
+        assert isinstance(group, dist.ProcessGroup)
+        for each in (group, dist.group.WORLD):
+            assert each is not None
+            assert each._get_backend(torch.device("cpu")).options._timeout == NO_LIMIT
+        assert distributed_c10d._get_default_timeout("nccl") == NO_LIMIT
+        assert os.environ[WATCHDOG] == (set_by_user or str(7 * 24 * 3600))
     finally:
         dist.destroy_process_group()
 

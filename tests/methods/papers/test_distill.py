@@ -18,7 +18,7 @@ from kilobatch.methods.papers.distill import Distill
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.simclr_v2 import SimCLRV2
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build_optimizer
+from kilobatch.trainer.optim.optimizers import build_optimizer, parameter_groups
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import forward_backward
@@ -65,13 +65,14 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def paper(z: Tensor, t: Tensor, label: Tensor, temperature: float, alpha: float) -> tuple[float, np.ndarray]:
-    """Eq. 4 over the number of images, image by image, and its gradient by the student's logits, by hand."""
+    """Eq. 4 over the number of images, image by image, and its gradient by the student's logits, by hand; the teacher's
+    part times the square of the temperature, as in the authors' notebook."""
     s, y = z.numpy(), label.numpy()
     p_t, p_s, p_1 = softmax(t.numpy() / temperature), softmax(s / temperature), softmax(s)
     loss, gradient = 0.0, np.zeros_like(s)
     for i in range(len(s)):
-        loss -= alpha * sum(p_t[i, c] * np.log(p_s[i, c]) for c in range(CLASSES))
-        gradient[i] += alpha * (p_s[i] - p_t[i]) / temperature
+        loss -= alpha * temperature**2 * sum(p_t[i, c] * np.log(p_s[i, c]) for c in range(CLASSES))
+        gradient[i] += alpha * temperature * (p_s[i] - p_t[i])
         if y[i] >= 0:
             loss -= (1 - alpha) * np.log(p_1[i, y[i]])
             gradient[i] += (1 - alpha) * (p_1[i] - np.eye(CLASSES)[y[i]])
@@ -103,17 +104,23 @@ def test_alpha_0_is_labels_alone_and_alpha_1_the_teacher_alone() -> None:
 
 
 def test_a_high_temperature_matches_logits_and_a_low_one_the_teachers_choice() -> None:
-    """Hinton et al. 2015, arxiv.org/abs/1503.02531, eq. 4: t^2 times the gradient nears the centred logits' difference
-    over the number of classes, and its distance falls with 1/t."""
+    """Hinton et al. 2015, arxiv.org/abs/1503.02531, eq. 4: with the factor t^2 the gradient nears the centred
+    logits' difference over the number of classes, and its distance falls with 1/t."""
     z, t = logits(1), logits(2)
     limit = ((z - z.mean(1, keepdim=True)) - (t - t.mean(1, keepdim=True))) / CLASSES / SAMPLES
-    far = [(loss_and_gradient(z, t, LABELS, x, 1.0)[1] * x**2 - limit).norm() / limit.norm() for x in (1e2, 1e3, 1e4)]
+    far = [(loss_and_gradient(z, t, LABELS, x, 1.0)[1] - limit).norm() / limit.norm() for x in (1e2, 1e3, 1e4)]
     assert far[0] < 0.1 and far[1] < 0.11 * far[0] and far[2] < 0.11 * far[1]
     loss, gradient = loss_and_gradient(z, t, LABELS, 1e-3, 1.0)
     z_of_argmax = z.clone().requires_grad_()
-    want = F.cross_entropy(z_of_argmax / 1e-3, t.argmax(1))
+    want = 1e-6 * F.cross_entropy(z_of_argmax / 1e-3, t.argmax(1))
     assert_close(loss, want.detach(), rtol=1e-12, atol=0)
     assert_close(gradient, torch.autograd.grad(want, z_of_argmax)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_lars_adapts_the_students_classifier_and_not_that_of_fine_tuning() -> None:
+    for method, adapted in ((student(), True), (teacher(), False)):
+        groups = parameter_groups(method.requires_grad_(), 1e-4)
+        assert [group["adapt"] for group in groups if "classifier.weight" in group["names"]] == [adapted]
 
 
 def batch(step: int) -> Batch:

@@ -134,11 +134,13 @@ def test_generators_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert [draw() for _ in range(3)] == expected
 
 
-def test_due(tmp_path: Path) -> None:
-    options = CheckpointOptions(every_steps=3, every_minutes=0.0005)
+def test_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = CheckpointOptions(every_steps=3, every_minutes=10)
     first, second = (Checkpoints(tmp_path, options, rank, 2) for rank in range(2))
     assert [step for step in range(1, 10) if second.due_by_steps(step)] == [3, 6, 9]
-    time.sleep(0.04)
+    assert not first.due_by_clock()
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 601)
     assert first.due_by_clock() and not second.due_by_clock()  # one clock decides
     for rank, checkpoints in enumerate((first, second)):
         checkpoints.save(3, pieces(rank, 2), {})

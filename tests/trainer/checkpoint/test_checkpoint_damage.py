@@ -90,3 +90,11 @@ def test_damage_is_named_and_passed_over(tmp_path: Path, damage: Callable[[Path]
 def test_newest_of_nothing(tmp_path: Path) -> None:
     assert newest(tmp_path / "absent", print) is None
     assert newest(tmp_path, print) is None
+
+
+def test_a_checkpoint_that_a_training_removes_meanwhile_is_refused_by_name(tmp_path: Path):
+    save(tmp_path, 1, 3)
+    saved = open_saved(tmp_path / "step-00000003")
+    shutil.rmtree(saved.folder)
+    with pytest.raises(UserError, match="step-00000003 was removed while it was read, .*; give the command again$"):
+        saved.whole("method.conv")

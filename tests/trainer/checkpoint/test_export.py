@@ -16,6 +16,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.trainer.checkpoint.export import export
+from kilobatch.trainer.checkpoint.exported_file import KEY
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.checkpoint.writer import Checkpoints
@@ -65,7 +66,7 @@ def test_loads_strictly_into_torchvision(tmp_path: Path, name: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(theirs(images), encoder(images))
     with safe_open(out, framework="pt") as file:
-        assert file.metadata() == metadata
+        assert file.metadata() == metadata | {KEY: file.metadata()[KEY]}
     assert metadata["loads_into"] == f"torchvision.models.{name}" and metadata["step"] == "80"
     assert {key: json.loads(metadata[key]) for key in VIEWS} == VIEWS
 

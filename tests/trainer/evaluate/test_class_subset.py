@@ -79,7 +79,7 @@ def test_all_evaluators_predict_these_classes_alone() -> None:
     assert got["knn/top1"] == brute_force_knn(True)
     assert free["knn/top1"] == brute_force_knn(False)
     x = flat(TEST[0])
-    head = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, SLOW)
+    head = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, SLOW).head
     bank = extract(flat, Block(*TRAIN))
     mean, scale = fast_linear.moments(bank.x)
     weight, bias = fast_linear.fit(Features((bank.x - mean) / scale, bank.label), CLASSES, FAST)

@@ -1,14 +1,19 @@
 """Both linear probes: against scikit-learn, and over ranks against one process."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from kilobatch.data.views.options import Views
+from kilobatch.data.batch import Batch
+from kilobatch.data.errors import UserError
+from kilobatch.data.views.options import Crop, Photometric, Views
 from kilobatch.trainer.evaluate import fast_linear, linear
 from kilobatch.trainer.evaluate.features import Features, extract
-from kilobatch.trainer.evaluate.options import FastLinearOptions, LinearOptions
+from kilobatch.trainer.evaluate.options import SEARCHED_RATES, FastLinearOptions, LinearOptions
 from tests.helpers.in_memory_data import Block, Shuffled, clusters, flat
 from tests.helpers.process_groups import run_ranks
 
@@ -19,7 +24,7 @@ FAST = FastLinearOptions(l2=0.05)
 
 
 def slow() -> tuple[Tensor, dict[str, float]]:
-    head = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, SLOW)
+    head = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, SLOW).head
     values = dict(linear.evaluate(flat, Shuffled(*TRAIN, batch=60), Block(*TEST), CLASSES, SLOW))
     return head.weight.detach(), values
 
@@ -70,7 +75,7 @@ def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:
     """Against softmax regression written without autograd."""
     options = LinearOptions(epochs=3, batch=60, lr=0.05, momentum=0.9)
     loader = Shuffled(*TRAIN, batch=60)
-    head = linear.fit(flat, loader, CLASSES, options)
+    head = linear.fit(flat, loader, CLASSES, options).head
     weight = torch.zeros(CLASSES, 192, dtype=torch.float64)
     velocity, step, total = torch.zeros_like(weight), 0, 3 * loader.steps_per_epoch
     bias, bias_velocity = torch.zeros(CLASSES, dtype=torch.float64), torch.zeros(CLASSES, dtype=torch.float64)
@@ -88,6 +93,104 @@ def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:
     torch.testing.assert_close(head.bias.detach().double(), bias, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("protocol", [{"nesterov": False}, {"weight_decay": 0.01}, {"momentum": 0, "nesterov": False}])
+@pytest.mark.parametrize("falls", [{}, {"schedule": "steps", "milestones": (1, 2)}])
+def test_slow_probe_is_torchs_sgd(protocol: dict[str, Any], falls: dict[str, Any]) -> None:
+    options = LinearOptions(epochs=3, batch=60, lr=0.05, **protocol, **falls)
+    loader = Shuffled(*TRAIN, batch=60)
+    ours = linear.fit(flat, loader, CLASSES, options).head
+    theirs = torch.nn.Linear(192, CLASSES).double()
+    for parameter in theirs.parameters():
+        torch.nn.init.zeros_(parameter)
+    optimizer = torch.optim.SGD(
+        theirs.parameters(),
+        lr=0.05 * 60 / 256,
+        momentum=options.momentum,
+        weight_decay=options.decays[0],
+        nesterov=options.nesterov,
+    )
+    by_epochs, by_steps = MultiStepLR(optimizer, [1, 2], 0.1), CosineAnnealingLR(optimizer, 3 * loader.steps_per_epoch)
+    for epoch in range(3):
+        for batch in loader.epoch(epoch):
+            optimizer.zero_grad()
+            cross_entropy(theirs(flat(batch.views[:, 0]).double()), batch.label).backward()
+            optimizer.step()
+            if not falls:
+                by_steps.step()
+        if falls:
+            by_epochs.step()
+    torch.testing.assert_close(ours.weight.detach().double(), theirs.weight.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.bias.detach().double(), theirs.bias.detach(), rtol=1e-4, atol=1e-6)
+
+
+MANY, MANY_TEST = clusters(3000, CLASSES, seed=3, noise=5.0), clusters(1500, CLASSES, seed=4, noise=5.0)
+GRID = LinearOptions(epochs=4, batch=60, lr=(3e3, 0.05), weight_decay=(0.0, 0.01))
+
+
+def searched() -> tuple[Tensor, dict[str, float]]:
+    fitted = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, GRID)
+    return fitted.head.weight.detach(), dict(
+        linear.evaluate(flat, Shuffled(*TRAIN, batch=60), Block(*TEST), CLASSES, GRID)
+    )
+
+
+def test_search_is_the_best_rates_training_on_any_ranks() -> None:
+    weight, values = searched()
+    assert values["linear/lr"] == 0.05 and 0.5 < values["linear/held_out"] <= 1
+    alone = GRID.model_copy(update={"lr": values["linear/lr"], "weight_decay": values["linear/weight_decay"]})
+    torch.testing.assert_close(
+        weight, linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, alone).head.weight.detach()
+    )
+    for of_rank, got in run_ranks(2, searched):
+        torch.testing.assert_close(of_rank, weight, rtol=1e-4, atol=1e-6)
+        assert got == pytest.approx(values)
+
+
+def test_held_out_images_choose_and_teach_nothing() -> None:
+    """Their labels decide on the choice, and change nothing of the classifiers that are chosen by."""
+    images, label = TRAIN
+    held = linear.held_out(torch.arange(len(label)))
+    assert 15 < held.sum() < 45  # a tenth of 300
+    assert not torch.equal(held[:60], held[60:120])
+    other = label.clone()
+    other[held] = (other[held] + 1) % CLASSES
+    weights, right = [], []
+    for labels in (label, other):
+        heads = linear.Heads(192, CLASSES, GRID, torch.device("cpu"))
+        for batch in Shuffled(images, labels, batch=60).epoch(0):
+            right.append(heads.step(flat(batch.views[:, 0]), batch, 1.0))
+        weights.append(heads.weight.chunk(2))
+    assert torch.equal(weights[0][1], weights[1][1])
+    assert not torch.equal(weights[0][0], weights[1][0])
+    assert not torch.equal(torch.stack(right[:5]).sum(0), torch.stack(right[5:]).sum(0))
+    _, counted = linear.fit_heads(flat, Shuffled(images, label, batch=60), CLASSES, GRID)
+    assert (counted[0] == held.sum()).all()  # of four epochs the last alone chooses
+
+
+def test_too_few_images_to_choose_by() -> None:
+    few = torch.arange(300)[~linear.held_out(torch.arange(300))][:1]
+    heads = linear.Heads(192, CLASSES, GRID, torch.device("cpu"))
+    right = heads.step(flat(TRAIN[0][few]), Batch(TRAIN[0][few][:, None], few, TRAIN[1][few]), 1.0)
+    with pytest.raises(UserError, match="so few training images none is held out"):
+        heads.best(right)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 17.3])
+def test_search_finds_the_rate_of_features_of_any_scale(scale: float) -> None:
+    """Within a point of the best of the rates, each trained by itself: MoCo's features are small."""
+
+    def small(images: Tensor) -> Tensor:
+        return flat(images) * scale
+
+    def top1(options: LinearOptions) -> float:
+        found = linear.evaluate(small, Shuffled(*MANY, batch=256), Block(*MANY_TEST, batch=500), CLASSES, options)
+        return dict(found)["linear/top1"]
+
+    options = LinearOptions(epochs=5, lr="search")
+    best = max(top1(options.model_copy(update={"lr": lr})) for lr in SEARCHED_RATES)
+    assert top1(options) >= best - 0.01
+
+
 def test_standardisation_and_constant_features() -> None:
     x = torch.cat([torch.randn(50, 3) * 4 + 7, torch.full((50, 1), 3.3)], dim=1)
     mean, scale = fast_linear.moments(x)
@@ -101,7 +204,25 @@ def test_top5_with_fewer_classes() -> None:
     assert linear.top_accuracies(logits, label) == {1: 0.5, 5: 1.0}
 
 
-def test_probe_keeps_the_recipes_crop_and_flip_alone() -> None:
-    views = linear.probe_views(Views(size=96, flip=0.25))
-    assert (views.count, views.size, views.flip, views.crop) == (1, 96, 0.25, Views().crop)
+def test_probe_crops_by_torchvisions_default_and_flips_as_the_recipe() -> None:
+    views = linear.probe_views(Views(size=96, flip=0.25, crop=Crop(scale=(0.2, 1.0)), photometric=Photometric()))
+    assert (views.count, views.size, views.flip, views.crop) == (1, 96, 0.25, Crop(scale=(0.08, 1.0)))
+    assert linear.probe_views(Views(crop=None)).crop is None  # digits: there is nothing to crop
+    own = LinearOptions(crop=Crop(scale=(0.5, 1.0)), flip=0.0)
+    assert (linear.probe_views(Views(), own).crop, linear.probe_views(Views(), own).flip) == (own.crop, 0.0)
     assert (views.jitter, views.grey, views.blur, views.solarize, views.affine) == (None, 0, None, None, None)
+    assert views.photometric is None
+
+
+def test_protocol_in_words() -> None:
+    views = Views(crop=Crop(scale=(0.2, 1.0)))
+    mocos = LinearOptions(lr=30, schedule="steps", milestones=(60, 80), epochs=100, nesterov=False)
+    assert mocos.protocol(linear.probe_views(views, mocos)) == (
+        "SGD on frozen features of crops of 0.08 to 1 of the area, flipped with probability 0.5, lr 30 per 256, x0.1 "
+        "after epochs 60, 80 of 100, batch 256, momentum 0.9, decay 0"
+    )
+    searched = LinearOptions(lr="search", weight_decay=(0, 1e-5))
+    assert searched.protocol(linear.probe_views(Views(crop=None, flip=0), searched)) == (
+        "SGD on frozen features of whole images, flipped with probability 0, lr 0.001 to 100 per 256, a cosine over 90 "
+        "epochs, batch 256, Nesterov momentum 0.9, decay 0, 1e-05; the best on held-out training images"
+    )

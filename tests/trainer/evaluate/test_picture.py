@@ -1,5 +1,6 @@
 """Pictures of any test images, whatever their classes are called, in installed fonts that have the letters."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from kilobatch.data.sources.path_names import without_wnid
 from kilobatch.trainer.evaluate import fonts, picture
 from kilobatch.trainer.evaluate.fonts import Typeface, typeface_for
 from kilobatch.trainer.evaluate.image_sample import ImageSample
+from kilobatch.trainer.ranks import phase
 
 HAN, THAI = "\u4e2d\u6587", "\u0e44\u0e17\u0e22"
 NAMES = ["$_$", "_x", "a\nb\tc", "\\frac{a", "${x}^_", "n" * 300, "", "%s", "#", "[red]", HAN, "\udce9", "\u200f", "{"]
@@ -99,6 +102,17 @@ def test_nearly_equal_and_infinite_features_have_places():
     assert (places == 0).all() and "infinite" in words
 
 
+def test_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """By what t-SNE prints, of which nothing else is seen."""
+    monkeypatch.setattr(phase, "FIRST", 0.0)
+    with phase.shown_with(print, every=0.0):
+        picture._flatten(sample(50).x.double().numpy())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    for number, line in enumerate(lines, 1):
+        assert re.fullmatch(rf"picture: iterations of t-SNE: {50 * number:,} of 1,000, \d:\d\d:\d\d to go", line)
+
+
 def test_any_names_are_drawn(tmp_path: Path, installed: Path):
     for bank, queries in ((sample(40, 14), sample(40, 14)), (sample(1, 1), sample(1, 1))):
         with warnings.catch_warnings():
@@ -125,7 +139,7 @@ def test_the_legend_has_all_names_inside_the_picture(installed: Path):
         legend = right.axes[0].get_legend()
         assert legend is not None
         texts = [text.get_text() for text in legend.get_texts()]
-        assert texts == ["_x", "$_$", "W" * 15 + "…", "U+4E2D U+6587 U…", "''", "x\\ny"]
+        assert texts == ["_x", "$_$", "W" * 8 + "…" + "W" * 7, "U+4E2D U…U+6587", "''", "x\\ny"]
         assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in legend.get_texts())
 
 
@@ -178,5 +192,27 @@ def test_what_only_changes_its_neighbours_is_left_out_where_no_font_has_it(
 def test_names_are_cut_to_columns():
     typeface = Typeface(("DejaVu Sans",), frozenset())
     assert typeface.text("twelve chars", 12) == "twelve chars"
-    assert typeface.text("thirteen char", 12) == "thirteen ch…"
-    assert typeface.text(HAN * 5, 12) == HAN * 2 + HAN[0] + "…"  # each takes two columns
+    assert typeface.text("thirteen char", 12) == "thirte…char"
+    assert typeface.text("great white shark", 12) == "great…shark"
+    assert typeface.text(HAN * 5, 12) == HAN + HAN[0] + "…" + HAN  # each takes two columns
+    assert typeface.text("ninety e\u0301\u0301\u0301\u0301\u0301\u0301\u0301abcde", 10) == "ninet…bcde"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("n01440764 tench", "tench"),
+        ("n01440764_great_white", "great_white"),
+        ("n01440764", "n01440764"),
+        ("n01440764 ", "n01440764 "),
+        ("n014 tench", "n014 tench"),
+    ],
+)
+def test_wordnet_numbers_are_not_shown(name: str, shown: str):
+    assert without_wnid(name) == shown
+    with style.context("default"):
+        figure = Figure()
+        names = [name, "plain"]
+        picture._draw_embedding(figure.subfigures(1, 2, squeeze=False)[0, 1], sample(30, 2), names, typeface_for(names))
+        legend = figure.subfigs[1].axes[0].get_legend()
+        assert legend is not None and legend.get_texts()[0].get_text() == shown.strip()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kilobatch.trainer.evaluate.image_sample import ImageSample
 from kilobatch.trainer.evaluate.images import grid, to_bytes
 from kilobatch.trainer.monitor import progress_bar, progress_file
-from kilobatch.trainer.monitor.monitor import TIMINGS, Monitor, truncate_metrics
+from kilobatch.trainer.monitor.metrics_file import truncate_metrics
+from kilobatch.trainer.monitor.monitor import TIMINGS, Monitor
 from kilobatch.trainer.monitor.progress_file import Progress
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,9 +32,10 @@ def train(folder: Path, first: int, last: int, total: int = 12) -> None:
     if first > 1 and (first - 1) % 4 == 0:  # the evaluation that was due at the checkpoint
         monitor.log(first - 1, {"knn/top1": (first - 1) / 7})
     for step in range(first, last + 1):
-        monitor.progress(step, 64, 0.001)
+        monitor.count(64, 0.001)
         if step % 2 == 0:
             monitor.log(step, {"train/loss": 1 / (3 * step), "train/lr": 0.1 * step} | monitor.rates())
+        monitor.progress(step)
         if step % 4 == 0:
             monitor.log(step, {"knn/top1": step / 7})
     monitor.close()
@@ -69,7 +72,7 @@ def test_progress_is_written_every_few_seconds(tmp_path: Path, monkeypatch: pyte
     written = []
     for step in range(1, 50):
         clock += 1.0
-        writer.move(step)
+        writer.move(step, None)
         writer.show({"train/loss": 1.0})
         found = Progress.of(tmp_path)
         assert found is not None
@@ -146,41 +149,68 @@ def test_grid_of_large_views_is_not_enlarged() -> None:
 def test_projector(tmp_path: Path) -> None:
     sample = ImageSample(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
     monitor = Monitor(tmp_path, 10, 0, 1, quiet())
-    monitor.embedding(10, sample, ["cat", "dog"])
+    monitor.embedding(10, sample, ["n02121808 cat", "dog"])
     monitor.close()
     (metadata,) = tmp_path.rglob("metadata.tsv")
     assert metadata.read_text().split() == ["cat", "dog", "cat", "dog", "dog"]
     assert list(tmp_path.rglob("sprite.png"))
 
 
-def test_a_warning_is_printed_once(tmp_path: Path) -> None:
-    console = quiet()
-    monitor = Monitor(tmp_path, 10, 0, 1, console)
-    monitor.warn_once("the embedding has collapsed")
-    monitor.warn_once("the embedding has collapsed")
-    monitor.close()
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == "warning: the embedding has collapsed\n"
-
-
 def test_plain_lines_when_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_bar, "EVERY", 0.0)
     console = quiet()
-    shown = progress_bar.Lines(console, 100, 40)
+    shown = progress_bar.Lines(console, 100)
+    shown.move(40, None)
     shown.show({"train/loss": 1.25, "train/images_per_second": 2345.6, "train/data_wait": 0.031})
-    shown.show({"knn/top1": 0.5})
-    shown.move(41)
+    shown.show({"epoch": 4, "knn/top1": 0.5})
+    shown.move(41, 59.0)
     assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert text == "step 41/100  loss 1.2500  2,346 images/s  data wait 3%  0:00:00 to go\n"
+    assert console.file.getvalue().splitlines() == [
+        "step 40/100",
+        "epoch 4: k-NN top-1 50.0%",
+        "step 41/100  loss 1.2500  2,346 images/s  data wait 3%  0:00:59 to go",
+    ]
+
+
+@pytest.mark.parametrize("start", [0, 30])
+def test_rates_and_time_to_go_agree_and_leave_the_start_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    """The first step takes 40 s, each other one 2 s, and the evaluation between two of them 6 s."""
+    clock = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(progress_bar, "EVERY", 0.0)
+    console = quiet()
+    monitor = Monitor(tmp_path, start + 10, start, 1, console)
+    for step in range(start + 1, start + 6):
+        clock += 40 if step == start + 1 else 2
+        monitor.count(64, 0.5)
+        if step != start + 3:
+            monitor.log(step, {"train/loss": 1.0} | monitor.rates())
+        monitor.progress(step)
+        if step == start + 3:
+            clock += 6
+            monitor.begin_interval()
+    monitor.close()
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue().splitlines()
+    assert shown[0] == f"step {start + 1}/{start + 10}  loss 1.0000"
+    assert shown[2] == f"step {start + 3}/{start + 10}  loss 1.0000  32 images/s  data wait 25%  0:00:14 to go"
+    # 8 s of 4 steps and 6 s of an evaluation: 3.5 s a step for the 5 that are left
+    assert shown[4] == f"step {start + 5}/{start + 10}  loss 1.0000  32 images/s  data wait 25%  0:00:18 to go"
+    found = Progress.of(tmp_path)
+    assert found is not None and found.images_per_second is None  # it was written before the second interval
+    first, *others = [line["train/images_per_second"] for line in map(json.loads, (tmp_path / "metrics.jsonl").open())]
+    assert first == 64 / 40 and others == [32.0] * 3, "the file has each interval's own rate"
 
 
 def test_bar_on_a_terminal(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True)
     monitor = Monitor(tmp_path, 10, 4, 1, console)
     for step in range(5, 11):
-        monitor.progress(step, 64, 0.0)
+        monitor.count(64, 0.0)
         monitor.log(step, {"train/loss": 0.5} | monitor.rates())
+        monitor.progress(step)
     monitor.say("saved")
     monitor.close()
     assert isinstance(console.file, io.StringIO)

@@ -1,4 +1,4 @@
-"""LARS against plain transcriptions of the three authors' code, one tensor at a time."""
+"""LARS against plain transcriptions of the four authors' code, one tensor at a time."""
 
 from copy import deepcopy
 
@@ -47,7 +47,18 @@ def larc(w: Tensor, g: Tensor, v: Tensor, lr: float, adapt: bool, nesterov: bool
     return w - lr * (g + MOMENTUM * v if nesterov else v), v
 
 
-AUTHORS = {"google": google, "bolts": bolts, "larc": larc}
+def byol(w: Tensor, g: Tensor, v: Tensor, lr: float, adapt: bool, nesterov: bool) -> tuple[Tensor, Tensor]:
+    """DeepMind's BYOL, utils/optimizers.py, and MoCo v3's moco/optimizer.py; they have no nesterov."""
+    if adapt:
+        g = g + DECAY * w
+        w_norm, g_norm = w.norm().item(), g.norm().item()
+        if w_norm > 0 and g_norm > 0:
+            g = g * (TRUST * w_norm / g_norm)
+    v = MOMENTUM * v + g
+    return w - lr * (g + MOMENTUM * v if nesterov else v), v
+
+
+AUTHORS = {"google": google, "bolts": bolts, "larc": larc, "byol": byol}
 SHAPES = [(16, 3, 3, 3), (16,), (10, 16), (10,), (), (4, 4)]
 
 
@@ -65,7 +76,7 @@ def gradient(step: int, i: int, shape: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("dialect", ["google", "bolts", "larc"])
+@pytest.mark.parametrize("dialect", [*AUTHORS])
 def test_equals_the_authors(dialect: str, nesterov: bool) -> None:
     ours = [nn.Parameter(w) for w in start()]
     options = {"momentum": MOMENTUM, "weight_decay": DECAY, "trust_coefficient": TRUST}
@@ -90,18 +101,18 @@ def test_equals_the_authors(dialect: str, nesterov: bool) -> None:
 
 def test_dialects_differ() -> None:
     ends = []
-    for dialect in ("google", "bolts", "larc"):
+    for dialect in AUTHORS:
         w = nn.Parameter(torch.ones(3, 3))
-        optimizer = LARS([w], 0.1, dialect=dialect)
+        optimizer = LARS([w], 0.1, weight_decay=0.5, dialect=dialect)  # pyright: ignore[reportArgumentType]
         for lr in (0.1, 0.5):
             optimizer.param_groups[0]["lr"] = lr
-            w.grad = torch.ones(3, 3)
+            w.grad = torch.linspace(-1, 1, 9).view(3, 3)
             optimizer.step()
         ends.append(w[0, 0].item())
-    assert len({round(end, 6) for end in ends}) == 3, ends
+    assert len({round(end, 8) for end in ends}) == 4, ends
 
 
-@pytest.mark.parametrize("dialect", ["google", "bolts", "larc"])
+@pytest.mark.parametrize("dialect", [*AUTHORS])
 def test_zeros_are_defined(dialect: str) -> None:
     """Zero weights or gradients have ratio 1; without decay a tensor at rest stays at rest."""
     zero, still, both = (nn.Parameter(x) for x in (torch.zeros(2, 2), torch.ones(2, 2), torch.zeros(2, 2)))
@@ -114,7 +125,7 @@ def test_zeros_are_defined(dialect: str) -> None:
     assert torch.equal(both, torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("dialect", ["google", "bolts", "larc"])
+@pytest.mark.parametrize("dialect", [*AUTHORS])
 def test_adapts_without_decay(dialect: str) -> None:
     """The step's length does not depend on the gradient's."""
     lengths = []

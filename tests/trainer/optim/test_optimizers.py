@@ -7,9 +7,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.optim.lars import LARS
-from kilobatch.trainer.optim.optimizers import build_optimizer, scaled_lr
-from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.optim.optimizers import build_optimizer
+from kilobatch.trainer.optim.options import OptimizerOptions, scaled_lr
 
 NAMES = ["lars", "sgd", "adamw", "lamb"]
 
@@ -66,6 +68,32 @@ def test_decay_shrinks_only_what_has_more_than_one_dimension(name: str) -> None:
             assert p.norm() < before[key].norm(), key
         else:
             assert torch.equal(p, before[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_norms_shrinks_all(name: str) -> None:
+    """With zero gradients. What has one dimension shrinks by 1 - lr * decay, as it is not adapted."""
+    net = network()
+    torch.nn.init.ones_(net.get_parameter("0.bias"))
+    before = {key: value.clone() for key, value in net.named_parameters() if value.requires_grad}
+    optimizer = build_optimizer(options(name=name, momentum=0.0, decay_norms=True), net, 256)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for key, p in net.named_parameters():
+        if key in before and before[key].any():
+            assert p.norm() < before[key].norm(), key
+    if name in ("lars", "sgd", "adamw"):
+        torch.testing.assert_close(net.get_parameter("1.weight"), 0.99 * before["1.weight"])
+
+
+def test_a_learnt_temperature_is_never_decayed() -> None:
+    method = SimCLR(ConvNet(4, "local"), learn_temperature=True)
+    for decay_norms in (False, True):
+        groups = build_optimizer(options(decay_norms=decay_norms), method, 256).param_groups
+        assert [g["weight_decay"] for g in groups if "log_scale" in g["names"]] == [0.0]
+        assert [g["weight_decay"] for g in groups if "head.layers.1.weight" in g["names"]] == [0.1 * decay_norms]
+        assert sum((g["names"] for g in groups), []).count("log_scale") == 1
 
 
 def test_lamb_is_the_papers() -> None:

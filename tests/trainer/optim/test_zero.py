@@ -23,7 +23,7 @@ from tests.helpers.zero_training import STEPS, Single, difference, lockstep, mak
 
 LR = {"lars": 1.0, "sgd": 0.05, "adamw": 0.01}
 CHAINS = [(0, 2, 1), (2, 1, 0)]  # ZeRO's stage on 4, then 2, then 3 ranks
-VARIANTS = [(dialect, nesterov) for dialect in ("google", "bolts", "larc") for nesterov in (False, True)]
+VARIANTS = [(dialect, nesterov) for dialect in ("google", "bolts", "larc", "byol") for nesterov in (False, True)]
 
 
 def independent(**options: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kilobatch.data.errors import UserError
+from kilobatch.launch.processes import failure_files
+from kilobatch.launch.processes.output import tell
 from kilobatch.launch.runs import job_history, run_folder
 from kilobatch.launch.runs.job_history import Attempt
 from kilobatch.launch.schedulers.select import scheduler_of
@@ -90,8 +92,7 @@ class MergedLogs:
         return heapq.merge(*logs, [] if self._rank is not None else self._events(), key=lambda entry: entry.stamp)
 
     def _find_files(self) -> None:
-        for path in (self._folder / "logs").glob("rank-*.log"):
-            rank = int(path.stem.removeprefix("rank-"))
+        for rank, path in _rank_logs(self._folder):
             if path not in self._logs and self._rank in (None, rank):
                 self._logs[path] = LogFile(path, f"rank {rank}")
 
@@ -103,6 +104,13 @@ class MergedLogs:
                     self._returned.add((attempt.attempt, kind))
                     events.append(LogLine(stamp, "job", text))
         return sorted(events)
+
+
+def _rank_logs(folder: Path) -> list[tuple[int, Path]]:
+    """The rank and the log of each worker, by rank. A link that leads nowhere is no log yet."""
+    paths = (folder / "logs").glob("rank-*.log")
+    numbered = [(int(match[1]), path) for path in paths if (match := re.fullmatch(r"rank-(\d+)", path.stem))]
+    return sorted((rank, path) for rank, path in numbered if path.exists())
 
 
 def _events_of(attempt: Attempt) -> Iterator[tuple[str, str, str]]:
@@ -141,6 +149,8 @@ def logs(run: str, *, follow: bool, rank: int | None, lines: int | None) -> None
             _print_state(folder, rank)
         if follow:
             _follow(folder, merged)
+        elif rank is None:
+            _tell_other_files(folder / "logs")
     except BrokenPipeError:  # the reader has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:  # the way to end --follow
@@ -171,9 +181,18 @@ def _follow(folder: Path, merged: MergedLogs) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _tell_other_files(logs: Path) -> None:
+    """Names what the logs' folder holds beside the logs, where workers have failed or hung."""
+    errors, dumps = sorted(logs.glob("rank-*.error.json")), failure_files.flight_recorder_files(logs)
+    for files, what in ((errors, "with the error of a rank"), (dumps, "with the last collectives of a rank")):
+        if files:
+            several = f", {len(files)} such files" if len(files) > 1 else ""
+            tell(f"kilobatch: also there, {what}: {files[0]}{several}")
+
+
 def _print_state(folder: Path, rank: int | None) -> None:
     """For a run without a line of log: prints why its job waits, and what the job wrote before it had workers."""
-    ranks = sorted(int(path.stem.removeprefix("rank-")) for path in (folder / "logs").glob("rank-*.log"))
+    ranks = [rank for rank, _ in _rank_logs(folder)]
     if rank is not None and ranks and rank not in ranks:
         raise UserError(f"{folder} has no log of rank {rank}; it has ranks {ranks[0]} to {ranks[-1]}")
     submitted = job_history.read_job_file(folder)
@@ -191,4 +210,5 @@ def _print_state(folder: Path, rank: int | None) -> None:
 def _outputs(folder: Path, job_id: str) -> Iterator[Path]:
     """The files that a job's tasks wrote before they had workers; the runs of a sweep share a folder for them."""
     for top in (folder, folder.parent):
-        yield from (top / "submitit").glob("local.log" if job_id.startswith("local") else f"{job_id}_*log.out")
+        paths = (top / "submitit").glob("local.log" if job_id.startswith("local") else f"{job_id}_*log.out")
+        yield from (path for path in paths if path.is_file())

@@ -2,7 +2,10 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +14,9 @@ from rich.table import Table
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import write_whole
+from kilobatch.launch.planning.machines import kept_bench
+from kilobatch.launch.processes.exit_status import this_host
+from kilobatch.launch.processes.output import tell
 from kilobatch.launch.runs.table_printing import print_table
 
 if TYPE_CHECKING:
@@ -23,7 +29,8 @@ Rates = dict[str, float | str]
 
 
 def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file: Path | None) -> None:
-    """Prints a table of what was measured and writes it to `file`, if one is given, for `kilobatch plan --measured`.
+    """Prints a table of what was measured, keeps it in the cache folder for `kilobatch plan`, and writes it to `file`,
+    if one is given, for `kilobatch plan --measured`.
 
     ranks: of the collectives; None: the most that are useful. Raises UserError for a device that this machine lacks,
     and for a number of ranks that it cannot have.
@@ -38,10 +45,25 @@ def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file
     console = Console(emoji=False)
     rows, rates = _measure(device, ranks, console)
     print_table(_table(title, rows), console)
-    if file is not None:
-        text = json.dumps({"rates": rates, "rows": [asdict(row) for row in rows]}, indent=2)
-        write_whole(file, [text.encode()])
-        print(f"written: {file}; kilobatch plan RECIPE --measured {file}")  # rich would read ":cat:" in it as an emoji
+    text = result_text(device, rates, rows)
+    kept = kept_bench(device.type)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for path, use in ((kept, ""), (file, f" --measured {file}")):
+        if path is not None:
+            write_whole(path, [text])
+            # rich would read ":cat:" in it as an emoji
+            print(f"written: {path}; kilobatch plan RECIPE{use}" + ("" if use else " uses it on this machine"))
+
+
+def result_text(device: "torch.device", rates: Rates, rows: "list[BenchRow]") -> bytes:
+    """What a file of results holds: the time, this machine, the rates that a plan uses, and the table's rows."""
+    import torch
+
+    if device.type == "cuda":
+        rates = {**rates, "gpu": torch.cuda.get_device_name(device)}
+    now = f"{datetime.now(UTC):%Y-%m-%d at %H:%M} UTC"
+    content = {"time": now, "host": this_host(), "rates": rates, "rows": [asdict(row) for row in rows]}
+    return json.dumps(content, indent=2).encode()
 
 
 def _number_of_ranks(device: "torch.device", ranks: int | None) -> int:
@@ -52,7 +74,7 @@ def _number_of_ranks(device: "torch.device", ranks: int | None) -> int:
     most = torch.cuda.device_count() if device.type == "cuda" else max(2, spare_threads(1))
     ranks = min(most, 8 if device.type == "cuda" else 2) if ranks is None else ranks
     if not 1 <= ranks <= most:
-        raise UserError(f"--ranks is {ranks}; here it can be 1 to {most}")
+        raise UserError(f"--workers is {ranks}; here it can be 1 to {most}")
     return ranks
 
 
@@ -60,20 +82,31 @@ def _measure(device: "torch.device", ranks: int, console: Console) -> "tuple[lis
     """The table's rows, and the rates that `kilobatch plan` computes with."""
     from kilobatch.trainer.bench import collectives, loader, loss
 
-    with console.status("loader"):
+    with _measuring("loader", console):
         rows = loader.rows(device)
-    with console.status("loss"):
+    with _measuring("loss", console):
         rows = [*rows, *loss.rows(device)]
-    with console.status("step"):
+    with _measuring("step", console):
         step_rows, flops = _measure_step(device)
     rows = [*rows, *step_rows]
     rates: Rates = {"device": device.type, "flops": flops, "views": rows[0].rate}
     if ranks > 1:
-        with console.status("collectives"):
+        with _measuring("collectives", console):
             collective_rows, link = collectives.rows(device, ranks)
         rows = [*rows, *collective_rows]
         rates |= link
     return rows, rates
+
+
+@contextmanager
+def _measuring(what: str, console: Console) -> Iterator[None]:
+    """Says what is measured: on a terminal as long as it goes on, elsewhere in a line."""
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        tell(f"measuring: {what}")
+        yield
 
 
 def _measure_step(device: "torch.device") -> "tuple[list[BenchRow], float]":

@@ -1,28 +1,18 @@
-"""Tables of `kilobatch recipes` and `kilobatch verify` for the terminal."""
+"""Tables of `kilobatch verify` for the terminal."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from kilobatch.data.errors import UserError
-from kilobatch.launch.recipes import catalogue, method_options
+from kilobatch.launch.processes.output import tell
+from kilobatch.launch.recipes import method_options
 from kilobatch.launch.runs.table_printing import print_table
 
 if TYPE_CHECKING:
     from kilobatch.trainer.parity import ParityRow
-
-
-def print_recipes() -> None:
-    """Prints the recipes with the opening lines of their files."""
-    table = Table(show_lines=True)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it is")
-    for name in catalogue.recipe_names():
-        table.add_row(name, Text("\n".join(catalogue.opening(name))))  # not markup: it may say evaluate.final=[knn]
-    print_table(table, Console(emoji=False))
 
 
 def verify(method: str | None, everything: bool) -> bool:
@@ -49,7 +39,7 @@ def print_parity(methods: Sequence[str]) -> bool:
     from kilobatch.methods.parity.lookup import known
     from kilobatch.trainer.parity import LIMIT, parity_tables
 
-    tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()))
+    tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()), tell=tell)
     for name, rows in tables.items():
         print_table(_table(name, rows), Console(emoji=False))
     if len(tables) > 1:

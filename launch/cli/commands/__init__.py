@@ -1,0 +1,1 @@
+"""The commands with their arguments, options and help texts."""

@@ -1,0 +1,1 @@
+"""Commands that print tables and lines, and change nothing."""

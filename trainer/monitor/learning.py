@@ -1,0 +1,108 @@
+"""Notices a training that does not learn, by the values that it logs: its loss, its embedding, its k-NN accuracy.
+
+A rise of the loss while a queue fills is normal, and is explained.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kilobatch.trainer.monitor.embedding_metrics import collapse
+from kilobatch.trainer.monitor.metrics_file import read_metrics
+from kilobatch.trainer.monitor.progress_file import Note, NoteKind
+
+WINDOW = 5  # logged losses of which the mean is compared, since single ones vary
+FAR, LEAST = 0.5, 0.5  # the rise that is far above the first loss: a share of it, and at the least so much
+PATIENCE = 0.1  # share of the steps before which k-NN need not be above the untrained encoder's
+# by the logged name of an accuracy: that of the untrained encoder by the same k-NN
+UNTRAINED = {"knn_sample/top1": "knn_sample/untrained", "knn/top1": "knn/untrained"}
+
+
+@dataclass(frozen=True)
+class LearningFacts:
+    """What the checks know of a training. queue_steps: after how many steps its queue holds keys of this training
+    alone, 0: there is none; knn: the settings and images of its k-NN, in words."""
+
+    queue_steps: int = 0
+    knn: str = ""
+
+
+class LearningChecks:
+    """The checks of one training.
+
+    metrics: metrics.jsonl, from which a resumed run takes its first loss; earlier: what was noted before a resume at
+    start_step.
+    """
+
+    def __init__(
+        self, metrics: Path, total_steps: int, start_step: int, facts: LearningFacts, earlier: Iterable[Note] = ()
+    ) -> None:
+        self._metrics, self._total, self._facts = metrics, total_steps, facts
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._first: dict[int, tuple[int, float]] = {}
+        self._standing = {note.kind: note for note in earlier if note.step <= start_step}
+        self._said = {*self._standing}
+
+    @property
+    def standing(self) -> list[Note]:
+        """What is to be said of the training as it is now."""
+        return list(self._standing.values())
+
+    def look(self, step: int, values: Mapping[str, float]) -> list[Note]:
+        """Takes values that were written to metrics.jsonl. Returns the notes to print: each kind once."""
+        if "train/loss" in values:
+            self._losses.append(values["train/loss"])
+            self._look_at_loss(step)
+        if "embedding/std" in values:
+            self._note("collapse", step, collapse(dict(values)))
+        self._look_at_accuracy(step, values)
+        new = [note for note in self.standing if note.kind not in self._said]
+        self._said |= {note.kind for note in new}
+        return new
+
+    def _look_at_loss(self, step: int) -> None:
+        now = sum(self._losses) / len(self._losses)
+        if step <= self._facts.queue_steps:
+            if (first := self._first_loss(0)) and now > first[1] + 0.1 * max(1.0, abs(first[1])):
+                until = f"until about step {self._facts.queue_steps}"
+                self._note("queue", step, f"the loss rises {until}, while the queue fills with keys: that is normal")
+            return
+        first = self._first_loss(self._facts.queue_steps)
+        if first is None or len(self._losses) < WINDOW:
+            return
+        far = now > first[1] + max(LEAST, FAR * abs(first[1]))
+        start = f"{first[1]:.3g} at step {first[0]}" if self._facts.queue_steps else f"{first[1]:.3g} at its start"
+        text = f"the loss is about {now:.3g}, far above {start}: the training diverges; use a lower optimizer.lr"
+        self._note("loss", step, text if far else None)
+
+    def _look_at_accuracy(self, step: int, values: Mapping[str, float]) -> None:
+        values = {name.removeprefix("final/"): value for name, value in values.items()}
+        for name, before in UNTRAINED.items():
+            if name in values and before in values:
+                now, then = values[name], values[before]
+                poor = now <= then < 1 and step >= PATIENCE * self._total
+                compared = f"{now:.1%}, not above the {then:.1%} of the untrained encoder"
+                text = f"k-NN of the encoder is {compared} ({self._facts.knn})"
+                self._note("knn", step, text if poor else None)
+                return
+
+    def _note(self, kind: NoteKind, step: int, text: str | None) -> None:
+        """Notes it, with the step at which it was first so; text: None: it is not, or no longer."""
+        if text is None:
+            self._standing.pop(kind, None)
+        elif kind in self._standing:
+            first = self._standing[kind].step
+            self._standing[kind] = Note(kind=kind, step=first, text=text)
+        else:
+            self._standing[kind] = Note(kind=kind, step=step, text=text)
+
+    def _first_loss(self, after: int) -> tuple[int, float] | None:
+        """The step and the value of the first logged loss after so many steps; None before there is one."""
+        if after not in self._first:
+            lines = ((line["step"], line.get("train/loss")) for line in read_metrics(self._metrics))
+            found = next(((step, loss) for step, loss in lines if step > after and isinstance(loss, float)), None)
+            if found is None:
+                return None
+            self._first[after] = found
+        return self._first[after]
