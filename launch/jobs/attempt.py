@@ -232,6 +232,7 @@ class _Attempt:
                 tell(f"kilobatch: trained, but {how}; ask again with: kilobatch eval {self.folder}")
             conclude_after_last_stage(self.folder)
             return AttemptOutcome(requeued=False, code=0)
+        self._stop_requested()  # recorded before the scheduler is asked: a slow answer may come after the end
         fate = self._fate()
         reason = self._reason(outcome, fate)
         own = {"attempt": self.number, "job": self.task.job, "restart": self.task.restart, "nodes": self.task.hosts}
@@ -239,17 +240,8 @@ class _Attempt:
         current = job_history.Attempt(began="", from_step=0, **own)
         why = requeue.reason_to_stop([*self._earlier(), current], recipe.run.requeue)
         how = outcome.how or (f"asked to stop by {self.signals.name}" if self.signals.name else None)
-        job_history.record_end(
-            self.folder,
-            self.number,
-            reason,
-            rank=outcome.rank,
-            host=outcome.host or None,
-            how=how,
-            lines=outcome.lines,
-            requeued=why is None,
-            stopped=why,
-        )
+        first_failure = {"rank": outcome.rank, "host": outcome.host or None, "how": how, "lines": outcome.lines}
+        job_history.record_end(self.folder, self.number, reason, **first_failure, requeued=why is None, stopped=why)
         tell("\n".join([f"kilobatch: {reason}{f': {how}' if how else ''}", *outcome.lines]))
         if why is None:
             return self._requeue(fate, workers)

@@ -3,15 +3,17 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
 from kilobatch.launch.processes.events import StopRequested
 from kilobatch.launch.processes.exit_status import RunOutcome
+from kilobatch.launch.processes.import_path import import_variables
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.processes.supervisor import LocalEventLog, MemoryQuestion, Supervisor
 from kilobatch.launch.processes.worker_processes import STORE_FILE, WorkerGroup, start_workers
@@ -58,24 +60,34 @@ def store_file(*, alone: bool) -> Iterator[dict[str, str]]:
 @contextmanager
 def serve_store(listening: socket.socket | None, group: WorkerGroup) -> Iterator[None]:
     """Serves the key-value store through which the workers form their process group, where there are several and they
-    have no file for it. This process listens on its port already, so no other can take it, and quicker workers wait.
+    have no file for it, in a process of its own (trainer.ranks.store_server). This process listens on its port already,
+    so no other can take it, and quicker workers wait.
 
     listening: None where another machine serves it.
     """
     if listening is None or group.world == 1 or group.environment[STORE_FILE]:
         yield
         return
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # takes seconds
-
-    _store = TCPStore(
-        "127.0.0.1",
-        group.port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=30),
-        master_listen_fd=listening.detach(),
-    )
-    yield
+    descriptor = listening.detach()
+    arguments = [str(os.getpid()), "kilobatch.trainer.ranks.store_server", str(descriptor), str(group.port)]
+    # It inherits the blocked signals: SLURM sends them to all processes of a job, and the workers end first.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT})
+    try:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "kilobatch.launch.processes.parent_death", *arguments],
+            env=os.environ | import_variables(),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        server.kill()
+        server.wait()
 
 
 class _StopSignals:

@@ -263,14 +263,15 @@ def _look(is_done: Callable[[bool], bool], lost: bool) -> bool | None:
 def _run_with_retries(*command: str) -> str:
     """Runs a command as _run does, and again while a controller that restarts does not answer: a job that could not
     reach it would not be requeued."""
-    deadline = time.monotonic() + RETRY_FOR
+    deadline, pause = time.monotonic() + RETRY_FOR, RETRY_PAUSE / 10  # soon at first: the job may be about to be killed
     while True:
         try:
             return _run(*command)
         except NoAnswer:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(RETRY_PAUSE)
+        time.sleep(pause)
+        pause = min(2 * pause, RETRY_PAUSE)
 
 
 def _seconds(left: str) -> float | None:

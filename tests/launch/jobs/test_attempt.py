@@ -92,6 +92,17 @@ def test_an_attempt_whose_book_is_damaged_meanwhile_ends_and_is_requeued(attempt
     assert Path("requeued").exists() and run_folder.read_state(attempt.folder).status == "queued"
 
 
+def test_a_signal_is_on_record_before_the_scheduler_is_asked(attempt: _Attempt):
+    """SLURM signals a job's workers too, so they may end before the agent looks at its own signal."""
+    recipe, _ = read_job(attempt.folder)
+    attempt.number = job_history.record_start(attempt.folder, "5", 0, ["n0"], 2)
+    signal.raise_signal(signal.SIGTERM)
+    program("scontrol", "exit 1", "cp */mine/attempts.jsonl then; echo JobState=CANCELLED Restarts=0")
+    attempt._finish(RunOutcome("failed", 1, "n0", "ended by SIGTERM"), recipe, 2)
+    assert '"event": "asked"' in Path("then").read_text().splitlines()[-1]
+    assert job_history.read_attempts(attempt.folder)[-1].reason == "cancelled"
+
+
 def test_what_is_left_of_an_evaluation_is_asked_on_the_first_node(attempt: _Attempt, monkeypatch: pytest.MonkeyPatch):
     """A worker of one of two nodes dies in an evaluator; the other node's agent has ended with the first start."""
     recipe, job = read_job(attempt.folder)

@@ -2,17 +2,22 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import pytest
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from kilobatch.launch.processes import launcher, supervisor
 from kilobatch.launch.processes.events import LAST_LINES
 from kilobatch.launch.processes.exit_status import RunOutcome, this_host
+from kilobatch.launch.processes.worker_processes import STORE_FILE, WorkerGroup
 from kilobatch.trainer.ranks import gpu_driver
 from tests.helpers.node_agents import SERVER
 from tests.helpers.programs import PROGRAMS
@@ -65,6 +70,23 @@ def test_workers_meet_finish_and_write_logs(
     (store,) = {(folder / f"store-{rank}").read_text() for rank in (0, 1)}
     assert bool(store) != driver and not Path(store or folder / "of-others").exists()
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_the_store_outlives_a_jobs_signals_and_ends_with_its_launcher(folder: Path):
+    """A job's end signals every process of it; the workers still need the store to save."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    group = WorkerGroup(0, 2, "127.0.0.1", listening.getsockname()[1], {STORE_FILE: ""})
+    before = {child.pid for child in psutil.Process().children()}
+    with launcher.serve_store(listening, group):
+        (server,) = (child for child in psutil.Process().children() if child.pid not in before)
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):  # while it still loads torch
+            server.send_signal(number)
+        store = TCPStore("127.0.0.1", group.port, timeout=timedelta(seconds=60))
+        server.send_signal(signal.SIGTERM)
+        store.set("key", "value")
+        assert store.get("key") == b"value"
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set()), "only the server is spared"
+    assert not psutil.pid_exists(server.pid)
 
 
 def test_workers_import_nothing_from_the_folder_that_they_are_started_in(folder: Path, monkeypatch: pytest.MonkeyPatch):
