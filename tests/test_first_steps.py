@@ -60,8 +60,9 @@ COMMANDS = [step for step in STEPS if step.command.split()[0] not in ("write", *
 
 
 def words(line: str) -> list[str]:
-    """A printed line without what differs from run to run: numbers, units of time, and paths."""
+    """A printed line without what differs from run to run: numbers and ranges of them, times, and paths."""
     line = re.sub(r"\S*/\S*", " ", line)
+    line = re.sub(r"\bless than a second\b", "about 1", re.sub(r"([\d.,]+) to [\d.,]+", r"\1", line))
     line = re.sub(r"\b(milliseconds|seconds|minutes|hours|\d+[smhd])\b", " ", line)
     return re.findall(r"[^\W\d_]+", line)
 
