@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.turns import resident
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
@@ -43,7 +43,7 @@ def method(encoder: str) -> SimCLR:
 
 
 def batch(images: int) -> Batch:
-    return Batch(torch.randn(images, 2, 3, SIDE, SIDE), torch.arange(images), torch.zeros(images, dtype=torch.int64))
+    return make_batch(torch.randn(images, 2, 3, SIDE, SIDE))
 
 
 def step(model: SimCLR, images: Batch, chunks: int, keep: int) -> None:

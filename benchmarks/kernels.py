@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kilobatch.data.augment import torch_ops
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import keys
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views.options import Views
 from kilobatch.methods.losses.contrastive import clip_loss, info_nce, nt_xent
 from kilobatch.methods.memories.options import QueueOptions

@@ -60,14 +60,14 @@ class PlainStep:
         self.optimizer = optimizers.build_optimizer(recipe.optimizer, method, recipe.data.batch)
 
     def step(self, batch: Batch) -> None:
-        z = self.method.embed(batch.views)
-        t = self.method.target(batch.views)
+        z = self.method.embed(batch)
+        t = self.method.target(batch)
         loss = self.method.loss(z, t, batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         batch_norm.commit(self.method)
-        self.method.update({k: x.detach() for k, x in z.items()}, t, batch, 0.5)
+        self.method.update({k: x.detach() for k, x in z.items()}, t, batch)
 
 
 class ComparingLoader(Loader):

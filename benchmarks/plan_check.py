@@ -13,7 +13,7 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import make_batch
 from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
 from kilobatch.launch.planning.machines import find_machine
 from kilobatch.launch.planning.memory import peak_memory
@@ -64,7 +64,8 @@ def measured(name: str, changes: list[str]) -> int:
     """Bytes that this rank takes."""
     recipe = resolve_recipe(name, changes)
     n, views = recipe.data.batch // collectives.world_size(), recipe.data.views
-    batch = Batch(torch.randn(n, views.count, 3, views.size, views.size), torch.arange(n), torch.arange(n) % CLASSES)
+    pixels = torch.randn(n, views.count, 3, views.size, views.size)
+    batch = make_batch(pixels, label=torch.arange(n) % CLASSES)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
         method = build_of_recipe(recipe, IMAGES, CLASSES)
         engine = Engine(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
@@ -113,7 +113,7 @@ def count_step() -> dict[Mode, Counter[tuple[Kind, int]]]:
         optimizer = torch.optim.SGD(method.parameters(), 0.1)
         engine = Engine(method, optimizer, EngineOptions(), torch.device("cpu"), SAMPLES)
         views = torch.randn(SAMPLES, 2, 3, SIDE, SIDE)
-        batch = Batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
+        batch = make_batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
         for of_step in (Counter(), counts):
             with counting(of_step):
                 check_finite(engine, forward_backward(engine, batch), 0, [False] * FLAGS)

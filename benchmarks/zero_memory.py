@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.turns import resident
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import nt_xent
 from kilobatch.methods.method import Method, Tensors
@@ -48,7 +48,8 @@ class SimCLR(Method):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def embed(self, views: Tensor) -> Tensors:
+    def embed(self, batch: Batch) -> Tensors:
+        views = batch.views[0]
         return {"z": self.head(self.encoder(views.flatten(0, 1))).unflatten(0, views.shape[:2])}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
@@ -108,7 +109,7 @@ def reset_peak() -> None:
 def batch(step: int, samples: int, side: int) -> Batch:
     seed = torch.Generator().manual_seed(step * collectives.world_size() + collectives.rank())
     index = torch.arange(samples)
-    return Batch(torch.randn(samples, VIEWS, 3, side, side, generator=seed), index, index)
+    return make_batch(torch.randn(samples, VIEWS, 3, side, side, generator=seed), index, index)
 
 
 def engine_of(method: Method, name: str, zero: int, chunks: int, samples: int) -> Engine:

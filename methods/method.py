@@ -66,24 +66,28 @@ class Method(nn.Module):
         UserError for what does not fit.
         """
 
-    def forward(self, views: Tensor) -> Tensors:
-        return self.embed(views)
+    def forward(self, batch: Batch) -> Tensors:
+        return self.embed(batch)
 
-    def embed(self, views: Tensor) -> Tensors:
-        """views (N, V, 3, H, W) -> outputs that carry gradient. Called chunk by chunk; never detaches."""
+    def arrange(self, batch: Batch) -> Batch:
+        """Changes pixels and adds fields: once a step, on this rank's whole batch, without gradient, before it is cut
+        into chunks. Chance comes from (seed, step) alone, so that it is the same for any ranks."""
+        return batch
+
+    def embed(self, batch: Batch) -> Tensors:
+        """Outputs that carry gradient. Called chunk by chunk; never detaches, and does not read the clock."""
         raise NotImplementedError
 
-    def target(self, views: Tensor) -> Tensors:
-        """views (N, V, 3, H, W) -> outputs without gradient (momentum encoder, teacher). Called chunk by chunk."""
+    def target(self, batch: Batch) -> Tensors:
+        """Outputs without gradient (momentum encoder, teacher). Called chunk by chunk."""
         return {}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         """The paper's equation: the mean over this rank's own samples. Stop-gradients belong here."""
         raise NotImplementedError
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
-        """Updates moving averages, queues and banks. Called after each step of the optimizer; progress runs from 0 to 1
-        over the training."""
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
+        """Updates moving averages, queues and banks. Called after each step of the optimizer."""
 
     def scalars(self) -> dict[str, float]:
         """Further numbers that the monitor logs with the loss, by name."""

@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.files import describe_bytes
 from kilobatch.methods import collectives
@@ -73,27 +73,27 @@ class Chunking:
                 f"{collectives.world_size()} ranks: engine.chunks is decided anew, and local norms see other parts"
             )
 
-    def decide(self, views: Tensor) -> tuple[int, int]:
+    def decide(self, batch: Batch) -> tuple[int, int]:
         """(chunks, how many of them keep their graph); measured at the first call, if at all.
 
-        views (N, V, 3, H, W): this rank's, of the first step. Raises UserError, on every rank, where not even chunks of
+        batch: this rank's, of the first step. Raises UserError, on every rank, where not even chunks of
         one sample fit.
         """
         if self.chunks == 1:
             return 1, 1
         if self.chunks is None or self.keep is None:
-            self.chunks, self.keep = self._measure(views)
+            self.chunks, self.keep = self._measure(batch)
         return self.chunks, min(self.keep, self.chunks)
 
-    def _measure(self, views: Tensor) -> tuple[int, int]:
-        need = MemoryNeed.measure(self._method, views, self._device, self._autocast)
+    def _measure(self, batch: Batch) -> tuple[int, int]:
+        need = MemoryNeed.measure(self._method, batch, self._device, self._autocast)
         sharing = _ranks_on_this_machine(self._device)  # its all-gather also waits until the other ranks have measured
         budget = int(SHARE * free_memory(self._device, sharing))
         chunks = self.chunks
         if chunks is None:
-            none_fits = len(views) + 1
-            divisors = (c for c in range(1, none_fits) if len(views) % c == 0)
-            fewest = next((c for c in divisors if need.of(len(views) // c, 1) <= budget), none_fits)
+            none_fits = len(batch) + 1
+            divisors = (c for c in range(1, none_fits) if len(batch) % c == 0)
+            fewest = next((c for c in divisors if need.of(len(batch) // c, 1) <= budget), none_fits)
             chunks = int(collectives.all_reduce_max(torch.tensor(fewest, device=self._device)))
             if chunks == none_fits:
                 raise UserError(
@@ -101,7 +101,7 @@ class Chunking:
                     f"{describe_bytes(need.of(1, 1))}, and {describe_bytes(budget)} may be used ({SHARE:.0%} of what "
                     "is free for a rank); use more workers on more machines, smaller images, or a smaller encoder"
                 )
-        samples = len(views) // chunks
+        samples = len(batch) // chunks
         keep = self.keep
         if keep is None:
             most = need.most_kept(samples, budget)
@@ -110,7 +110,7 @@ class Chunking:
             kept = min(keep, chunks)
             how = f"in {chunks} chunks of {samples}, {kept} of which keep their graph" if chunks > 1 else "at once"
             needed = f"needs {describe_bytes(need.of(samples, kept))} of {describe_bytes(budget)} free here"
-            print(f"engine: a rank's {len(views)} samples {how}; {needed}", flush=True)
+            print(f"engine: a rank's {len(batch)} samples {how}; {needed}", flush=True)
         return chunks, keep
 
 
@@ -127,7 +127,7 @@ class MemoryNeed:
 
     @classmethod
     def measure(
-        cls, method: Method, views: Tensor, device: torch.device, autocast: Callable[[], torch.autocast]
+        cls, method: Method, batch: Batch, device: torch.device, autocast: Callable[[], torch.autocast]
     ) -> "MemoryNeed":
         """Runs method.embed and its backward on the first samples.
 
@@ -138,7 +138,7 @@ class MemoryNeed:
 
         def forward(samples: int) -> Tensors:
             with torch.enable_grad(), autocast():
-                return method.embed(views[:samples])
+                return method.embed(batch.first(samples))
 
         def backward(z: Tensors) -> None:
             nonlocal outputs
@@ -146,13 +146,13 @@ class MemoryNeed:
             scalar = torch.stack([x.float().sum() for x in z.values() if x.requires_grad]).sum()
             torch.autograd.grad(scalar, parameters, allow_unused=True)
 
-        samples = min(PROBE_SAMPLES[0], len(views)), min(PROBE_SAMPLES[1], len(views))
+        samples = min(PROBE_SAMPLES[0], len(batch)), min(PROBE_SAMPLES[1], len(batch))
         before = random_state(device)
         with batch_norm.frozen(method):
             forward(samples[0])  # libraries allocate on first use
             few, many = (cost(lambda n=n: forward(n), backward, device) for n in samples)
         set_random_state(before, device)
-        loss = 4 * collectives.world_size() * len(views) * outputs // samples[1]
+        loss = 4 * collectives.world_size() * len(batch) * outputs // samples[1]
         return cls(samples, (few, many), loss + UPDATE_COPIES * sum(p.numel() * p.element_size() for p in parameters))
 
     def of(self, samples: int, keep: int) -> int:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
@@ -67,14 +68,14 @@ class Engine:
     def autocast(self) -> torch.autocast:
         return autocast(self.options.precision, self.device.type)
 
-    def embed(self, views: Tensor) -> Tensors:
-        """method.embed under autocast. views (N, V, 3, H, W)."""
-        return self._deepspeed(views)
+    def embed(self, batch: Batch) -> Tensors:
+        """method.embed under autocast."""
+        return self._deepspeed(batch)
 
-    def target(self, views: Tensor) -> Tensors:
+    def target(self, batch: Batch) -> Tensors:
         """method.target under autocast, without gradient."""
         with torch.no_grad(), self.autocast():
-            return self.method.target(views)
+            return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradient to this rank's own gradients.

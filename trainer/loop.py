@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, Clock
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, input_images
 from kilobatch.data.views.options import Views
@@ -99,7 +99,8 @@ class Loop:
     def _step(self, step: int, batch: Batch, waited: float) -> bool:
         """One update, its log and its checkpoint. Returns True where a rank has received a stop signal."""
         if step == 0 and self.monitor:
-            self.monitor.images(batch.views, self.views.mean, self.views.std)
+            self.monitor.images(batch.views[0], self.views.mean, self.views.std)
+        batch = batch.replaced(clock=Clock(step, self.steps, self.loader.steps_per_epoch))
         outcome = forward_backward(self.engine, batch)
         flags = self.stop_requested(), self.checkpoints.due_by_clock()
         try:
@@ -111,7 +112,7 @@ class Loop:
         lr = self.learning_rate(step)
         self.engine.step(lr)
         batch_norm.commit(self.engine.method)
-        self.engine.method.update(outcome.z, outcome.t, batch, (step + 1) / self.steps)
+        self.engine.method.update(outcome.z, outcome.t, outcome.batch)
 
         done = step + 1
         if self.monitor:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import HALF_WAY, Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks import batch_norm
@@ -132,7 +132,7 @@ def _batch(expected: Standard) -> Batch:
     """The global batch."""
     generator, samples = torch.Generator().manual_seed(1), expected.samples
     views = torch.randn(samples, expected.views, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
-    return Batch(views, torch.arange(samples), expected.labels(samples))
+    return make_batch(views, label=expected.labels(samples), clock=HALF_WAY)
 
 
 class _StepResult(NamedTuple):
@@ -149,8 +149,8 @@ def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _St
         if isinstance(ours, batch_norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
     chunks = _batch(expected).chunks(parts)
-    z = join([method.embed(part.views) for part in chunks])
-    t = join([method.target(part.views) for part in chunks])
+    z = join([method.embed(part) for part in chunks])
+    t = join([method.target(part) for part in chunks])
     formula(method, z, t).backward()
     return _StepResult(_flat(method), _sorted(expected.remembered(method, z, t)) if expected.remembered else None)
 
@@ -177,11 +177,11 @@ class PlainEngine(Engine):
         self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
         self.trained = [p for p in method.parameters() if p.requires_grad]
 
-    def embed(self, views: Tensor) -> Tensors:
-        return self.method.embed(views)
+    def embed(self, batch: Batch) -> Tensors:
+        return self.method.embed(batch)
 
-    def target(self, views: Tensor) -> Tensors:
-        return self.method.target(views)
+    def target(self, batch: Batch) -> Tensors:
+        return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -216,10 +216,10 @@ def _table(expected: Standard, work: str) -> _Table:
     for layout in layouts:
         for precision, dtype in DTYPE.items():
             method = _method(expected, layout.norm).to(dtype)
-            batch = Batch(mine.views.to(dtype), mine.index, mine.label)
+            batch = mine.to(dtype)
             outcome = forward_backward(PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept), batch)
             gradient = collectives.mean(_flat(method))
-            method.update(outcome.z, outcome.t, batch, 0.5)
+            method.update(outcome.z, outcome.t, outcome.batch)
             memory = _sorted(collectives.gather(expected.held(method))) if expected.held else None
             results[layout, precision] = _StepResult(gradient, memory)
             phase.phase(work, len(results), rows)  # from the first on, which takes longer than the others
@@ -232,7 +232,7 @@ def _table(expected: Standard, work: str) -> _Table:
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:
     method = _method(expected, "fixed")
-    construction.loss(method, method.embed(mine.views), method.target(mine.views)).backward()
+    construction.loss(method, method.embed(mine), method.target(mine)).backward()
     return collectives.mean(_flat(method))
 
 

@@ -17,11 +17,13 @@ from kilobatch.trainer.engine import Engine
 
 @dataclass(frozen=True)
 class StepOutput:
-    """loss: 0-dim, this rank's own mean; z, t: the method's outputs for this rank's batch. None carries gradient."""
+    """loss: 0-dim, this rank's own mean; z, t: the method's outputs for this rank's batch; batch: as the method has
+    arranged it. None carries gradient."""
 
     loss: Tensor
     z: Tensors
     t: Tensors
+    batch: Batch
 
 
 class NonFinite(RuntimeError):
@@ -54,21 +56,23 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
     chunk to the first, so that the kept graphs are freed before others are built, and gradients add up in the same
     order for any keep.
     """
-    chunks, keep = engine.chunking.decide(batch.views)
+    with torch.no_grad():
+        batch = engine.method.arrange(batch)
+    chunks, keep = engine.chunking.decide(batch)
     if chunks == 1:
-        t, z = engine.target(batch.views), engine.embed(batch.views)
+        t, z = engine.target(batch), engine.embed(batch)
         loss = engine.method.loss(z, t, batch)
         engine.backward(loss)
-        return StepOutput(loss.detach(), _detached(z), t)
+        return StepOutput(loss.detach(), _detached(z), t, batch)
 
     parts = batch.chunks(chunks)
-    t = join([engine.target(part.views) for part in parts])
+    t = join([engine.target(part) for part in parts])
     rng_states: list[list[Tensor]] = []  # of each chunk's first pass
     embedded: list[Tensors] = []
     for k, part in enumerate(parts):
         rng_states.append(random_state(engine.device))
         with torch.set_grad_enabled(k >= chunks - keep):
-            embedded.append(engine.embed(part.views))
+            embedded.append(engine.embed(part))
     rng_after = random_state(engine.device)
 
     z = {name: _leaf(x) for name, x in join([_detached(part) for part in embedded]).items()}
@@ -85,13 +89,13 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
         if k < chunks - keep:
             set_random_state(rng_states[k], engine.device)
             with batch_norm.frozen(engine.method):
-                z_chunk = engine.embed(parts[k].views)
+                z_chunk = engine.embed(parts[k])
         # The sum of z * g has the gradient g with respect to z, and is a scalar that the engine can scale like a loss.
         terms += [(z_chunk[name] * g[k]).sum() for name, g in by_leaf.items() if z_chunk[name].requires_grad]
         engine.backward(torch.stack(terms).sum())
         terms = []
     set_random_state(rng_after, engine.device)
-    return StepOutput(loss.detach(), _detached(z), t)
+    return StepOutput(loss.detach(), _detached(z), t, batch)
 
 
 def check_finite(engine: Engine, outcome: StepOutput, step: int, flags: Sequence[bool] = ()) -> list[bool]:

@@ -19,8 +19,8 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2 import functional as F
 
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import keys
 from kilobatch.data.loading.ffcv_bindings import imdecode
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.crop_box import crop_box
 from kilobatch.data.views.draws import draw_values

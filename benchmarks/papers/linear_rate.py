@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.trainer.evaluate import linear
 from kilobatch.trainer.evaluate.options import SEARCHED_RATES, LinearOptions
@@ -55,7 +55,7 @@ class Features:
         yield from map(self._batch, whole.view(-1, BATCH)[first_step:])
 
     def _batch(self, index: Tensor) -> Batch:
-        return Batch(self.x[index][:, None], index, self.label[index])
+        return make_batch(self.x[index][:, None], index, self.label[index])
 
     def share_right(self, head: nn.Linear) -> float:
         """In per cent."""

@@ -74,7 +74,7 @@ def losses(
 
 
 def loss_of(method: FineTune, batch: Batch) -> Tensor:
-    return method.loss(method.embed(batch.views), method.target(batch.views), batch)
+    return method.loss(method.embed(batch), method.target(batch), batch)
 
 
 def teacher_of(seed: int, epochs: int) -> FineTune:

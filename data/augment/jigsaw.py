@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import part_keys, uniforms
+from kilobatch.data.tensor_rng import part_keys, uniforms
 from kilobatch.data.views.columns import FLIP_DRAW, GRID, JIGSAW_DRAW, PATCH_DRAW, PATCHES
 from kilobatch.data.views.options import Views, patch_side
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kilobatch.data.augment.jigsaw import augment_by_patch, jigsaw
 from kilobatch.data.batch import Batch
-from kilobatch.data.counter_rng import keys
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import UNLABELLED
 from kilobatch.data.loading.sampling import epoch_order, rank_batches, rank_block
+from kilobatch.data.tensor_rng import keys, sample_keys
 from kilobatch.data.views.options import Interpolation, Views
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Loader:
                 views = torch.stack([views[:, 0], jigsaw(views[:, 1], second_keys)], 1)
             if self.hidden is not None:
                 label = label.masked_fill(self.hidden[index], UNLABELLED)
-            yield Batch(views, index, label)
+            yield Batch((views,), index, label, sample_keys(self.seed, epoch * self.steps_per_epoch + step, index))
 
     def close(self) -> None:
         if self.prefetcher is not None:
@@ -216,7 +216,8 @@ class PlainLoader:
         prefetcher = Prefetcher(self.beton, requests)
         try:
             for views, label, index, request in prefetcher:
-                yield Batch(finish_views(views, request.index, self.views, 0, 0), index, label)
+                views = finish_views(views, request.index, self.views, 0, 0)
+                yield Batch((views,), index, label, sample_keys(0, 0, index))
         finally:
             prefetcher.close()
 

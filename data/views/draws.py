@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilobatch.data.counter_rng import uniform, uniforms
+from kilobatch.data.counter_rng import uniform
 from kilobatch.data.numba_jit import Floats, Integer, Real, exact
+from kilobatch.data.tensor_rng import uniforms
 from kilobatch.data.views.columns import CROP, FIRST_DRAW, HIGH, LOW, VALUES
 
 

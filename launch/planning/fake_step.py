@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, blank
 from kilobatch.launch.planning.fake_tensors import Traffic, fake_ranks
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.references import recipe_of
@@ -93,8 +93,7 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
 
 
 def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:
-    views, n = recipe.data.views, layout.samples
-    batch = Batch(torch.empty(n, views.count, 3, views.size, views.size), *torch.zeros(2, n, dtype=torch.int64))
+    batch = blank(layout.samples, [recipe.data.views])
     parameters = [p for p in method.parameters() if p.requires_grad]
     for p in parameters:
         if layout.chunks > 1:  # the gradients of the chunks before
@@ -185,14 +184,14 @@ class _StepParts:
     def targets(self) -> None:
         self._begin("outputs", "targets")
         with torch.no_grad(), autocast(self.precision, "cpu"):
-            self.t = self.method.target(self.chunk.views)
+            self.t = self.method.target(self.chunk)
         self._count("targets")
         self._end_moment("targets")
 
     def forward(self) -> None:
         self._begin("activations", "BatchNorm")
         with autocast(self.precision, "cpu"):
-            self.z = self.method.embed(self.chunk.views)
+            self.z = self.method.embed(self.chunk)
         self.kept = self.tracker.labelled["activations"]
         self._count("forward")
         self._end_moment("forward")
@@ -229,7 +228,7 @@ class _StepParts:
         self._begin("outputs", "BatchNorm's running statistics")
         batch_norm.commit(self.method)
         self._begin("outputs", "memories")
-        self.method.update({name: x.detach() for name, x in self.z.items()}, self.t, self.batch, 0.5)
+        self.method.update({name: x.detach() for name, x in self.z.items()}, self.t, self.batch)
 
     def _begin(self, label: str, purpose: str) -> None:
         """label: of the memory allocated from here on; purpose: of the bytes sent from here on."""

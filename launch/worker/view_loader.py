@@ -56,7 +56,7 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[Tensor]:
         epoch, self._next = self._next, self._next + 1
-        return (batch.views.transpose(0, 1) for batch in self._loader.epoch(epoch))
+        return (batch.views[0].transpose(0, 1) for batch in self._loader.epoch(epoch))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from a step on: views (n, V, 3, size, size), index, label."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from kilobatch.data.counter_rng import keys, uniforms
+from kilobatch.data.tensor_rng import keys, uniforms
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.memory_bank import MemoryBank
 

@@ -74,9 +74,9 @@ class Distill(FineTune):
             )
         self.teacher_network = Teacher(method, self.teacher_precision)
 
-    def target(self, views: Tensor) -> Tensors:
+    def target(self, batch: Batch) -> Tensors:
         assert self.teacher_network, "load_pretrained() comes first"
-        return {"logits": self.teacher_network.logits(views[:, 0])}  # (N, classes)
+        return {"logits": self.teacher_network.logits(batch.views[0][:, 0])}  # (N, classes)
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         student, teacher = z["logits"], t["logits"]

@@ -74,8 +74,8 @@ class FineTune(Method):
     def logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.represent(images))
 
-    def embed(self, views: Tensor) -> Tensors:
-        return {"logits": self.logits(views[:, 0])}  # (N, classes)
+    def embed(self, batch: Batch) -> Tensors:
+        return {"logits": self.logits(batch.views[0][:, 0])}  # (N, classes)
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         refuse_unlabelled(batch.label)

@@ -52,8 +52,8 @@ class InstanceDiscrimination(Method):
     def prepare(self, images: int, classes: int) -> None:
         self.bank = MemoryBank(images, self.dim)
 
-    def embed(self, views: Tensor) -> Tensors:
-        return {"v": unit(self.head(self.encoder(views[:, 0])))[:, None]}  # (N, 1, D)
+    def embed(self, batch: Batch) -> Tensors:
+        return {"v": unit(self.head(self.encoder(batch.views[0][:, 0])))[:, None]}  # (N, 1, D)
 
     def contrast(self, v: Tensor, index: Tensor) -> Tensor:
         """The mean losses (V,) against the bank of v (n, V, D), V embeddings of each image."""
@@ -68,7 +68,7 @@ class InstanceDiscrimination(Method):
             loss = loss + self.proximal * difference.square().sum(1).mean()
         return loss
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
         self.bank.follow(batch.index, z["v"][:, 0], self.momentum)
         if self.nce:
             self.nce.advance()

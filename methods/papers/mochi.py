@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.counter_rng import keys, uniforms
+from kilobatch.data.tensor_rng import keys, uniforms
 from kilobatch.methods.losses.contrastive import info_nce
 from kilobatch.methods.memories.options import HardCount, QueueOptions, refuse_too_many_hard
 from kilobatch.methods.method import Tensors
@@ -96,9 +96,9 @@ class MoCHi(MoCo):
         h_prime = beta * q[:, None] + (1 - beta) * n_query
         return unit(torch.cat([h, h_prime], 1))
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
-        super().update(z, t, batch, progress)
-        self.progress.fill_(progress)
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
+        super().update(z, t, batch)
+        self.progress.fill_(batch.clock.after)
         self.step += 1
 
 

@@ -67,11 +67,13 @@ class MoCo(Method):
     def online(self) -> nn.Module:
         return nn.Sequential(self.encoder, self.head)
 
-    def embed(self, views: Tensor) -> Tensors:
+    def embed(self, batch: Batch) -> Tensors:
+        views = batch.views[0]
         queries = views.unbind(1) if self.symmetric else views.unbind(1)[:1]
         return {"q": torch.stack([unit(self.head(self.encoder(x_q))) for x_q in queries], 1)}  # (N, 1 or 2, D)
 
-    def target(self, views: Tensor) -> Tensors:
+    def target(self, batch: Batch) -> Tensors:
+        views = batch.views[0]
         keys = views.flip(1).unbind(1) if self.symmetric else views.unbind(1)[1:]
         return {"k": torch.stack([unit(self.key(x_k)) for x_k in keys], 1)}  # k[:, i] is the key of q[:, i]
 
@@ -84,7 +86,7 @@ class MoCo(Method):
             [info_nce(q, k, self.queue, self.temperature, operands=self.operands) for q, k in pairs]
         ).mean()
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
         self.momentum_encoder.follow(self.online(), self.momentum)
         self.queue.push(t["k"].transpose(0, 1).flatten(0, 1))
         if self.shuffle:

@@ -53,20 +53,21 @@ class MoCoV3(Method):
     def online(self) -> nn.Module:
         return nn.Sequential(self.encoder, self.projector)
 
-    def embed(self, views: Tensor) -> Tensors:
+    def embed(self, batch: Batch) -> Tensors:
         network = nn.Sequential(self.encoder, self.projector, self.predictor)
-        return {"q": torch.stack([network(view) for view in views.unbind(1)], 1)}  # (N, V, D); norms see one view
+        views = batch.views[0].unbind(1)
+        return {"q": torch.stack([network(view) for view in views], 1)}  # (N, V, D); norms see one view
 
-    def target(self, views: Tensor) -> Tensors:
-        return {"k": torch.stack([self.momentum_encoder(view) for view in views.unbind(1)], 1)}
+    def target(self, batch: Batch) -> Tensors:
+        return {"k": torch.stack([self.momentum_encoder(view) for view in batch.views[0].unbind(1)], 1)}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         q1, q2 = unit(z["q"]).unbind(1)
         k1, k2 = unit(t["k"]).unbind(1)
         return ctr(q1, k2, self.temperature) + ctr(q2, k1, self.temperature)
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
-        self.momentum_encoder.follow(self.online(), rising(self.momentum, progress))
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
+        self.momentum_encoder.follow(self.online(), rising(self.momentum, batch.clock.after))
 
 
 def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:

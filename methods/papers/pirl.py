@@ -47,8 +47,8 @@ class PIRL(InstanceDiscrimination):
         self.patch_head = nn.Linear(encoder.features, dim)
         self.joined_head = nn.Linear(9 * dim, dim)
 
-    def embed(self, views: Tensor) -> Tensors:
-        image, jigsaw = views.unbind(1)
+    def embed(self, batch: Batch) -> Tensors:
+        image, jigsaw = batch.views[0].unbind(1)
         of_patches = self.patch_head(self.encoder(patches(jigsaw).flatten(0, 1)))  # (9 N, D)
         f, g = self.head(self.encoder(image)), self.joined_head(of_patches.view(len(image), -1))
         return {"v": unit(stack([f, g], 1))}  # (N, 2, D)

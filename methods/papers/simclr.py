@@ -71,7 +71,8 @@ class SimCLR(Method):
         excess = (log_scale - log(LARGEST_SCALE)).clamp(min=0).detach()  # clamp itself has no gradient there
         return (excess - log_scale).exp()
 
-    def embed(self, views: Tensor) -> Tensors:
+    def embed(self, batch: Batch) -> Tensors:
+        views = batch.views[0]
         h = self.encoder(views.flatten(0, 1))  # h = f(x), both views in one batch, as the authors' norms see them
         return {"z": self.head(h).unflatten(0, views.shape[:2])}  # z = g(h), (N, V, D)
 

@@ -55,18 +55,19 @@ class SimCLRV2(Method):
     def online(self) -> nn.Module:
         return nn.Sequential(self.encoder, self.head)
 
-    def embed(self, views: Tensor) -> Tensors:
+    def embed(self, batch: Batch) -> Tensors:
+        views = batch.views[0]
         h = self.encoder(views.flatten(0, 1))  # h = f(x), both views in one batch, as the authors' norms see them
         return {"z": self.head(h).unflatten(0, views.shape[:2])}  # z = g(h), (N, V, D)
 
-    def target(self, views: Tensor) -> Tensors:
-        return {"key": unit(self.momentum_encoder(views[:, 1]))} if self.momentum_encoder else {}  # (N, D)
+    def target(self, batch: Batch) -> Tensors:
+        return {"key": unit(self.momentum_encoder(batch.views[0][:, 1]))} if self.momentum_encoder else {}  # (N, D)
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         z1, z2 = z["z"].unbind(1)
         return nt_xent(z1, z2, self.temperature, self.queue, self.operands)
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
         if self.queue and self.momentum_encoder:
             self.momentum_encoder.follow(self.online(), self.momentum)
             self.queue.push(t["key"])

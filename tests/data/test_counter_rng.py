@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from kilobatch.data.counter_rng import as_int64, key, keys, shift_right, uniform, uniforms
+from kilobatch.data.counter_rng import key, mix, uniform
 from kilobatch.data.numba_jit import exact, fast
+from kilobatch.data.tensor_rng import STEP_SALT, as_int64, child, keys, mix_batch, sample_keys, shift_right, uniforms
 
 
 def test_is_splitmix64():
@@ -28,6 +29,24 @@ def test_batched_form_has_the_bits_of_the_scalar_form(seed: int, epoch: int):
     draws = torch.tensor([0, 1, 63, 64, 159])
     values = uniforms(batched[:, 0, None], draws)
     assert values.tolist() == [[uniform(np.uint64(row[0]), int(k)) for k in draws] for row in scalar]
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (2**64 - 1, 10**6), (-1, 1)])
+def test_a_step_has_keys_of_its_own(seed: int, step: int):
+    names = torch.randint(0, 2**40, (50,), generator=torch.Generator().manual_seed(0))
+    state = mix(np.uint64(mix(np.uint64((seed ^ STEP_SALT) % 2**64))) ^ np.uint64(step))
+    scalar = [int(mix(np.uint64(state) ^ np.uint64(int(name)))) for name in names]
+    assert sample_keys(seed, step, names).numpy().view(np.uint64).tolist() == scalar
+    assert not {*sample_keys(seed, step, names).tolist()} & {*keys(seed, step, names, 4).flatten().tolist()}
+
+
+def test_a_child_is_told_from_its_siblings_and_its_parent():
+    parents = sample_keys(3, 0, torch.arange(100))
+    below = [child(parents, 1), child(parents, 2), child(parents, 1, 2), child(parents, 2, 1), parents]
+    assert len({*torch.cat(below).tolist()}) == 500
+    counted = child(parents[:, None], 1, torch.arange(5))  # (100, 5)
+    assert torch.equal(counted[:, 2], child(parents, 1, 2))
+    assert torch.equal(child(parents, 7), mix_batch(parents ^ mix_batch(torch.tensor(7))))
 
 
 def test_a_key_differs_by_each_of_its_parts():

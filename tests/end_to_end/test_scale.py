@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import step_collectives
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.encoder import Encoder
@@ -39,7 +39,7 @@ def step(chunks: int) -> dict[str, Any]:
     torch.manual_seed(0)
     method = SimCLR(Tiny(), temperature=0.1, dim=8).double()
     views = torch.randn(IMAGES, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole = Batch(views, torch.arange(IMAGES), torch.zeros(IMAGES, dtype=torch.int64))
+    whole = make_batch(views, torch.arange(IMAGES), torch.zeros(IMAGES, dtype=torch.int64))
     mine = whole.chunks(collectives.world_size())[collectives.rank()]
     outcome = forward_backward(PlainEngine(method, len(mine), chunks=chunks, keep=chunks // 2), mine)
     batch_norm.commit(method)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 
 
@@ -21,7 +21,7 @@ class Block:
             torch.arange(self.samples).tensor_split(collectives.world_size())[collectives.rank()].split(self.batch)
         ):
             if len(index):
-                yield Batch(self.images[index, None], index, self.labels[index])
+                yield make_batch(self.images[index, None], index, self.labels[index])
 
 
 class Shuffled:
@@ -37,7 +37,7 @@ class Shuffled:
             index = order[step * self.batch : (step + 1) * self.batch].chunk(collectives.world_size())[
                 collectives.rank()
             ]
-            yield Batch(self.images[index, None], index, self.labels[index])
+            yield make_batch(self.images[index, None], index, self.labels[index])
 
 
 def clusters(samples: int, classes: int, seed: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:

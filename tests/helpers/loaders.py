@@ -51,7 +51,7 @@ def plain(beton: Path, size: int = 24, *, rank: int = 0, world: int = 1, threads
 def stacked(batches: Iterator[Batch] | list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     batches = list(batches)
     return (
-        torch.cat([batch.views for batch in batches]),
+        torch.cat([batch.views[0] for batch in batches]),
         torch.cat([batch.index for batch in batches]),
         torch.cat([batch.label for batch in batches]),
     )

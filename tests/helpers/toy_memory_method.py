@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, Clock, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import info_nce
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
@@ -38,18 +38,18 @@ class ToyMemoryMethod(Method):
         self.whole = Queue(QueueOptions(length=LENGTH, placement="replicated"), DIM)
         self.odd = Queue(QueueOptions(length=ODD, placement="sharded"), DIM)
 
-    def embed(self, views: Tensor) -> Tensors:
-        return {"q": F.normalize(self.encoder(views[:, 0].flatten(1)).float(), dim=1)}
+    def embed(self, batch: Batch) -> Tensors:
+        return {"q": F.normalize(self.encoder(batch.views[0][:, 0].flatten(1)).float(), dim=1)}
 
-    def target(self, views: Tensor) -> Tensors:
-        return {"k": F.normalize(self.momentum_encoder(views[:, 1].flatten(1)).float(), dim=1)}
+    def target(self, batch: Batch) -> Tensors:
+        return {"k": F.normalize(self.momentum_encoder(batch.views[0][:, 1].flatten(1)).float(), dim=1)}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         losses = [info_nce(z["q"], t["k"], queue, 0.2) for queue in (self.shards, self.whole, self.odd)]
         return torch.stack(losses).sum()
 
-    def update(self, z: Tensors, t: Tensors, batch: Batch, progress: float) -> None:
-        self.momentum_encoder.follow(self.encoder, rising(MOMENTUM, progress))
+    def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
+        self.momentum_encoder.follow(self.encoder, rising(MOMENTUM, batch.clock.after))
         for queue in (self.shards, self.whole, self.odd):
             queue.push(t["k"])
 
@@ -67,19 +67,19 @@ def batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(BATCH, 1, 3, 4, 4, generator=generator)
     views = images + 0.3 * torch.randn(BATCH, 2, 3, 4, 4, generator=generator)
-    whole = Batch(views, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
-    return whole.chunks(collectives.world_size())[collectives.rank()]
+    whole = make_batch(views, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
+    return whole.replaced(clock=Clock(step, TOTAL, TOTAL)).chunks(collectives.world_size())[collectives.rank()]
 
 
 def train(engine: Engine, steps: range, after: Callable[[int], object] = lambda step: None) -> list[dict[str, Any]]:
     """Trains as Loop does. Returns the global loss of each step, and the keys that this rank made."""
     records = []
     for step in steps:
-        outcome = forward_backward(engine, part := batch(step))
+        outcome = forward_backward(engine, batch(step))
         check_finite(engine, outcome, step)
         engine.step(0.1)
         batch_norm.commit(engine.method)
-        engine.method.update(outcome.z, outcome.t, part, (step + 1) / TOTAL)
+        engine.method.update(outcome.z, outcome.t, outcome.batch)
         after(step)
         records.append({"loss": collectives.mean(outcome.loss), "keys": outcome.t["k"]})
     return records

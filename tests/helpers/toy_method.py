@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Memory, Method, Tensors
 from kilobatch.methods.networks.batch_norm import BatchNorm
@@ -42,11 +42,12 @@ class Toy(Method):
         self.temperature = nn.Parameter(torch.tensor([0.3]))
         self.shard = Shard()
 
-    def embed(self, views: Tensor) -> Tensors:
+    def embed(self, batch: Batch) -> Tensors:
+        views = batch.views[0]
         return {"z": self.encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])}
 
-    def target(self, views: Tensor) -> Tensors:
-        return {"t": self.teacher(views[:, 0].flatten(1))}
+    def target(self, batch: Batch) -> Tensors:
+        return {"t": self.teacher(batch.views[0][:, 0].flatten(1))}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         a, b = F.normalize(z["z"].float(), dim=-1).unbind(1)
@@ -63,7 +64,7 @@ def toy(batch_norm: bool = False, dropout: float = 0.0, seed: int = 0) -> Toy:
 def batch(step: int = 0) -> Batch:
     """The global batch of a step."""
     views = torch.randn(GLOBAL_BATCH, 2, 3, 6, 6, generator=torch.Generator().manual_seed(step))
-    return Batch(views, torch.arange(GLOBAL_BATCH), torch.zeros(GLOBAL_BATCH, dtype=torch.int64))
+    return make_batch(views, torch.arange(GLOBAL_BATCH), torch.zeros(GLOBAL_BATCH, dtype=torch.int64))
 
 
 def own_batch(step: int = 0) -> Batch:
@@ -73,8 +74,8 @@ def own_batch(step: int = 0) -> Batch:
 def plain_loss(method: Method, whole: Batch, chunks: int = 1) -> Tensor:
     """The loss of the whole batch, in one graph."""
     parts = whole.chunks(chunks)
-    z = torch.cat([method.embed(part.views)["z"] for part in parts])
-    t = torch.cat([method.target(part.views)["t"] for part in parts])
+    z = torch.cat([method.embed(part)["z"] for part in parts])
+    t = torch.cat([method.target(part)["t"] for part in parts])
     return method.loss({"z": z}, {"t": t}, whole)
 
 

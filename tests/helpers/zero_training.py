@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.engine import Engine
@@ -45,7 +45,8 @@ class Net(Toy):
         self.last = nn.Linear(12 * 4, 8)
         self.spare = nn.Parameter(torch.randn(5, 3))
 
-    def embed(self, views: Tensor) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        views = batch.views[0]
         return {"z": self.last(self.encoder(views.flatten(0, 1))).unflatten(0, views.shape[:2])}
 
 
@@ -57,8 +58,8 @@ class Single(Toy):
         super().__init__()
         self.encoder, self.scale = nn.Flatten(), nn.Parameter(torch.full((1, 1), 2.0))
 
-    def embed(self, views: Tensor) -> dict[str, Tensor]:
-        return {"z": (self.scale * views[:, :, :, 0, :3].flatten(2))[..., :8].sin()}
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        return {"z": (self.scale * batch.views[0][:, :, :, 0, :3].flatten(2))[..., :8].sin()}
 
 
 def net(mode: batch_norm.Mode = "global", seed: int = 0) -> Net:
@@ -68,7 +69,7 @@ def net(mode: batch_norm.Mode = "global", seed: int = 0) -> Net:
 
 def own_batch(step: int) -> Batch:
     views = torch.randn(BATCH, 2, 3, 6, 6, generator=torch.Generator().manual_seed(step))
-    whole = Batch(views, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
+    whole = make_batch(views, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
     return whole.chunks(collectives.world_size())[collectives.rank()]
 
 

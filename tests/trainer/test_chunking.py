@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -31,8 +31,8 @@ class Wide(Method):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(48, 100, bias=False), nn.Tanh(), nn.Linear(100, 10, bias=False))
 
-    def embed(self, views: Tensor) -> Tensors:
-        return {"z": self.encoder(views.flatten(2))}
+    def embed(self, batch: Batch) -> Tensors:
+        return {"z": self.encoder(batch.views[0].flatten(2))}
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         first, second = z["z"].unbind(1)
@@ -41,7 +41,7 @@ class Wide(Method):
 
 def batch() -> Batch:
     views = torch.randn(SAMPLES, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return Batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
+    return make_batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
 
 
 def simclr(norm: Mode = "local") -> SimCLR:
@@ -54,7 +54,7 @@ def engine(method: Method, **options: int | str) -> PlainEngine:
 
 
 def need_of(method: Method) -> MemoryNeed:
-    return MemoryNeed.measure(method, batch().views, CPU, engine(method).autocast)
+    return MemoryNeed.measure(method, batch(), CPU, engine(method).autocast)
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def set_free_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_the_bytes_of_a_graph_are_those_counted_by_hand() -> None:
-    method, views = Wide(), torch.randn(8, 2, 3, 4, 4)
+    method, of = Wide(), make_batch(torch.randn(8, 2, 3, 4, 4))
     weights = list(method.parameters())
-    measured = cost(lambda: method.embed(views)["z"], lambda z: torch.autograd.grad(z.sum(), weights), CPU)
+    measured = cost(lambda: method.embed(of)["z"], lambda z: torch.autograd.grad(z.sum(), weights), CPU)
     assert measured.held == 16 * (100 + 10) * 4  # the tanh's output is saved, its input is dropped; the output
     assert measured.held < measured.peak < measured.held + (16 * 210 + sum(p.numel() for p in weights)) * 4 + 64
 
@@ -91,24 +91,24 @@ def test_the_fewest_chunks_that_fit_and_the_most_graphs(set_free_memory: Callabl
         (need.of(1, 1), (SAMPLES, 1)),
     ):
         set_free_memory(size)
-        assert engine(simclr(), chunks="auto").chunking.decide(batch().views) == expected
+        assert engine(simclr(), chunks="auto").chunking.decide(batch()) == expected
     for size, kept in ((need.of(8, 3), 3), (need.of(8, 3) - 1024, 2), (2**40, 8), (0, 0)):
         set_free_memory(size)
-        assert engine(simclr(), chunks=8).chunking.decide(batch().views) == (
+        assert engine(simclr(), chunks=8).chunking.decide(batch()) == (
             8,
             kept,
         )  # chunks as in the options, whether they fit or not
     set_free_memory(need.of(1, 1) - 1024)
     with pytest.raises(UserError, match="not even one sample at a time fits"):
-        engine(simclr(), chunks="auto").chunking.decide(batch().views)
+        engine(simclr(), chunks="auto").chunking.decide(batch())
 
 
 def test_a_norm_over_the_global_batch_makes_auto_one_chunk(set_free_memory: Callable[[int], None]) -> None:
     set_free_memory(0)
     whole = engine(simclr("global"), chunks="auto")
-    assert whole.chunking.decide(batch().views) == (1, 1)
+    assert whole.chunking.decide(batch()) == (1, 1)
     whole.chunking.resume(4)  # as of 4 ranks
-    assert whole.chunking.decide(batch().views) == (1, 1)
+    assert whole.chunking.decide(batch()) == (1, 1)
 
 
 def test_another_number_of_ranks_keeps_the_parts_of_the_batch(

@@ -75,7 +75,7 @@ def left_alone() -> dict[str, Any]:
 def precision(name: str) -> dict[str, Any]:
     method = toy(batch_norm=True)
     engine = make(method, precision=name, chunks=2)
-    dtypes = engine.embed(own_batch().views)["z"].dtype, engine.target(own_batch().views)["t"].dtype
+    dtypes = engine.embed(own_batch())["z"].dtype, engine.target(own_batch())["t"].dtype
     seen: dict[str, Tensor] = {}
     hook = engine.optimizer.register_step_pre_hook(lambda *_: seen.update(gradients(method)))
     while not seen:  # fp16 begins with a scale that overflows

@@ -36,7 +36,7 @@ class Steps:
             self.taken.append(step)
             batch = own_batch(step)
             if step == self.poisoned:
-                batch.views[:] = float("nan")
+                batch.views[0][:] = float("nan")
             yield batch
 
 

@@ -91,18 +91,18 @@ def automatic(folder: Path) -> dict[str, Any]:
     method = toy(batch_norm=True)
     engine = sgd_engine(method, chunks="auto")
     before, rng_state = weights(method), torch.get_rng_state()
-    need = MemoryNeed.measure(method, own_batch().views, CPU, engine.autocast)
+    need = MemoryNeed.measure(method, own_batch(), CPU, engine.autocast)
     free = int((need.of(4, 1), need.of(2, 2))[dist.get_rank()] / chunking.SHARE) + 2
     untouched = all(torch.equal(x, before[name]) for name, x in weights(method).items())
     untouched &= torch.equal(torch.get_rng_state(), rng_state) and not gradients(method)
     with mock.patch.object(chunking, "free_memory", lambda device, sharing: free):
-        decided = engine.chunking.decide(own_batch().views)
+        decided = engine.chunking.decide(own_batch())
     with Checkpoints(folder, CheckpointOptions(), dist.get_rank(), dist.get_world_size()) as checkpoints:
         dist.barrier()  # no rank may save before all have one
         checkpoints.save(1, engine.pieces(), {}, wait=True)
     again = sgd_engine(toy(batch_norm=True, seed=1), chunks="auto")
     again.restore(open_saved(folder / "step-00000001"))
-    resumed = again.chunking.decide(own_batch().views)
+    resumed = again.chunking.decide(own_batch())
     return {
         "decided": decided,
         "resumed": resumed,
@@ -216,7 +216,7 @@ def test_ranks_and_chunks_change_no_gradient(world: str, chunks: int, request: p
     losses = torch.stack([rank[f"chunks {chunks}"]["loss"] for rank in ranks])
     torch.testing.assert_close(losses.mean(), plain_loss(toy(), batch()).detach())
     z = torch.cat([rank[f"chunks {chunks}"]["z"] for rank in ranks])
-    torch.testing.assert_close(z, toy().embed(batch().views)["z"].detach())
+    torch.testing.assert_close(z, toy().embed(batch())["z"].detach())
 
 
 def test_local_batch_norm_is_per_chunk_on_any_ranks(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:

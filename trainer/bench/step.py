@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods.networks import batch_norm, build
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.papers.simclr import SimCLR
@@ -36,9 +36,9 @@ def rows(device: torch.device) -> tuple[list[BenchRow], float]:
     )
     batch = random_batch(samples, side, device)
     with FlopCounterMode(display=False) as count:
-        encoder_pass(engine, batch.views)
+        encoder_pass(engine, batch.views[0])
     operations = count.get_total_flops()
-    encoder_alone = best(lambda: encoder_pass(engine, batch.views), device, 2)
+    encoder_alone = best(lambda: encoder_pass(engine, batch.views[0]), device, 2)
     whole_step = best(lambda: train_step(engine, batch), device, 2)
     peak = gemm(device, torch.bfloat16 if on_gpu else torch.float32)
     what = f"{options.name}, {side} pixels, {precision}"
@@ -59,8 +59,8 @@ def rows(device: torch.device) -> tuple[list[BenchRow], float]:
 
 def random_batch(samples: int, side: int, device: torch.device) -> Batch:
     """Two views of random pixels for each sample, with label 0."""
-    index = torch.arange(samples, device=device)
-    return Batch(torch.randn(samples, 2, 3, side, side, device=device), index, torch.zeros_like(index))
+    views = torch.randn(samples, 2, 3, side, side, device=device)
+    return make_batch(views, label=torch.zeros(samples, dtype=torch.int64, device=device))
 
 
 def encoder_pass(engine: Engine, views: Tensor) -> None:
@@ -77,4 +77,4 @@ def train_step(engine: Engine, batch: Batch) -> None:
     check_finite(engine, outcome, 0)
     engine.step(1e-3)
     batch_norm.commit(engine.method)
-    engine.method.update(outcome.z, outcome.t, batch, 0.5)
+    engine.method.update(outcome.z, outcome.t, outcome.batch)

@@ -68,7 +68,7 @@ def extract(represent: Represent, images: Images) -> Features:
     parts: list[tuple[Tensor, Tensor]] = []
     done = 0
     for batch in images:
-        parts.append((represent(batch.views[:, 0]), batch.label))
+        parts.append((represent(batch.views[0][:, 0]), batch.label))
         done += len(batch) * collectives.world_size()
         phase("features of images", min(done, images.samples), images.samples)
         heartbeat()

@@ -7,7 +7,6 @@ clean test images, which shows how much accuracy the moving costs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from kilobatch.data.augment.cpu.augment import affine_batch
 from kilobatch.data.batch import Batch
-from kilobatch.data.counter_rng import keys
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views.options import Affine
 from kilobatch.trainer.evaluate.features import Images, Represent, extract
 from kilobatch.trainer.evaluate.images import Triple, to_bytes
@@ -39,11 +38,11 @@ class Moved:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.images:
-            clean = to_bytes(batch.views[:, 0], self.mean, self.std).permute(0, 2, 3, 1).cpu().numpy()
+            clean = to_bytes(batch.views[0][:, 0], self.mean, self.std).permute(0, 2, 3, 1).cpu().numpy()
             each = keys(SEED, 0, batch.index.cpu(), 1).flatten().numpy().view(np.uint64)
             moved = affine_batch(clean, each, MOVES)
             views = _normalised(torch.from_numpy(moved).permute(0, 3, 1, 2), self.mean, self.std)
-            yield replace(batch, views=views[:, None].to(batch.views.device))
+            yield batch.replaced(views=(views[:, None].to(batch.index.device),))
 
 
 def evaluate(

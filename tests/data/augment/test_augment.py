@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from kilobatch.data.augment.cpu import augment as cpu
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import key, keys
+from kilobatch.data.counter_rng import key
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.draws import draw_value
 from kilobatch.data.views.options import (

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kilobatch.data.augment import torch_ops
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import keys
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.draws import draw_values
 from kilobatch.data.views.options import Blur, Jitter, Second, Solarize, Views

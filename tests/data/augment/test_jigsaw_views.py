@@ -11,7 +11,8 @@ from kilobatch.data.augment.cpu import augment as cpu
 from kilobatch.data.augment.cpu.patches import augment_patches
 from kilobatch.data.augment.device import augment
 from kilobatch.data.augment.jigsaw import augment_by_patch, jigsaw, patches
-from kilobatch.data.counter_rng import keys, part_keys, uniform
+from kilobatch.data.counter_rng import uniform
+from kilobatch.data.tensor_rng import keys, part_keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.options import Blur, Crop, Jitter, Photometric, Second, Solarize, Views, patch_side
 from tests.data.augment.test_augment import channels_first, photos
@@ -69,7 +70,7 @@ def test_an_images_jigsaw_depends_on_seed_epoch_and_image_alone(beton: Path) -> 
         for rank in range(ranks):
             with loader(beton, views, **{"jigsaw": True, **options, "rank": rank}) as batches:
                 for batch in batches.epoch(epoch):
-                    found |= dict(zip(batch.index.tolist(), batch.views.clone(), strict=True))
+                    found |= dict(zip(batch.index.tolist(), batch.views[0].clone(), strict=True))
         return found
 
     whole, ranks, other = shown(), shown(world=2, threads=2), shown(epoch=1)
@@ -159,7 +160,7 @@ def test_loader_gives_patches_of_their_own_colours(beton: Path) -> None:
     def shown(**options: int) -> dict[int, Tensor]:
         with loader(beton, views, jigsaw=True, **options) as batches:
             return {
-                int(i): view for batch in batches.epoch(0) for i, view in zip(batch.index, batch.views, strict=True)
+                int(i): view for batch in batches.epoch(0) for i, view in zip(batch.index, batch.views[0], strict=True)
             }
 
     whole, other = shown(), shown(threads=2)
@@ -167,5 +168,5 @@ def test_loader_gives_patches_of_their_own_colours(beton: Path) -> None:
     as_ever = views.model_copy(update={"second": Second(blur=None, solarize=None)})
     with loader(beton, as_ever, jigsaw=True) as batches:
         for batch in batches.epoch(0):
-            for i, view in zip(batch.index, batch.views, strict=True):
+            for i, view in zip(batch.index, batch.views[0], strict=True):
                 assert torch.equal(whole[int(i)][0], view[0]) and not torch.equal(whole[int(i)][1], view[1])

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kilobatch.data.augment.cpu import augment as cpu
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import key, keys
+from kilobatch.data.counter_rng import key
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.draws import draw_values
 from kilobatch.data.views.options import Jitter, Photometric, Solarize, Views

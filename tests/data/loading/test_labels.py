@@ -166,7 +166,7 @@ def epochs(one: Loader, first_step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Index, label and views of the first three epochs, from a step of the first on."""
     with one:
         batches = [b for e in range(3) for b in one.epoch(e, first_step if e == 0 else 0)]
-    index, label, views = zip(*((b.index, b.label, b.views) for b in batches), strict=True)
+    index, label, views = zip(*((b.index, b.label, b.views[0]) for b in batches), strict=True)
     return torch.cat(index), torch.cat(label), torch.cat(views)
 
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from kilobatch.data.augment.device import augment
-from kilobatch.data.counter_rng import keys
 from kilobatch.data.cpus import spare_threads
 from kilobatch.data.loading.decoders import ViewDecoder
 from kilobatch.data.loading.prefetch import OpenBeton
 from kilobatch.data.loading.sampling import epoch_order, rank_batches
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views.options import Crop, Views
 from tests.helpers.loaders import CPU, PLAIN, SAMPLES, VIEWS, Epochs, loader, photo, plain, stacked, write
 
@@ -38,7 +38,7 @@ def test_views_and_order_do_not_depend_on_ranks_or_threads(beton: Path, referenc
             ranks.append(list(part.epoch(1)))
     for step, batch in enumerate(reference.batches[1]):
         views, index, label = stacked([rank[step] for rank in ranks])
-        assert torch.equal(views, batch.views)
+        assert torch.equal(views, batch.views[0])
         assert torch.equal(index, batch.index) and torch.equal(label, batch.label)
 
 
@@ -56,7 +56,7 @@ def test_an_epoch_continued_in_its_middle_has_the_same_batches(beton: Path, refe
     expected = [*reference.batches[0][first_step:], *reference.batches[1]]
     assert len(rest) == len(expected)
     for batch, before in zip(rest, expected, strict=True):
-        assert torch.equal(batch.views, before.views) and torch.equal(batch.index, before.index)
+        assert torch.equal(batch.views[0], before.views[0]) and torch.equal(batch.index, before.index)
 
 
 def test_epochs_seeds_samples_and_views_differ(beton: Path, reference: Epochs):
@@ -75,10 +75,10 @@ def test_epochs_seeds_samples_and_views_differ(beton: Path, reference: Epochs):
 def test_batches_may_be_held(beton: Path, reference: Epochs):
     with loader(beton) as one:
         held = list(one.epoch(0))
-        copies = [batch.views.clone() for batch in held]
+        copies = [batch.views[0].clone() for batch in held]
         list(one.epoch(1))
     for batch, copy, before in zip(held, copies, reference.batches[0], strict=True):
-        assert torch.equal(batch.views, copy) and torch.equal(batch.views, before.views)
+        assert torch.equal(batch.views[0], copy) and torch.equal(batch.views[0], before.views[0])
 
 
 def test_a_loader_leaves_numbas_types_as_they_are(beton: Path):
@@ -102,13 +102,13 @@ def test_cropped_bytes_augmented_in_batches_are_the_planar_views(beton: Path, re
     assert not failed.any()
     views = augment(torch.from_numpy(out).permute(0, 1, 4, 2, 3), keys(5, 0, batch.index, 2), VIEWS)
     std = torch.tensor(VIEWS.std)[:, None, None]
-    assert ((views - batch.views) * std * 255).abs().mean() < 2
+    assert ((views - batch.views[0]) * std * 255).abs().mean() < 2
 
 
 def test_views_without_augmentation_are_the_images(beton: Path):
     with loader(beton, Views(count=1, size=24, **PLAIN)) as one:
         batch = next(one.epoch(0))
-    for view, i in zip(batch.views[:, 0], batch.index.tolist(), strict=True):
+    for view, i in zip(batch.views[0][:, 0], batch.index.tolist(), strict=True):
         image = photo(i, 40 + 7 * i % 60, 40 + 11 * i % 60).resize((24, 24), Image.Resampling.BOX)
         expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
         assert (view - expected).abs().mean() < 4 / 255
@@ -129,7 +129,7 @@ def test_a_linear_probe_can_train_on_crops_and_flips_alone(beton: Path):
     views = Views(count=1, size=24, crop=Crop(scale=(0.3, 1)), jitter=None, grey=0, blur=None)
     with loader(beton, views, batch=10) as one:
         batch = next(one.epoch(0))
-    assert batch.views.shape == (10, 1, 3, 24, 24) and batch.views.std() > 0.3
+    assert batch.views[0].shape == (10, 1, 3, 24, 24) and batch.views[0].std() > 0.3
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -147,8 +147,8 @@ def test_large_plain_views_are_the_middle_of_the_image(tmp_path: Path):
     image = np.zeros((128, 192, 3), np.uint8)
     image[8:120, 40:152] = 255  # 7/8 of 128, in the middle
     beton = write(tmp_path / "middle.beton", [Image.fromarray(image)])
-    assert next(iter(plain(beton, size=112))).views.mean() > 0.99
-    assert next(iter(plain(beton, size=95))).views.mean() == pytest.approx(112 * 112 / 128 / 192, abs=0.01)
+    assert next(iter(plain(beton, size=112))).views[0].mean() > 0.99
+    assert next(iter(plain(beton, size=95))).views[0].mean() == pytest.approx(112 * 112 / 128 / 192, abs=0.01)
 
 
 def test_a_worker_takes_its_share_of_what_it_is_granted(monkeypatch: pytest.MonkeyPatch):

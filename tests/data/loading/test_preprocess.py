@@ -28,7 +28,7 @@ def loaded(source: str, folder: Path, views: Views) -> Tensor:
     convert(open_source(source, "train"), beton, encoding=encoding_for_views(views.size), progress=False)
     worker = LoaderWorker(0, 1, 1, CPU)
     loader = PlainLoader(beton, views.size, views.mean, views.std, worker, batch=4, interpolation=views.interpolation)
-    return torch.cat([batch.views[:, 0] for batch in loader])
+    return torch.cat([batch.views[0][:, 0] for batch in loader])
 
 
 @pytest.fixture(scope="module")

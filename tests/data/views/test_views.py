@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from scipy import stats
 from torchvision.transforms import v2
 
-from kilobatch.data.counter_rng import key, keys
+from kilobatch.data.counter_rng import key
+from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
 from kilobatch.data.views.crop_box import crop_box
 from kilobatch.data.views.draws import draw_value, draw_values

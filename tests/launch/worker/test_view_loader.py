@@ -29,7 +29,7 @@ def test_each_iteration_is_the_next_epoch(beton: str) -> None:
     first, second = epochs(beton, 5, 2)
     with loaders.loader(Path(beton), VIEWS) as loader:
         for epoch, mine in enumerate((first, second)):
-            expected = torch.stack([batch.views.transpose(0, 1) for batch in loader.epoch(epoch)])
+            expected = torch.stack([batch.views[0].transpose(0, 1) for batch in loader.epoch(epoch)])
             assert torch.equal(mine, expected) and mine.shape == (2, 2, 8, 3, 24, 24)
     assert not torch.equal(first, second) and not torch.equal(first, epochs(beton, 6, 1)[0])
 

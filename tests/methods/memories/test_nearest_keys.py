@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from kilobatch.data.batch import HALF_WAY
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.losses.contrastive import info_nce
@@ -122,10 +123,10 @@ def test_nothing_is_mixed_before_the_start() -> None:
     from tests.methods.papers.test_moco_methods import batch, loss
 
     late, never, at_once = (mochi(mixed=8, with_query=4, start=start) for start in (0.5, 1.0, 0.0))
-    of = batch()
+    of = batch().replaced(clock=HALF_WAY)
     assert loss(late, of) == loss(never, of) != loss(at_once, of)
     for method in (late, never):
-        method.update(method.embed(of.views), method.target(of.views), of, 0.5)
+        method.update(method.embed(of), method.target(of), of)
     assert loss(late, of) > loss(never, of)  # with more negatives
 
 

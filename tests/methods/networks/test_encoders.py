@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.testing import assert_close
 
+from kilobatch.data.batch import make_batch
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
@@ -74,6 +75,6 @@ def test_the_options_name_every_encoder() -> None:
 def test_simclr_head_follows_the_encoders_norm(mode: str) -> None:
     encoder = build_encoder(EncoderOptions.model_validate({"name": "convnet", "width": 4, "norm": mode}))
     method = SimCLR(encoder, dim=7, hidden=11)
-    z = method.embed(torch.randn(5, 2, 3, 16, 16))["z"]
+    z = method.embed(make_batch(torch.randn(5, 2, 3, 16, 16)))["z"]
     assert z.shape == (5, 2, 7)
     assert {m.mode for m in method.modules() if isinstance(m, BatchNorm)} == {mode}

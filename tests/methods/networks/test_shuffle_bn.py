@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
@@ -49,7 +49,7 @@ def batch(step: int) -> Batch:
     images = contrasts * torch.randn(RANKS * OWN, 3, 4, 4, generator=generator)
     images[:, :, 0, 0] = 1
     own_images = images.chunk(collectives.world_size())[collectives.rank()]
-    return Batch(own_images[:, None].expand(-1, 2, -1, -1, -1), torch.arange(OWN), torch.zeros(OWN, dtype=torch.int64))
+    return make_batch(own_images[:, None].expand(-1, 2, -1, -1, -1))
 
 
 def pretext_task(shuffle: bool) -> dict[str, float | list[int]]:
@@ -57,12 +57,12 @@ def pretext_task(shuffle: bool) -> dict[str, float | list[int]]:
     moco, hits, losses, steps = method(shuffle), [], [], []
     for step in range(STEPS):
         data = batch(step)
-        z, t = moco.embed(data.views), moco.target(data.views)
+        z, t = moco.embed(data), moco.target(data)
         q, k, keys = z["q"][:, 0], t["k"][:, 0], collectives.gather(moco.queue.keys)
         if step >= KEYS // (RANKS * OWN):  # no random key is left
             hits.append(((q * k).sum(1) > (q @ keys.T).amax(1)).float().mean())
             losses.append(moco.loss(z, t, data).detach())
-        moco.update({"q": z["q"].detach()}, t, data, 0.5)
+        moco.update({"q": z["q"].detach()}, t, data)
         if moco.shuffle:
             steps.append(int(moco.shuffle.step))
     return {"found": torch.stack(hits).mean().item(), "loss": torch.stack(losses).mean().item(), "steps": steps}
@@ -84,7 +84,7 @@ def keys(shuffle: bool) -> Tensor:
         if isinstance(module, BatchNorm):
             module.eval()
     scale = torch.linspace(0.5, 2, OWN)[:, None, None, None, None] + collectives.rank()
-    return moco.target(batch(0).views * scale)["k"]
+    return moco.target(make_batch(batch(0).views[0] * scale))["k"]
 
 
 def refused_in_chunks() -> str:

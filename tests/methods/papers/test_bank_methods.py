@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from kilobatch.data.augment.jigsaw import patches
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, Clock, make_batch
 from kilobatch.data.counter_rng import key, uniform
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.instance_discrimination import InstanceDiscrimination
@@ -27,7 +27,7 @@ def batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     views = torch.randn(SAMPLES, 2, 3, 16, 16, generator=generator, dtype=torch.float64)
     index = torch.randperm(IMAGES, generator=generator)[:SAMPLES]
-    return Batch(views, index, torch.zeros(SAMPLES, dtype=torch.int64))
+    return make_batch(views, index, torch.zeros(SAMPLES, dtype=torch.int64))
 
 
 def indices(index: Tensor, step: int, view: int) -> Tensor:
@@ -66,12 +66,14 @@ def nce_criterion(x: Tensor) -> Tensor:
 
 
 def step_of(method: InstanceDiscrimination, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-    z = method.embed(batch(step).views)
+    z = method.embed(batch(step))
     loss = method.loss(z, {}, batch(step))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    method.update({name: x.detach() for name, x in z.items()}, {}, batch(step), (step + 1) / STEPS)
+    method.update(
+        {name: x.detach() for name, x in z.items()}, {}, batch(step).replaced(clock=Clock(step, STEPS, STEPS))
+    )
     return loss.detach()
 
 
@@ -92,7 +94,7 @@ def test_instance_discrimination_trains_as_its_authors(form: str) -> None:
     ours_optimizer = torch.optim.SGD(method.parameters(), LR)
     optimizer = torch.optim.SGD(theirs.parameters(), LR)
     for step in range(STEPS):
-        x, y = F.normalize(theirs(batch(step).views[:, 0]), dim=1), batch(step).index
+        x, y = F.normalize(theirs(batch(step).views[0][:, 0]), dim=1), batch(step).index
         if form == "nce":
             want = nce_criterion(lemniscate(x, indices(y, step, 0)))
         else:
@@ -115,7 +117,7 @@ def test_pirl_trains_as_its_authors() -> None:
     ours_optimizer = torch.optim.SGD(method.parameters(), LR)
     optimizer = torch.optim.SGD(theirs.parameters(), LR)
     for step in range(STEPS):
-        image, jigsaw = batch(step).views.unbind(1)
+        image, jigsaw = batch(step).views[0].unbind(1)
         towers = theirs.patch_head(theirs.encoder(patches(jigsaw).reshape(-1, 3, 4, 4)))
         outputs = [theirs.joined_head(towers.view(SAMPLES, -1)), theirs.head(theirs.encoder(image))]
         jigsaw, image = (F.normalize(output, dim=1) for output in outputs)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
@@ -55,7 +55,7 @@ def logits(seed: int) -> Tensor:
 def loss_and_gradient(z: Tensor, t: Tensor, label: Tensor, temperature: float, alpha: float) -> tuple[Tensor, Tensor]:
     method = Distill(ConvNet(2), teacher="", temperature=temperature, alpha=alpha)
     z = z.clone().requires_grad_()
-    loss = method.loss({"logits": z}, {"logits": t}, Batch(torch.zeros(len(z), 1), torch.arange(len(z)), label))
+    loss = method.loss({"logits": z}, {"logits": t}, make_batch(torch.zeros(len(z), 1), torch.arange(len(z)), label))
     return loss.detach(), torch.autograd.grad(loss, z)[0]
 
 
@@ -126,7 +126,7 @@ def test_lars_adapts_the_students_classifier_and_not_that_of_fine_tuning() -> No
 def batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     views = torch.randn(SAMPLES, 1, 3, 12, 12, generator=generator)
-    return Batch(views, torch.arange(SAMPLES), LABELS).chunks(collectives.world_size())[collectives.rank()]
+    return make_batch(views, torch.arange(SAMPLES), LABELS).chunks(collectives.world_size())[collectives.rank()]
 
 
 def train(optimizer: str, chunks: int, **options: Any) -> dict[str, Any]:
@@ -200,10 +200,10 @@ def test_the_teacher_is_no_submodule_and_moves_with_the_student() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_logits_are_fp32_in_any_autocast(precision: str) -> None:
-    method, views = student(teacher_precision=precision), batch(0).views
-    exact = teacher().logits(views[:, 0])
+    method, of = student(teacher_precision=precision), batch(0)
+    exact = teacher().logits(of.views[0][:, 0])
     with torch.autocast("cpu", torch.bfloat16):
-        z, t = method.embed(views)["logits"], method.target(views)["logits"]
+        z, t = method.embed(of)["logits"], method.target(of)["logits"]
     assert z.dtype == t.dtype == torch.float32 and not t.requires_grad
     assert 0 < (t - exact).norm() < 0.02 * exact.norm()
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks import batch_norm
@@ -29,7 +29,7 @@ KEPT = [(0, None), (1, None), (2, None), (3, 6)]  # layers of a head of 3, and t
 def batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     views = torch.randn(SAMPLES, 1, 3, 12, 12, generator=generator, dtype=torch.float64)
-    return Batch(views, torch.arange(SAMPLES), torch.randint(CLASSES, (SAMPLES,), generator=generator))
+    return make_batch(views, torch.arange(SAMPLES), torch.randint(CLASSES, (SAMPLES,), generator=generator))
 
 
 def pretrained(hidden: int = 7, seed: int = 5) -> SimCLRV2:
@@ -86,15 +86,15 @@ def test_it_trains_as_plain_torch(layer: int, dim: int | None) -> None:
     ours, theirs = torch.optim.SGD(method.parameters(), LR, 0.9), torch.optim.SGD(plain.parameters(), LR, 0.9)
     for step in range(STEPS):
         data = batch(step)
-        loss = method.loss(method.embed(data.views), {}, data)
-        want = F.cross_entropy(plain.layers(data.views[:, 0]), data.label)
+        loss = method.loss(method.embed(data), {}, data)
+        want = F.cross_entropy(plain.layers(data.views[0][:, 0]), data.label)
         for optimizer, value in ((ours, loss), (theirs, want)):
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
         batch_norm.commit(method)
         assert_close(loss, want, rtol=1e-11, atol=0)
-    images = batch(STEPS).views[:, 0]
+    images = batch(STEPS).views[0][:, 0]
     assert_close(method.eval().logits(images), plain.eval().layers(images), rtol=1e-9, atol=1e-12)
     assert_close(method.represent(images), plain.layers[:-1](images), rtol=1e-9, atol=1e-12)
 
@@ -110,7 +110,7 @@ def test_it_starts_from_encoder_and_first_layers_with_statistics(layer: int, dim
     assert same(method.encoder.state_dict(), source.encoder.state_dict())
     assert same(method.hidden_layers.state_dict(), source.head.layers[: 3 * layer].state_dict())
     assert all(p.requires_grad for p in method.parameters())
-    images = batch(0).views[:, 0].float()
+    images = batch(0).views[0][:, 0].float()
     with torch.no_grad():
         assert_close(method.eval().represent(images), source.head.layers[: 3 * layer](source.encoder(images)))
         assert not method.logits(images).any()  # of a classifier that begins with zeros
@@ -170,7 +170,7 @@ def test_unlabelled_images_and_a_single_class_are_refused() -> None:
     method, data = finetune(None).double(), batch(0)
     data.label[[1, 4]] = -1
     with pytest.raises(UserError, match=r"2 of 10 images .*data.unlabelled=drop"):
-        method.loss(method.embed(data.views), {}, data)
+        method.loss(method.embed(data), {}, data)
     with pytest.raises(UserError, match="1 classes"):
         FineTune(ConvNet(3)).prepare(100, 1)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Clock, make_batch
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks.convnet import ConvNet
@@ -81,13 +81,13 @@ def ours(method: Method) -> list[Tensor]:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], LR)
     losses = []
     for step in range(STEPS):
-        batch = Batch(views(step), torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
-        t, z = method.target(batch.views), method.embed(batch.views)
+        batch = make_batch(views(step), torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
+        t, z = method.target(batch), method.embed(batch)
         loss = method.loss(z, t, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.update({name: x.detach() for name, x in z.items()}, t, batch, (step + 1) / STEPS)
+        method.update({name: x.detach() for name, x in z.items()}, t, batch.replaced(clock=Clock(step, STEPS, STEPS)))
         losses.append(loss.detach())
     return losses
 

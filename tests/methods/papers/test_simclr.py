@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods.losses.contrastive import clip_loss, nt_xent
 from kilobatch.methods.networks.convnet import ConvNet
@@ -75,7 +75,7 @@ def test_a_learnt_temperature_is_trained_without_decay_shown_and_kept(loss: str)
     z = {"z": F.normalize(torch.randn(16, 2, 8), dim=-1)}
     before = method.scalars()["temperature"]
     assert before == pytest.approx(0.2)
-    value = method.loss(z, {}, Batch(torch.empty(16), torch.arange(16), torch.zeros(16)))
+    value = method.loss(z, {}, make_batch(torch.empty(16), torch.arange(16), torch.zeros(16)))
     fixed = {"nt_xent": nt_xent, "clip": clip_loss}[loss]
     temperature = torch.tensor(0.2, requires_grad=True)
     expected = fixed(*z["z"].unbind(1), temperature)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, Clock, make_batch
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.heads import ProjectionHead
@@ -21,7 +21,7 @@ STEPS, SAMPLES, DIM, KEYS, MOMENTUM, TEMPERATURE, LR = 6, 8, 6, 20, 0.9, 0.2, 0.
 def batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     views = torch.randn(SAMPLES, 2, 3, 12, 12, generator=generator, dtype=torch.float64)
-    return Batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
+    return make_batch(views, torch.arange(SAMPLES), torch.zeros(SAMPLES, dtype=torch.int64))
 
 
 def make(queue: QueueOptions | None) -> SimCLRV2:
@@ -35,12 +35,14 @@ def train(method: SimCLRV2) -> list[Tensor]:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], LR)
     losses = []
     for step in range(STEPS):
-        t, z = method.target(batch(step).views), method.embed(batch(step).views)
+        t, z = method.target(batch(step)), method.embed(batch(step))
         loss = method.loss(z, t, batch(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.update({name: x.detach() for name, x in z.items()}, t, batch(step), (step + 1) / STEPS)
+        method.update(
+            {name: x.detach() for name, x in z.items()}, t, batch(step).replaced(clock=Clock(step, STEPS, STEPS))
+        )
         losses.append(loss.detach())
     return losses
 
@@ -67,8 +69,8 @@ def test_the_memory_holds_a_moving_averages_keys_as_further_negatives(placement:
     optimizer = torch.optim.SGD(online.parameters(), LR)
     for step, loss in enumerate(train(method)):
         with torch.no_grad():
-            new = F.normalize(memory(batch(step).views[:, 1]), dim=1)
-        z1, z2 = online(batch(step).views.transpose(0, 1).flatten(0, 1)).chunk(2)
+            new = F.normalize(memory(batch(step).views[0][:, 1]), dim=1)
+        z1, z2 = online(batch(step).views[0].transpose(0, 1).flatten(0, 1)).chunk(2)
         want = with_keys(z1, z2, keys)
         optimizer.zero_grad()
         want.backward()
@@ -86,7 +88,7 @@ def test_without_a_memory_it_is_simclr_on_three_layers() -> None:
     online = copy.deepcopy(method.online())
     optimizer = torch.optim.SGD(online.parameters(), LR)
     for step, loss in enumerate(train(method)):
-        want = add_contrastive_loss(online(batch(step).views.transpose(0, 1).flatten(0, 1)), TEMPERATURE) / 2
+        want = add_contrastive_loss(online(batch(step).views[0].transpose(0, 1).flatten(0, 1)), TEMPERATURE) / 2
         optimizer.zero_grad()
         want.backward()
         optimizer.step()

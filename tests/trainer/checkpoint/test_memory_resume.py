@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Clock, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import share
@@ -48,11 +48,11 @@ def train_bank(engine: Engine, steps: range) -> list[dict[str, Any]]:
         generator = torch.Generator().manual_seed(step)
         views = torch.randn(BANK_BATCH, 2, 3, 16, 16, generator=generator)
         index = torch.randperm(IMAGES, generator=generator)[:BANK_BATCH]
-        batch = Batch(views, index, index).chunks(collectives.world_size())[collectives.rank()]
+        batch = make_batch(views, index, index).chunks(collectives.world_size())[collectives.rank()]
         outcome = forward_backward(engine, batch)
         engine.step(0.1)
         batch_norm.commit(engine.method)
-        engine.method.update(outcome.z, outcome.t, batch, (step + 1) / BANK_STEPS)
+        engine.method.update(outcome.z, outcome.t, batch.replaced(clock=Clock(step, BANK_STEPS, BANK_STEPS)))
         records.append({"loss": collectives.mean(outcome.loss)})
     return records
 

@@ -88,7 +88,7 @@ def test_any_number_of_ranks_gives_the_plain_result(digits: Path) -> None:
         assert torch.equal(index, torch.arange(len(index)))
         chosen = rows_of_rank(len(index), most)
         assert len(chosen) == len(np.unique(chosen)) == most
-        views[split] = torch.cat([batch.views[:, 0] for batch in batches])[chosen]
+        views[split] = torch.cat([batch.views[0][:, 0] for batch in batches])[chosen]
         labels[split] = torch.cat([batch.label for batch in batches])[chosen].numpy()
 
     def of(features: dict[str, Tensor]) -> float:

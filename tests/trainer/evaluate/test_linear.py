@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.data.views.options import Crop, Photometric, Views
 from kilobatch.trainer.evaluate import fast_linear, linear
@@ -81,7 +81,7 @@ def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:
     bias, bias_velocity = torch.zeros(CLASSES, dtype=torch.float64), torch.zeros(CLASSES, dtype=torch.float64)
     for epoch in range(3):
         for batch in loader.epoch(epoch):
-            x = flat(batch.views[:, 0]).double()
+            x = flat(batch.views[0][:, 0]).double()
             lr = 0.05 * 60 / 256 * (1 + torch.cos(torch.tensor(torch.pi * step / total, dtype=torch.float64))) / 2
             error = (x @ weight.T + bias).softmax(1) - torch.eye(CLASSES, dtype=torch.float64)[batch.label]
             gradient, bias_gradient = error.T @ x / len(x), error.mean(0)
@@ -113,7 +113,7 @@ def test_slow_probe_is_torchs_sgd(protocol: dict[str, Any], falls: dict[str, Any
     for epoch in range(3):
         for batch in loader.epoch(epoch):
             optimizer.zero_grad()
-            cross_entropy(theirs(flat(batch.views[:, 0]).double()), batch.label).backward()
+            cross_entropy(theirs(flat(batch.views[0][:, 0]).double()), batch.label).backward()
             optimizer.step()
             if not falls:
                 by_steps.step()
@@ -158,7 +158,7 @@ def test_held_out_images_choose_and_teach_nothing() -> None:
     for labels in (label, other):
         heads = linear.Heads(192, CLASSES, GRID, torch.device("cpu"))
         for batch in Shuffled(images, labels, batch=60).epoch(0):
-            right.append(heads.step(flat(batch.views[:, 0]), batch, 1.0))
+            right.append(heads.step(flat(batch.views[0][:, 0]), batch, 1.0))
         weights.append(heads.weight.chunk(2))
     assert torch.equal(weights[0][1], weights[1][1])
     assert not torch.equal(weights[0][0], weights[1][0])
@@ -170,7 +170,7 @@ def test_held_out_images_choose_and_teach_nothing() -> None:
 def test_too_few_images_to_choose_by() -> None:
     few = torch.arange(300)[~linear.held_out(torch.arange(300))][:1]
     heads = linear.Heads(192, CLASSES, GRID, torch.device("cpu"))
-    right = heads.step(flat(TRAIN[0][few]), Batch(TRAIN[0][few][:, None], few, TRAIN[1][few]), 1.0)
+    right = heads.step(flat(TRAIN[0][few]), make_batch(TRAIN[0][few][:, None], few, TRAIN[1][few]), 1.0)
     with pytest.raises(UserError, match="so few training images none is held out"):
         heads.best(right)
 

@@ -41,7 +41,7 @@ def columns(images: Tensor) -> Tensor:
 def evaluated() -> tuple[dict[str, float], Tensor, ImageSample]:
     train, test = Block(*digits("train", 300)[:2], batch=64), Block(*digits("test", 100)[:2], batch=64)
     values = dict(moved.evaluate(mass, columns, train, test, MEAN, STD))
-    images = torch.cat([batch.views[:, 0] for batch in moved.Moved(test, MEAN, STD)])
+    images = torch.cat([batch.views[0][:, 0] for batch in moved.Moved(test, MEAN, STD)])
     return values, gather_rows(images), collect(mass, train, MEAN, STD, most=40)
 
 
@@ -68,7 +68,7 @@ def test_moves_are_fixed_small_and_each_its_own() -> None:
     images, labels, _ = digits("test", 12)
     same = images[:1].expand(12, -1, -1, -1)
     first, again = (
-        torch.cat([batch.views[:, 0] for batch in moved.Moved(Block(same, labels, batch), MEAN, STD)])
+        torch.cat([batch.views[0][:, 0] for batch in moved.Moved(Block(same, labels, batch), MEAN, STD)])
         for batch in (12, 5)
     )
     assert torch.equal(first, again)

@@ -80,7 +80,7 @@ def _features(of: Mapping[str, Represent], images: Images) -> list[tuple[Tensor,
     """(labels, features of each representation) of each batch, on the CPU."""
     parts: list[tuple[Tensor, ...]] = []
     for batch in images:
-        views = batch.views[:, 0]
+        views = batch.views[0][:, 0]
         parts.append((batch.label.cpu(), *(represent(views).cpu() for represent in of.values())))
         heartbeat()
     return parts
