@@ -133,7 +133,7 @@ def ours(beton: Path, views: Views, planar: bool) -> Callable[[], None]:
 
     def epoch() -> None:
         number = next(epochs)
-        for _ in Prefetcher(opened, (BatchRequest(number, step, index) for step, index in enumerate(batches))):
+        for _ in Prefetcher(opened, (BatchRequest(number, step, index, index) for step, index in enumerate(batches))):
             pass
 
     return epoch

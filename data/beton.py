@@ -8,7 +8,7 @@ refused. What is checked when:
 | part of the file | checksum in the note | checked |
 |---|---|---|
 | header, field descriptors, rows, allocation table | CRC-32 | at every start, and of the copy that FFCV has read |
-| each sample's bytes | CRC-32C | each time that it is decoded |
+| each sample's bytes, and those of its fields | CRC-32C | each time that it is decoded |
 | `FILE.names` | SHA-256 | when names are read |
 | the whole file | SHA-256 | by `convert --verify` |
 | the note itself | CRC-32, in its first line | when it is read |
@@ -26,7 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.beton_layout import ALLOCATION, HEADER, SMALLEST_PAGE, VERSION, allocation_of
-from kilobatch.data.beton_note import BetonInfo, names_path, note_path, read_note, sample_checksums
+from kilobatch.data.beton_note import (
+    BetonInfo,
+    FieldNote,
+    decode_checksums,
+    names_path,
+    note_path,
+    read_note,
+    sample_checksums,
+)
 from kilobatch.data.errors import UserError, did_you_mean
 
 SETTLED = 2_000_000_000  # ns: what was written later than this ago may change again and keep its time stamps
@@ -89,6 +97,18 @@ def read_fingerprints(path: Path) -> NDArray[np.uint64]:
     image. Raises UserError as verify_beton does."""
     info, tables = _check_tables(path)
     return sample_checksums(info).astype(np.uint64) << np.uint64(32) | _samples_of(info, tables)[1].astype(np.uint64)
+
+
+def find_field(path: Path, info: BetonInfo, name: str) -> FieldNote:
+    """The note's description of a field beside image and label. Raises UserError where there is none."""
+    found = next((field for field in info.fields if field.name == name), None)
+    if found is None:
+        others = ", ".join(field.name for field in info.fields) or "none"
+        raise UserError(
+            f"{path} has no field '{name}' beside image and label (it has: {others}); convert a source that has it, "
+            f"such as npz:FILE with an array '{name}', a row for each image"
+        )
+    return found
 
 
 def read_names(path: Path) -> list[str]:
@@ -227,14 +247,19 @@ def _check_samples(path: Path, info: BetonInfo) -> None:
         return
     from kilobatch.data.crc32c import crc32c  # compiled code, which takes a second to load
 
-    starts, sizes = _samples_of(info, _check_tables(path)[1])
-    expected = sample_checksums(info)
-    data = np.memmap(path, np.uint8, "r")
-    changed = [
-        i
-        for i, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True))
-        if crc32c(np.asarray(data[start : start + size])) != expected[i]
-    ]
+    tables, data = _check_tables(path)[1], np.memmap(path, np.uint8, "r")
+    parts = [(*_samples_of(info, tables), sample_checksums(info))]
+    for field in info.fields:
+        starts = _column(info, tables, field.offset)
+        parts.append((starts, np.full(len(starts), field.form.bytes, np.uint64), decode_checksums(field.crc32c)))
+    changed = sorted(
+        {
+            i
+            for starts, sizes, expected in parts
+            for i, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True))
+            if crc32c(np.asarray(data[start : start + size])) != expected[i]
+        }
+    )
     shown = ", ".join(describe_sample(path, info, i) for i in changed[:20])
     more = f" and {len(changed) - 20:,} more" if len(changed) > 20 else ""
     what = f"{len(changed):,} of its {info.samples:,} samples have changed: {shown}{more}"
@@ -249,6 +274,12 @@ def _samples_of(info: BetonInfo, tables: Tables) -> tuple[NDArray[np.uint64], ND
     starts = np.frombuffer(tables.start, info.rows.dtype(), info.samples, info.rows.first_row)["data_ptr"]
     allocation = np.frombuffer(tables.allocation, ALLOCATION)
     return starts, allocation["size"][allocation_of(starts, allocation["ptr"], allocation["size"])]
+
+
+def _column(info: BetonInfo, tables: Tables, offset: int) -> NDArray[np.uint64]:
+    """The places of a field's arrays, (samples,)."""
+    column = np.dtype({"names": ["ptr"], "formats": ["<u8"], "offsets": [offset], "itemsize": info.rows.bytes})
+    return np.frombuffer(tables.start, column, info.samples, info.rows.first_row)["ptr"]
 
 
 def _again(path: Path) -> str:

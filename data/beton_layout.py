@@ -3,9 +3,12 @@
     header | field descriptors | one row per sample | samples, none across a page's edge | allocation table
 
 It is repeated here so that checking a file imports neither FFCV nor numba. Files that are converted here have the
-fields `image` and `label`; those of others may have more, in any order.
+fields `image` and `label`, and then an NDArrayField for each further array of their source; those of others may have
+more, in any order.
 """
 
+import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +38,7 @@ class FieldType(NamedTuple):
     row: np.dtype
 
 
-INT, IMAGE = 1, 2  # FFCV's numbers of IntField and RGBImageField
+INT, IMAGE, ARRAY = 1, 2, 4  # FFCV's numbers of IntField, RGBImageField and NDArrayField
 PLACE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 FIELD_TYPES = {
     0: FieldType("FloatField", np.dtype("<f8")),
@@ -44,10 +47,32 @@ FIELD_TYPES = {
         "RGBImageField", np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
     ),
     3: FieldType("BytesField", PLACE),
-    4: FieldType("NDArrayField", np.dtype("<u8")),
+    ARRAY: FieldType("NDArrayField", np.dtype("<u8")),
     5: FieldType("JSONField", PLACE),
     6: FieldType("TorchTensorField", np.dtype("<u8")),
 }
+
+
+ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", (32,)), ("type_length", "<u8")])  # then the type, as JSON
+
+
+class ArrayForm(NamedTuple):
+    """The array that each sample has in a field: its name, its type, and its shape, which may be ()."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def arguments(self) -> np.ndarray:
+        """The descriptor's arguments, (bytes,) uint8. FFCV cannot read the shape (): there it is (1,)."""
+        header, shape = np.zeros(1, ARRAY_ARGUMENTS), self.shape or (1,)
+        text = np.frombuffer(json.dumps(self.dtype.descr).encode("ascii"), "<u1")
+        header["shape"][0, : len(shape)], header["type_length"] = shape, len(text)
+        return np.concatenate([header.view("<u1"), text])
 
 
 class RowLayout(BaseModel):
@@ -86,12 +111,10 @@ def row_layout(fields: list[tuple[int, str]], image: str, label: str) -> RowLayo
     FFCV aligns the fields as C does: each begins at a multiple of its largest number's size, but what has several
     numbers begins at any byte.
     """
-    row = np.dtype([("", FIELD_TYPES[kind].row) for kind, _ in fields], align=True)
-    assert row.fields is not None
-    names = [name for _, name in fields]
-    offsets = {name: column[1] for name, column in zip(names, row.fields.values(), strict=True)}
+    row = _row(fields)
+    offsets = row_offsets(fields)
     return RowLayout(
-        fields=names,
+        fields=[name for _, name in fields],
         image=image,
         label=label,
         bytes=row.itemsize,
@@ -100,17 +123,30 @@ def row_layout(fields: list[tuple[int, str]], image: str, label: str) -> RowLayo
     )
 
 
-OWN_FIELDS = [(IMAGE, "image"), (INT, "label")]  # of the files that are converted here
+def row_offsets(fields: list[tuple[int, str]]) -> dict[str, int]:
+    """The place of each field in a row, by its name."""
+    columns = (_row(fields).fields or {}).values()
+    return {name: int(column[1]) for (_, name), column in zip(fields, columns, strict=True)}
+
+
+def _row(fields: list[tuple[int, str]]) -> np.dtype:
+    return np.dtype([("", FIELD_TYPES[kind].row) for kind, _ in fields], align=True)
+
+
+OWN_FIELDS = [(IMAGE, "image"), (INT, "label")]  # of the files that are converted here, before their arrays
 OWN_LAYOUT = row_layout(OWN_FIELDS, "image", "label")
 SAMPLE = OWN_LAYOUT.dtype()
 
 
-def descriptors(fields: list[tuple[int, str]]) -> np.ndarray:
-    """The field descriptors as FFCV writes them, (fields,) of FIELD; of (type, name) each, without arguments."""
-    rows = np.zeros(len(fields), FIELD)
+def descriptors(fields: list[tuple[int, str]], forms: Sequence[ArrayForm] = ()) -> np.ndarray:
+    """The field descriptors as FFCV writes them, (fields,) of FIELD; of (type, name) each. forms: of those that are
+    arrays."""
+    rows, arguments = np.zeros(len(fields), FIELD), {form.name: form.arguments() for form in forms}
     for row, (kind, name) in zip(rows, fields, strict=True):
         row["type_id"] = kind
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), "<u1")
+        if name in arguments:
+            row["arguments"][: len(arguments[name])] = arguments[name]
     return rows
 
 

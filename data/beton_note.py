@@ -14,12 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kilobatch.data.beton_layout import OWN_LAYOUT, RowLayout
+from kilobatch.data.beton_layout import OWN_LAYOUT, ArrayForm, RowLayout
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import first_problem
 
 NOTE_FORMAT = 2
 OLD_FORMAT = 1  # without checksums of tables and samples: `kilobatch convert --adopt` adds them
+
+
+class FieldNote(BaseModel):
+    """An array that each sample has beside image and label.
+
+    dtype: NumPy's name of its type; shape: of one sample's; offset: of its place within a row; crc32c: base64 of the
+    CRC-32C of each sample's, little-endian.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    crc32c: str
+
+    @property
+    def form(self) -> ArrayForm:
+        return ArrayForm(self.name, np.dtype(self.dtype).newbyteorder("<"), self.shape)
 
 
 class BetonInfo(BaseModel):
@@ -29,7 +49,7 @@ class BetonInfo(BaseModel):
     table, one after another. samples_crc32c: base64 of the samples' CRC-32C, little-endian; see `sample_checksums`.
     max_side, quality: of the conversion; None where it is not known. passed_over: files of the source that are not
     images, by the reason. skipped: broken images that were left out. warned: images that were taken with a warning.
-    value_range: what became black and white of images with more than 8 bits.
+    value_range: what became black and white of images with more than 8 bits. fields: arrays beside image and label.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,15 +69,16 @@ class BetonInfo(BaseModel):
     warned: list[str] = []
     value_range: tuple[float, float] | None = None
     names_sha256: str | None = None  # of FILE.names, the list of the images' names; None: they have no names
+    fields: list[FieldNote] = []
     samples_crc32c: str
 
     @model_validator(mode="after")
     def _has_all_checksums(self) -> Self:
         letters = -(-4 * self.samples // 3) * 4  # of base64: four for every three bytes
-        if len(self.samples_crc32c) != letters:
-            raise ValueError(
-                f"samples_crc32c has {len(self.samples_crc32c):,} letters, {letters:,} are for its samples"
-            )
+        found = {"samples_crc32c": self.samples_crc32c}
+        for name, text in (found | {f"crc32c of {field.name}": field.crc32c for field in self.fields}).items():
+            if len(text) != letters:
+                raise ValueError(f"{name} has {len(text):,} letters, {letters:,} are for its samples")
         return self
 
 
@@ -88,7 +109,8 @@ def names_path(beton: Path) -> Path:
 
 def note_text(info: BetonInfo) -> bytes:
     """The content of the note's file."""
-    body = info.model_dump_json(indent=1).removeprefix("{\n").encode() + b"\n"
+    without = None if info.fields else {"fields"}  # a note of images and labels alone is as it always was
+    body = info.model_dump_json(indent=1, exclude=without).removeprefix("{\n").encode() + b"\n"
     return _first_line(body) + body
 
 
@@ -96,9 +118,13 @@ def encode_checksums(checksums: NDArray[np.uint32]) -> str:
     return base64.b64encode(checksums.astype("<u4").tobytes()).decode()
 
 
+def decode_checksums(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(base64.b64decode(text), "<u4").astype(np.uint32)
+
+
 def sample_checksums(info: BetonInfo) -> NDArray[np.uint32]:
     """The CRC-32C of each sample's bytes, (samples,)."""
-    return np.frombuffer(base64.b64decode(info.samples_crc32c), "<u4").astype(np.uint32)
+    return decode_checksums(info.samples_crc32c)
 
 
 def read_note(beton: Path) -> BetonInfo:

@@ -35,6 +35,7 @@ class Method(nn.Module):
     """
 
     views: ClassVar[int | None] = None  # of each image; None: any number
+    needs: ClassVar[frozenset[str]] = frozenset()  # fields of a batch; data.train without one is refused at the start
     jigsaw: ClassVar[bool] = False  # True: the second view is shuffled patches, data/augment/jigsaw.py
     classifies: ClassVar[bool] = False  # True: it has logits
     head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a str: the option with their number
@@ -65,6 +66,11 @@ class Method(nn.Module):
         weights are loaded only if `fresh` (training starts without a checkpoint of its own), a teacher always. Raises
         UserError for what does not fit.
         """
+
+    def epoch_order(self, epoch: int) -> Tensor | None:
+        """The sample indices of an epoch, in order, as many as it has; None: the recipe's order. Called where the epoch
+        begins, or goes on after a resume; it has to be the same on all ranks."""
+        return None
 
     def forward(self, batch: Batch) -> Tensors:
         return self.embed(batch)

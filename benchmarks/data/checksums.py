@@ -75,7 +75,7 @@ def measure(beton: Path, views: Views, planar: bool) -> tuple[list[float], list[
 
 def table_of(images: ViewDecoder, beton: Path) -> ImageTable:
     """The table that the decoder makes at its first batch."""
-    with_one_batch = Prefetcher(OpenBeton(beton, images, CPU), iter([BatchRequest(0, 0, np.arange(1))]))
+    with_one_batch = Prefetcher(OpenBeton(beton, images, CPU), iter([BatchRequest(0, 0, np.arange(1), np.arange(1))]))
     next(with_one_batch)
     with_one_batch.close()
     assert images.table is not None
@@ -88,7 +88,7 @@ def seconds_per_image(images: ViewDecoder, table: ImageTable) -> float:
     out = images.output(IMAGES).numpy()
     done, start = 0, time.process_time()
     while (elapsed := time.process_time() - start) < TURN_SECONDS:
-        images.make_views(table, 0, index, out, failed)
+        images.make_views(table, 0, index, index, out, failed)
         done += IMAGES
     assert not failed.any()
     return elapsed / done

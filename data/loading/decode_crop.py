@@ -70,12 +70,12 @@ def view_box(key: Integer, height: Integer, width: Integer, plan: Floats, centra
 
 @fast
 def draw_boxes(
-    crop_plan: CropPlan, epoch: Integer, sample: Integer, height: Integer, width: Integer, boxes: NDArray[np.int64]
+    crop_plan: CropPlan, epoch: Integer, name: Integer, height: Integer, width: Integer, boxes: NDArray[np.int64]
 ) -> tuple[Integer, Integer]:
     """Fills in the boxes (views, 5) of an image; returns the first row and the last but one that some view shows."""
     top, end = height, np.int64(0)
     for view in range(len(boxes)):
-        view_key, plan = key(crop_plan.seed, epoch, sample, view), crop_plan.plans[view]
+        view_key, plan = key(crop_plan.seed, epoch, name, view), crop_plan.plans[view]
         first, left, rows, columns, flip = view_box(view_key, height, width, plan, crop_plan.central)
         boxes[view, 0], boxes[view, 1], boxes[view, 2], boxes[view, 3] = first, left, rows, columns
         boxes[view, 4] = 1 if flip else 0
@@ -85,13 +85,13 @@ def draw_boxes(
 
 @fast
 def load_image(
-    table: ImageTable, crop_plan: CropPlan, epoch: Integer, sample: Integer, scratch: Scratch
+    table: ImageTable, crop_plan: CropPlan, epoch: Integer, sample: Integer, name: Integer, scratch: Scratch
 ) -> tuple[Integer, Bytes]:
-    """Draws the views' boxes, and decodes the rows that one of them shows, or more. Returns 0 and these rows
-    (rows, W, 3), to which the boxes refer then, or the reason why there are none."""
+    """Draws the views' boxes by the name, and decodes the rows that one of them shows, or more. Returns 0 and these
+    rows (rows, W, 3), to which the boxes refer then, or the reason why there are none."""
     height, width, start, size = table.height[sample], table.width[sample], table.start[sample], table.size[sample]
     file, pixels, boxes = table.storage[start : start + size], scratch.pixels, scratch.boxes
-    top, end = draw_boxes(crop_plan, epoch, sample, height, width, boxes)
+    top, end = draw_boxes(crop_plan, epoch, name, height, width, boxes)
     if not is_intact(table, sample):
         return NOT_INTACT, pixels[:0].reshape(0, 0, 3)
     if table.mode[sample] != JPEG:
@@ -128,14 +128,15 @@ def crop_bytes(
     crop_plan: CropPlan,
     epoch: Integer,
     index: NDArray[np.int64],
+    names: NDArray[np.int64],
     out: Bytes,
     failed: Bytes,
 ) -> None:
-    """Images `index` (n,) -> out (n, V, size, size, 3); `failed` (n,) gets NOT_DECODED or NOT_INTACT where there are
-    no views, else stays."""
+    """Images `index` (n,), drawn for by `names` (n,) -> out (n, V, size, size, 3); `failed` (n,) gets NOT_DECODED or
+    NOT_INTACT where there are no views, else stays."""
     scratch = make_all_scratch(table, crop_plan, index, out.shape[2])
     for i in range(len(index)):
-        reason, image = load_image(table, crop_plan, epoch, index[i], scratch)
+        reason, image = load_image(table, crop_plan, epoch, index[i], names[i], scratch)
         if reason > 0:
             failed[i] = reason
             continue
@@ -150,6 +151,7 @@ def crop_planar(
     crop_plan: CropPlan,
     epoch: Integer,
     index: NDArray[np.int64],
+    names: NDArray[np.int64],
     out: Floats,
     failed: Bytes,
 ) -> None:
@@ -158,13 +160,13 @@ def crop_planar(
     scratch, cropped = make_all_scratch(table, crop_plan, index, size), np.empty((size, size, 3), np.uint8)
     planes = np.empty(crop_plan.scratch, np.float32)
     for i in range(len(index)):
-        sample = index[i]
-        reason, image = load_image(table, crop_plan, epoch, sample, scratch)
+        name = names[i]
+        reason, image = load_image(table, crop_plan, epoch, index[i], name, scratch)
         if reason > 0:
             failed[i] = reason
             continue
         for view in range(len(crop_plan.plans)):
-            view_key, plan = key(crop_plan.seed, epoch, sample, view), crop_plan.plans[view]
+            view_key, plan = key(crop_plan.seed, epoch, name, view), crop_plan.plans[view]
             box, flip = box_of(scratch.boxes, view)
             resize(image, box, flip, crop_plan.interpolation, cropped, scratch.resizing)
             augment(cropped, view_key, plan, out[i, view], planes)
@@ -176,14 +178,15 @@ def crop_by_patch(
     crop_plan: CropPlan,
     epoch: Integer,
     index: NDArray[np.int64],
+    names: NDArray[np.int64],
     out: Floats,
     failed: Bytes,
 ) -> None:
     """As `crop_planar`, where the second of two views is a jigsaw whose patches are coloured one by one."""
     size, plans = out.shape[3], crop_plan.plans
     cropped, planes = np.empty((len(index), 2, size, size, 3), np.uint8), np.empty(crop_plan.scratch, np.float32)
-    crop_bytes(table, crop_plan, epoch, index, cropped, failed)
+    crop_bytes(table, crop_plan, epoch, index, names, cropped, failed)
     for i in range(len(index)):
         if failed[i] == 0:
-            augment(cropped[i, 0], key(crop_plan.seed, epoch, index[i], 0), plans[0], out[i, 0], planes)
-            augment_patches(cropped[i, 1], key(crop_plan.seed, epoch, index[i], 1), plans[1], out[i, 1], planes)
+            augment(cropped[i, 0], key(crop_plan.seed, epoch, names[i], 0), plans[0], out[i, 0], planes)
+            augment_patches(cropped[i, 1], key(crop_plan.seed, epoch, names[i], 1), plans[1], out[i, 1], planes)

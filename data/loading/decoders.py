@@ -45,11 +45,15 @@ def compile_once(function: Callable[..., object], call: Callable[[], object]) ->
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch to be made. It is passed to FFCV as its "batch indices", of which FFCV uses only the length."""
+    """A batch to be made. It is passed to FFCV as its "batch indices", of which FFCV uses only the length.
+
+    index: of the samples, (n,); names: what their views are drawn by, (n,); see sampling.sample_names.
+    """
 
     epoch: int
     step: int
     index: NDArray[np.int64]
+    names: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,8 +63,8 @@ class ViewDecoder(Operation):
     """Decoder of an RGBImageField: BatchRequest -> (N, V, 3, size, size) views on `device`.
 
     For a CPU they are augmented and normalised, float32; for an accelerator cropped and flipped, uint8, to be augmented
-    there. A view depends on (seed, epoch, sample, view) alone. With `central` above 0 it is the central square of that
-    fraction of the shorter side, not flipped.
+    there. A view depends on the image and (seed, epoch, name, view) alone. With `central` above 0 it is the central
+    square of that fraction of the shorter side, not flipped.
     """
 
     def __init__(self, beton: Path, views: Views, seed: int, central: float, threads: int, device: torch.device):
@@ -87,7 +91,7 @@ class ViewDecoder(Operation):
             self.table = build_table(self.beton, rows, *storage, checksum=sample_checksums(self.info))
         out = self.output(len(request))
         failed = np.zeros(len(request), np.uint8)
-        self.make_views(self.table, request.epoch, request.index, out.numpy(), failed)
+        self.make_views(self.table, request.epoch, request.index, request.names, out.numpy(), failed)
         for i in np.flatnonzero(failed).tolist():
             if failed[i] == NOT_INTACT:
                 where = describe_sample(self.beton, self.info, int(request.index[i]))
@@ -109,19 +113,25 @@ class ViewDecoder(Operation):
         return self.buffers.borrow()
 
     def make_views(
-        self, table: ImageTable, epoch: int, index: NDArray[np.int64], out: np.ndarray, failed: np.ndarray
+        self,
+        table: ImageTable,
+        epoch: int,
+        index: NDArray[np.int64],
+        names: NDArray[np.int64],
+        out: np.ndarray,
+        failed: np.ndarray,
     ) -> None:
         """Fills `out`, divided over the threads."""
         augmented = crop_by_patch if self.views.by_patch else crop_planar
         loop = partial(augmented if out.dtype == np.float32 else crop_bytes, table, self.crop_plan, epoch)
-        compile_once(loop.func, lambda: loop(index[:0], out[:0], failed[:0]))
+        compile_once(loop.func, lambda: loop(index[:0], names[:0], out[:0], failed[:0]))
         if self.pool is None:
-            loop(index, out, failed)
+            loop(index, names, out, failed)
             return
         parts = min(len(index), PARTS * self.threads)
         edges = [len(index) * part // parts for part in range(parts + 1)]
         slices = [slice(*edge) for edge in zip(edges, edges[1:], strict=False)]
-        for _ in self.pool.map(lambda part: loop(index[part], out[part], failed[part]), slices):
+        for _ in self.pool.map(lambda part: loop(index[part], names[part], out[part], failed[part]), slices):
             pass
 
     def decode_with_pillow(self, i: int, request: BatchRequest, out: np.ndarray) -> None:
@@ -136,11 +146,13 @@ class ViewDecoder(Operation):
             named = str(error).replace(where, f"{self.beton}, {describe_sample(self.beton, self.info, sample)}", 1)
             raise UserError(f"{named}; the file is damaged: convert it again") from error
         table = one_image_table(pixels, sample)
-        self.make_views(table, request.epoch, request.index[i : i + 1], out[i : i + 1], np.zeros(1, np.uint8))
+        one = slice(i, i + 1)
+        self.make_views(table, request.epoch, request.index[one], request.names[one], out[one], np.zeros(1, np.uint8))
 
 
 class Labels(Operation):
-    """Decoder of an IntField: BatchRequest -> labels (N,), sample indices (N,), int64, on `device`; and the request."""
+    """Decoder of an IntField: BatchRequest -> labels, sample indices and names, (N,) int64 on `device`; and the
+    request."""
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -149,11 +161,12 @@ class Labels(Operation):
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         return previous_state, None
 
-    def generate_code(self) -> Callable[..., tuple[Tensor, Tensor, BatchRequest]]:
+    def generate_code(self) -> Callable[..., tuple[Tensor, Tensor, Tensor, BatchRequest]]:
         return self.decode
 
     def decode(
         self, request: BatchRequest, _memory: None, labels: np.ndarray, _storage: object
-    ) -> tuple[Tensor, Tensor, BatchRequest]:
-        index = torch.from_numpy(request.index)
-        return torch.from_numpy(labels[request.index]).to(self.device), index.to(self.device), request
+    ) -> tuple[Tensor, Tensor, Tensor, BatchRequest]:
+        columns = labels[request.index], request.index, request.names
+        label, index, names = (torch.from_numpy(column).to(self.device) for column in columns)
+        return label, index, names, request

@@ -1,7 +1,7 @@
-"""Selects the training images that have labels: pure functions of labels, share and seed, or of a list of names."""
+"""Selects the images that are trained on, and those that have labels: pure functions of labels, options and names."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +9,34 @@ from numpy.typing import NDArray
 
 from kilobatch.data.beton import read_labels, read_names, verify_beton
 from kilobatch.data.errors import UserError
-from kilobatch.data.loading.options import LabelOptions
-from kilobatch.data.loading.sampling import epoch_order
+from kilobatch.data.loading.options import LabelOptions, OrderOptions
+from kilobatch.data.loading.sampling import epoch_order, long_tail
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.path_names import composed, escaped
-from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of, is_beton
+from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of, is_beton, labels_of
 
 UNLABELLED = -1  # the label of an image that has none
 
 
-def labelled_samples(beton: Path, options: LabelOptions) -> NDArray[np.int64] | None:
-    """The samples of a .beton that have labels, ascending; None: all. Raises UserError."""
+def used_samples(beton: Path, order: OrderOptions | None) -> NDArray[np.int64] | None:
+    """The samples of a .beton that make up the training images, ascending; None: all. Raises UserError."""
+    return None if order is None else _long_tailed(order, lambda: read_labels(beton))
+
+
+def labelled_samples(
+    beton: Path, options: LabelOptions, used: NDArray[np.int64] | None = None
+) -> NDArray[np.int64] | None:
+    """The samples of a .beton that have labels, ascending; None: all. used: the training images, of which a share is
+    taken; None: all samples. Raises UserError."""
     if options.list is not None:
-        return samples_in_list(read_names(beton), Path(options.list).expanduser(), str(beton))
+        listed = samples_in_list(read_names(beton), Path(options.list).expanduser(), str(beton))
+        return listed if used is None else np.intersect1d(listed, used)
     if options.all:
         return None
-    return balanced_share(read_labels(beton), len(verify_beton(beton).classes), options.share, options.seed)
+    labels, classes = read_labels(beton), len(verify_beton(beton).classes)
+    if used is None:
+        return balanced_share(labels, classes, options.share, options.seed)
+    return used[balanced_share(labels[used], classes, options.share, options.seed)]
 
 
 def balanced_share(labels: NDArray[np.int64], classes: int, part: float, seed: int) -> NDArray[np.int64]:
@@ -78,22 +90,41 @@ def samples_in_list(names: Sequence[str], file: Path, where: str) -> NDArray[np.
     return np.array(sorted(found), np.int64)
 
 
-def count_labelled(spec: str, options: LabelOptions, split: Split = "train") -> int:
-    """Counts the images of a source or a .beton that have labels; decodes none. Raises UserError as
+def count_used(spec: str, order: OrderOptions | None, split: Split = "train") -> int:
+    """Counts the training images that data.order leaves of a source or a .beton; decodes none. Raises UserError."""
+    used = None if order is None else _long_tailed(order, lambda: labels_of(spec, split))
+    return count_images(spec, split) if used is None else len(used)
+
+
+def count_labelled(spec: str, options: LabelOptions, order: OrderOptions | None = None, split: Split = "train") -> int:
+    """Counts the training images of a source or a .beton that have labels; decodes none. Raises UserError as
     labelled_samples."""
+    used = None if order is None else _long_tailed(order, lambda: labels_of(spec, split))
     if options.list is None:
-        images = count_images(spec, split)
+        images = count_images(spec, split) if used is None else len(used)
         return images if options.all else share_size(images, count_classes(spec, split), options.share)
+    listed = _listed(spec, options.list, split)
+    return len(listed if used is None else np.intersect1d(listed, used))
+
+
+def _long_tailed(order: OrderOptions, labels: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    """The samples of the order's long-tailed part; None: it has none."""
+    tail = order.long_tailed
+    return None if tail is None else long_tail(labels(), tail.ratio, tail.form, tail.seed)
+
+
+def _listed(spec: str, list_file: str, split: Split) -> NDArray[np.int64]:
+    """The images of a source or a .beton that a text file names."""
+    file = Path(list_file).expanduser()
     if is_beton(spec):
-        path = Path(spec).expanduser()
-        return len(samples_in_list(read_names(path), Path(options.list).expanduser(), spec))
+        return samples_in_list(read_names(Path(spec).expanduser()), file, spec)
     folder = folder_of(spec)
     if folder is None:
         raise UserError(
-            f"data.labels.list {options.list}: the images of '{spec}' have no names; use data.labels.share, or images "
+            f"data.labels.list {list_file}: the images of '{spec}' have no names; use data.labels.share, or images "
             "in folders: folder:PATH"
         )
-    return len(samples_in_list(Folder(folder, split).names, Path(options.list).expanduser(), spec))
+    return samples_in_list(Folder(folder, split).names, file, spec)
 
 
 class _NameTable:

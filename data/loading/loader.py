@@ -1,6 +1,6 @@
 """Loaders: batches of augmented views for training, and of unaugmented images for evaluation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,8 @@ from kilobatch.data.augment.jigsaw import augment_by_patch, jigsaw
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import UNLABELLED
-from kilobatch.data.loading.sampling import epoch_order, rank_batches, rank_block
+from kilobatch.data.loading.options import OrderOptions
+from kilobatch.data.loading.sampling import Sampler, rank_batches, rank_block
 from kilobatch.data.tensor_rng import keys, sample_keys
 from kilobatch.data.views.options import Interpolation, Views
 
@@ -72,16 +73,20 @@ class LoaderWorker:
 class Loader:
     """This rank's part of each global batch: augmented views on the worker's device, made ahead of their use.
 
-    The samples of a batch depend on (seed, epoch, step) alone, and a view on (seed, epoch, sample, view) alone: neither
-    on ranks or threads, nor on where a run was interrupted. The last, incomplete batch of an epoch is dropped. A batch
-    that is kept is not overwritten.
+    The samples of a batch depend on (seed, epoch, step) alone, and a view on (seed, epoch, name, view) alone: neither
+    on ranks or threads, nor on where a run was interrupted. A sample's name is its index, and another one where it
+    comes again in an epoch. The last, incomplete batch of an epoch is dropped. A batch that is kept is not overwritten.
 
     batch: the global one. jigsaw: the second view of each image becomes a jigsaw, see data/augment/jigsaw.py; where
     patches have colours of their own, it has to be True.
     labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled, else
     their label is -1. In both cases Batch.index counts all samples of the file, and views are drawn by that index.
-    dtype: of the views.
-    Raises UserError if the batch does not divide over the ranks, or if there are fewer samples.
+    used: the samples that are trained on, ascending, of which `labelled` is a part (None: all). options: the recipe's
+    data.order, whose long-tailed part is `used` (labels.used_samples). order: of a method: called with the epoch when
+    that begins, and not before; returns its sample indices, or None for the recipe's order. fields: what is read of the
+    file beside images and labels. dtype: of the views.
+    Raises UserError if the batch does not divide over the ranks, or if there are fewer samples, or if data.order does
+    not fit them.
     """
 
     def __init__(
@@ -95,6 +100,10 @@ class Loader:
         jigsaw: bool = False,
         labelled: NDArray[np.int64] | None = None,
         drop_unlabelled: bool = False,
+        used: NDArray[np.int64] | None = None,
+        options: OrderOptions | None = None,
+        order: Callable[[int], NDArray[np.int64] | None] | None = None,
+        fields: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
     ):
         world = worker.world
@@ -104,11 +113,12 @@ class Loader:
         assert jigsaw or not views.by_patch
         self.views, self.worker, self.batch, self.seed = views, worker, batch, seed
         self.jigsaw, self.dtype = jigsaw, dtype
-        self.beton = open_beton(beton, views, seed, 0, worker)
-        self.subset = labelled if drop_unlabelled else None  # the samples that batches are made of; None: all
-        self.samples = self.beton.samples if self.subset is None else len(self.subset)
+        self.beton = open_beton(beton, views, seed, 0, worker, fields)
+        dropping = drop_unlabelled and labelled is not None
+        subset = labelled if dropping else used  # the samples that batches are made of; None: all
+        self.samples = self.beton.samples if subset is None else len(subset)
         if self.samples < batch:
-            which = "samples" if self.subset is None else "samples with labels"
+            which = "samples with labels" if dropping else "samples" if used is None else "samples in data.order"
             raise UserError(
                 f"{beton} has {self.samples:,} {which}, fewer than one global batch of {batch:,}; "
                 f"set data.batch to at most {self.samples // world * world}, or use more images"
@@ -118,6 +128,8 @@ class Loader:
             self.hidden = torch.ones(self.beton.samples, dtype=torch.bool)
             self.hidden[torch.from_numpy(labelled)] = False
             self.hidden = self.hidden.to(worker.device)
+        unlabelled = self.samples - len(labelled) if labelled is not None and not dropping else 0
+        self.sampler = Sampler(beton, self.beton.samples, subset, seed, batch, options, unlabelled, order)
         self.steps_per_epoch = self.samples // batch
         self.prefetcher: Prefetcher | None = None
         self.next: tuple[int, int] | None = None  # epoch and step of the batch that the prefetcher gives next
@@ -125,8 +137,9 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on.
 
-        When the last batch is taken, the next epoch's first is being made already: going on with that epoch costs no
-        wait, any other epoch or step starts anew. There is one epoch at a time: a call ends an earlier iterator.
+        When the last batch is taken, the next epoch's first is being made already, unless a method orders the epochs:
+        going on with that epoch costs no wait, any other epoch or step starts anew. There is one epoch at a time: a
+        call ends an earlier iterator.
         """
         prefetcher = self.prefetcher
         if prefetcher is None or self.next != (epoch, first_step):
@@ -137,37 +150,45 @@ class Loader:
     def start_prefetcher(self, epoch: int, first_step: int) -> "Prefetcher":
         from kilobatch.data.loading.prefetch import Prefetcher
 
-        self.prefetcher = Prefetcher(self.beton, self.requests(epoch, first_step))
+        # A method's order is asked for now and by this thread: it may read what the method has just learned.
+        begun = None if self.sampler.order is None else self.sampler.epoch(epoch)
+        self.prefetcher = Prefetcher(self.beton, self.requests(epoch, first_step, begun))
         self.next = (epoch, first_step)
         return self.prefetcher
 
-    def requests(self, epoch: int, first_step: int) -> Iterator["BatchRequest"]:
-        """The batches to make from there on: of this epoch and all that follow, without an end."""
+    def requests(
+        self, epoch: int, first_step: int, begun: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    ) -> Iterator["BatchRequest"]:
+        """The batches to make from there on: of this epoch and all that follow, without an end; or of the epoch alone
+        whose samples and names are `begun`."""
         from kilobatch.data.loading.decoders import BatchRequest
 
-        for e in count(epoch):
-            rows = rank_batches(
-                epoch_order(self.seed, e, self.samples), self.batch, self.worker.rank, self.worker.world
-            )
-            for step in range(first_step, len(rows)):
-                yield BatchRequest(e, step, rows[step] if self.subset is None else self.subset[rows[step]])
+        part = self.batch, self.worker.rank, self.worker.world
+        for e in count(epoch) if begun is None else [epoch]:
+            index, names = (rank_batches(order, *part) for order in begun or self.sampler.epoch(e))
+            for step in range(first_step, len(index)):
+                yield BatchRequest(e, step, index[step], names[step])
             first_step = 0
 
     def batches(self, prefetcher: "Prefetcher", epoch: int, first_step: int) -> Iterator[Batch]:
         for step in range(first_step, self.steps_per_epoch):
             if prefetcher is not self.prefetcher or self.next != (epoch, step):
                 raise RuntimeError(f"epoch {epoch} of this loader has been left for another")
-            views, label, index, request = next(prefetcher)
-            assert (request.epoch, request.step) == (epoch, step)
+            made = next(prefetcher)
+            names, label = made.request.names, made.label
+            assert (made.request.epoch, made.request.step) == (epoch, step)
             last = step + 1 == self.steps_per_epoch
-            self.next = (epoch + 1, 0) if last else (epoch, step + 1)
-            views = finish_views(views, request.index, self.views, self.seed, epoch, self.dtype)
+            self.next = (epoch, step + 1)
+            if last:
+                self.next = (epoch + 1, 0) if self.sampler.order is None else None
+            views = finish_views(made.views, names, self.views, self.seed, epoch, self.dtype)
             if self.jigsaw and not self.views.by_patch:  # else it is one already
-                second_keys = keys(self.seed, epoch, torch.from_numpy(request.index), 2)[:, 1]
+                second_keys = keys(self.seed, epoch, torch.from_numpy(names), 2)[:, 1]
                 views = torch.stack([views[:, 0], jigsaw(views[:, 1], second_keys)], 1)
             if self.hidden is not None:
-                label = label.masked_fill(self.hidden[index], UNLABELLED)
-            yield Batch((views,), index, label, sample_keys(self.seed, epoch * self.steps_per_epoch + step, index))
+                label = label.masked_fill(self.hidden[made.index], UNLABELLED)
+            step_keys = sample_keys(self.seed, epoch * self.steps_per_epoch + step, made.names)
+            yield Batch((views,), made.index, label, step_keys, fields=made.fields)
 
     def close(self) -> None:
         if self.prefetcher is not None:
@@ -182,11 +203,13 @@ class Loader:
 
 
 class PlainLoader:
-    """This rank's contiguous block of the data set, in order and complete: one unaugmented view of each image.
+    """This rank's contiguous block of the images, in order and complete: one unaugmented view of each.
 
     From a size of 96 pixels on, a view is the central square of 224/256 of the shorter side; below, the whole image.
-    Views are (N, 1, 3, size, size), normalised. batch: of this rank; the last one may be smaller. rows: the numbers of
-    this rank's images; None: its block. An iteration may be left early.
+    Views are (N, 1, 3, size, size), normalised. batch: of this rank; the last one may be smaller. used: the
+    samples of the file that are images here, ascending; None: all. rows: this rank's, by their places among these;
+    None: its block. fields: what is read of the file beside images and labels. An iteration may be
+    left early.
     """
 
     def __init__(
@@ -199,41 +222,45 @@ class PlainLoader:
         *,
         batch: int,
         interpolation: Interpolation = "bilinear",
+        used: NDArray[np.int64] | None = None,
         rows: NDArray[np.int64] | None = None,
+        fields: Sequence[str] = (),
     ):
         self.views = plain_views(size, mean, std, interpolation)
-        self.beton = open_beton(beton, self.views, 0, central_fraction(size), worker)
-        self.samples = self.beton.samples
-        self.index = rank_block(self.samples, worker.rank, worker.world) if rows is None else rows
+        self.beton = open_beton(beton, self.views, 0, central_fraction(size), worker, fields)
+        self.samples = self.beton.samples if used is None else len(used)
+        rows = rank_block(self.samples, worker.rank, worker.world) if rows is None else rows
+        self.index = rows if used is None else used[rows]
         self.batch = batch
 
     def __iter__(self) -> Iterator[Batch]:
         from kilobatch.data.loading.decoders import BatchRequest
         from kilobatch.data.loading.prefetch import Prefetcher
 
-        starts = range(0, len(self.index), self.batch)
-        requests = (BatchRequest(0, step, self.index[start : start + self.batch]) for step, start in enumerate(starts))
-        prefetcher = Prefetcher(self.beton, requests)
+        parts = (self.index[start : start + self.batch] for start in range(0, len(self.index), self.batch))
+        prefetcher = Prefetcher(self.beton, (BatchRequest(0, step, part, part) for step, part in enumerate(parts)))
         try:
-            for views, label, index, request in prefetcher:
-                views = finish_views(views, request.index, self.views, 0, 0)
-                yield Batch((views,), index, label, sample_keys(0, 0, index))
+            for made in prefetcher:
+                views = finish_views(made.views, made.request.names, self.views, 0, 0)
+                yield Batch((views,), made.index, made.label, sample_keys(0, 0, made.names), fields=made.fields)
         finally:
             prefetcher.close()
 
 
-def open_beton(path: Path, views: Views, seed: int, central: float, worker: LoaderWorker) -> "OpenBeton":
+def open_beton(
+    path: Path, views: Views, seed: int, central: float, worker: LoaderWorker, fields: Sequence[str] = ()
+) -> "OpenBeton":
     """Opens a .beton; central: see ViewDecoder. FFCV is imported when this is called, since that takes seconds."""
     from kilobatch.data.loading.decoders import ViewDecoder
     from kilobatch.data.loading.prefetch import OpenBeton
 
     decoder = ViewDecoder(path, views, seed, central, worker.threads, worker.device)
-    return OpenBeton(path, decoder, worker.device)
+    return OpenBeton(path, decoder, worker.device, fields)
 
 
 def finish_views(
     views: Tensor,
-    index: NDArray[np.int64],
+    names: NDArray[np.int64],
     options: Views,
     seed: int,
     epoch: int,
@@ -245,4 +272,4 @@ def finish_views(
     from kilobatch.data.augment.device import augment
 
     form = augment_by_patch if options.by_patch else augment
-    return form(views, keys(seed, epoch, torch.from_numpy(index), options.count), options, dtype)
+    return form(views, keys(seed, epoch, torch.from_numpy(names), options.count), options, dtype)

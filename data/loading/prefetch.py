@@ -1,8 +1,9 @@
 """Makes batches ahead of their use, with FFCV's loader in a thread of its own."""
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full
 from typing import Any
@@ -13,19 +14,35 @@ from torch import Tensor
 from kilobatch.data.beton import refuse_changed
 from kilobatch.data.loading.decoders import BatchRequest, Labels, ViewDecoder
 from kilobatch.data.loading.ffcv_bindings import Compiler, EpochIterator, FfcvLoader, PipelineSpec, keep_torch_threads
+from kilobatch.data.loading.field_reader import FieldReader
 
 AHEAD = 3  # finished batches in the queue
 
 
-class OpenBeton:
-    """An open .beton and FFCV's pipeline over it."""
+@dataclass(frozen=True)
+class MadeBatch:
+    """What a request came to, on the device. views: (N, V, ...); label, index, names: (N,) int64; fields: (N, ...)."""
 
-    def __init__(self, path: Path, images: ViewDecoder, device: torch.device):
-        self.images, self.device = images, device
+    views: Tensor
+    label: Tensor
+    index: Tensor
+    names: Tensor
+    fields: dict[str, Tensor]
+    request: BatchRequest
+
+
+class OpenBeton:
+    """An open .beton and FFCV's pipeline over it. fields: those that are read beside images and labels. Raises
+    UserError where the file lacks one."""
+
+    def __init__(self, path: Path, images: ViewDecoder, device: torch.device, fields: Sequence[str] = ()):
+        self.images, self.device, self.fields = images, device, tuple(fields)
         rows = images.info.rows
         pipelines: dict[str, Any] = dict.fromkeys(rows.fields)  # FFCV decodes each field that is not None here
         pipelines[rows.image] = PipelineSpec(rows.image, decoder=images)
         pipelines[rows.label] = PipelineSpec(rows.label, decoder=Labels(device))
+        for name in fields:
+            pipelines[name] = PipelineSpec(name, decoder=FieldReader(path, images.info, name, device))
         Compiler.set_enabled(False)  # the decoders call loops that are compiled already
         try:
             with keep_torch_threads():
@@ -61,7 +78,7 @@ class Prefetcher(EpochIterator):
         self.requests = requests
         self.device = beton.device
         self.outputs = beton.outputs
-        self.rows = beton.images.info.rows
+        self.rows, self.fields = beton.images.info.rows, beton.fields
         with torch.cuda.device(beton.device) if beton.device.type == "cuda" else nullcontext():
             super().__init__(beton.loader, [])
         atexit.register(self.close)  # a thread that still works while the interpreter shuts down crashes the process
@@ -86,8 +103,7 @@ class Prefetcher(EpochIterator):
             return True
         return False
 
-    def __next__(self) -> tuple[Tensor, Tensor, Tensor, BatchRequest]:
-        """views, labels, sample indices, and the request."""
+    def __next__(self) -> MadeBatch:
         item = self.next_item()
         if item is None:
             self.close()
@@ -97,13 +113,14 @@ class Prefetcher(EpochIterator):
             raise item
         slot, results = item
         by_name = dict(zip(self.outputs, results, strict=True))
-        views, (labels, index, request) = by_name[self.rows.image], by_name[self.rows.label]
+        views, (label, index, names, request) = by_name[self.rows.image], by_name[self.rows.label]
+        fields = {name: by_name[name] for name in self.fields}
         if self.device.type == "cuda":
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.cuda_streams[slot])
-            for tensor in (views, labels, index):
+            for tensor in (views, label, index, names, *fields.values()):
                 tensor.record_stream(current)
-        return views, labels, index, request
+        return MadeBatch(views, label, index, names, fields, request)
 
     def next_item(self) -> Any:
         while True:

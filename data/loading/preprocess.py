@@ -46,10 +46,11 @@ class Preprocess:
         size = self.views.size
         out, failed = np.empty((1, 1, 3, size, size), np.float32), np.zeros(1, np.uint8)
         table = self._table(image)
-        compile_once(crop_planar, lambda: crop_planar(table, self._plan, 0, INDEX[:0], out[:0], failed[:0]))
-        crop_planar(table, self._plan, 0, INDEX, out, failed)
+        none = INDEX[:0], INDEX[:0], out[:0], failed[:0]
+        compile_once(crop_planar, lambda: crop_planar(table, self._plan, 0, *none))
+        crop_planar(table, self._plan, 0, INDEX, INDEX, out, failed)
         if failed.any():  # libjpeg gave a warning: as the loader does, let Pillow read it
-            crop_planar(one_image_table(self._pixels(image), 0), self._plan, 0, INDEX, out, failed)
+            crop_planar(one_image_table(self._pixels(image), 0), self._plan, 0, INDEX, INDEX, out, failed)
         return torch.from_numpy(out[0, 0])
 
     def __repr__(self) -> str:

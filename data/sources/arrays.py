@@ -1,4 +1,4 @@
-"""A source of images that lie in memory as one array."""
+"""A source of images that lie in memory as one array, with further arrays of a row for each image."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,14 +13,22 @@ from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode
 
 
 class Arrays:
-    """images: (N, H, W, 3) uint8 RGB, or (N, H, W) grey; labels: (N,) integers, positions in `classes`."""
+    """images: (N, H, W, 3) uint8 RGB, or (N, H, W) grey; labels: (N,) integers, positions in `classes`; fields: further
+    arrays, (N, ...) of numbers."""
 
     names = None
     passed_over: Mapping[str, int] = MappingProxyType({})
+    NO_FIELDS: Mapping[str, NDArray] = MappingProxyType({})
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]):
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        classes: list[str],
+        fields: Mapping[str, NDArray] = NO_FIELDS,
+    ):
         assert len(images) == len(labels) and images.dtype == np.uint8 and images.ndim in (3, 4)
-        self.images, self.labels, self.classes = images, labels, classes
+        self.images, self.labels, self.classes, self.fields = images, labels, classes, fields
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,4 +52,6 @@ class Arrays:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
+        for name, array in sorted(self.fields.items()):
+            digest.update(repr((name, array.dtype.str, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

@@ -5,11 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from kilobatch.data.beton_layout import FIELD, FIELD_TYPES, HEADER, IMAGE, INT, RowLayout, row_layout
+from kilobatch.data.beton_layout import (
+    ARRAY_ARGUMENTS,
+    FIELD,
+    FIELD_TYPES,
+    HEADER,
+    IMAGE,
+    INT,
+    RowLayout,
+    row_layout,
+)
 from kilobatch.data.errors import UserError
 
 ARRAYS = [number for number, kind in FIELD_TYPES.items() if kind.name in ("NDArrayField", "TorchTensorField")]
-ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", (32,)), ("type_length", "<u8")])  # then the type, as JSON
 
 
 def read_layout(beton: Path, header: np.void, label: str | None) -> RowLayout:

@@ -16,7 +16,10 @@ from dataclasses import replace
 from io import BufferedRandom
 from pathlib import Path
 
+import numpy as np
+
 from kilobatch.data.beton import checksum, verify_beton
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.beton_note import NOTE_FORMAT, BetonInfo, names_path, note_path, note_text
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
@@ -45,8 +48,8 @@ def convert(
     skip_broken: bool = False,
     progress: bool = True,
 ) -> BetonInfo:
-    """Writes `source` as FFCV's .beton with fields image and label, and `out`.json beside it and, where the images have
-    names, `out`.names; replaces older files.
+    """Writes `source` as FFCV's .beton with fields image, label and those of the source, and `out`.json beside it and,
+    where the images have names, `out`.names; replaces older files.
 
     JPEG files that are small enough are kept byte for byte, other photos become JPEGs, images of up to 64 pixels are
     stored as pixels. For images of more than 8 bits the range of values is measured over all of them, unless `encoding`
@@ -102,7 +105,8 @@ def _write(
     progress: bool,
 ) -> tuple[BetonInfo, bytes]:
     """Fills the empty file and syncs it. Returns the note, and the content of the list of names."""
-    writer = Writer(file, len(source))
+    fields = source.fields
+    writer = Writer(file, len(source), [ArrayForm(name, x.dtype, x.shape[1:]) for name, x in fields.items()])
     names, written_names = source.names, bytearray()
     broken: list[str] = []
     warned: list[str] = []
@@ -114,7 +118,8 @@ def _write(
                 broken.append(str(sample))
             elif skip_broken or not broken:  # else it is refused, and the loop goes on to find all broken images
                 image, label = sample
-                writer.append(image.mode, image.width, image.height, image.data, label)
+                arrays = [np.asarray(array[i]) for array in fields.values()]
+                writer.append(image.mode, image.width, image.height, image.data, label, arrays)
                 held[label] = True
                 deep |= image.deep
                 if image.warning is not None:
@@ -147,7 +152,8 @@ def _write(
 def describe(info: BetonInfo) -> str:
     """What a conversion took, left out and passed over, in one line: the counts add up to the files found."""
     classes = f"{len(info.classes):,} {'class' if len(info.classes) == 1 else 'classes'}"
-    text = f"{info.samples:,} images in {classes}, {info.bytes:,} bytes"
+    fields = "".join(f", {field.name} {list(field.shape)} of {field.dtype}" for field in info.fields)
+    text = f"{info.samples:,} images in {classes}{fields}, {info.bytes:,} bytes"
     others = sum(info.passed_over.values())
     if info.skipped or others:
         left = [f"{len(info.skipped):,} broken ones left out"] if info.skipped else []

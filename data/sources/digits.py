@@ -24,7 +24,7 @@ class Digits:
     """
 
     names = None
-    passed_over = Arrays.passed_over
+    passed_over, fields = Arrays.passed_over, Arrays.NO_FIELDS
     classes = [str(digit) for digit in range(10)]
 
     def __init__(self, split: str) -> None:
@@ -41,6 +41,10 @@ class Digits:
 
     def deep_values(self, i: int) -> None:
         """Digits have 8 bits."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self._arrays.labels
 
     def fingerprint(self) -> str:
         return f"{self.split} digits of scikit-learn {version('scikit-learn')}, enlarged by Pillow {PIL.__version__}"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.deep_pixels import values_of
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, encode_file, read_image
@@ -34,6 +35,8 @@ class Folder:
     Raises UserError where there is no image, or a class folder without an image.
     """
 
+    fields = Arrays.NO_FIELDS
+
     def __init__(self, path: Path, split: Split):
         path = existing_path(path)
         _refuse_no_folder(path)
@@ -49,6 +52,11 @@ class Folder:
         """Paths within the folder, each on one line: backslashes, control characters and bytes that are not UTF-8 are
         escaped, so that two names are never the same text."""
         return [escaped(file) for file in self._files]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(images,); -1 for a link that leads nowhere."""
+        return self._labels.astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._files)

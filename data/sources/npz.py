@@ -1,4 +1,4 @@
-"""Source npz:FILE: images and labels in a file that NumPy wrote."""
+"""Source npz:FILE: images and labels in a file that NumPy wrote, and further arrays with a row for each image."""
 
 import zipfile
 from pathlib import Path
@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kilobatch.data.beton_layout import FIELD
+from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
 
 KEYS = "either images and labels, or x_train, y_train, x_test and y_test"
+NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")  # that torch computes with
+LONGEST_NAME = FIELD["name"].shape[0]  # of a field, in letters
 
 
 def open_npz(path: Path, split: str) -> Arrays:
     """Opens a split; a file with `images` and `labels` is all one split. `class_names`, if present, names the classes.
 
-    Images are (N, H, W, 3) RGB or (N, H, W) or (N, H, W, 1) grey, uint8; labels (N,) or (N, 1) integers from 0.
+    Images are (N, H, W, 3) RGB or (N, H, W) or (N, H, W, 1) grey, uint8; labels (N,) or (N, 1) integers from 0. Every
+    other array is a field, (N, ...) numbers: `tokens`, or tokens_train and tokens_test beside x_train and x_test.
     Raises UserError for any other file.
     """
     with _open(path) as file:
@@ -33,14 +38,21 @@ def open_npz(path: Path, split: str) -> Arrays:
             raise UserError(
                 f"npz:{path}: {x} has {len(images):,} images, {y} has {len(labels):,} labels; give one each"
             )
-        return Arrays(images, labels, _classes(file, path))
+        fields = {name: _field(file, path, key, name, x, len(images)) for name, key in _fields(file, x).items()}
+        return Arrays(images, labels, _classes(file, path), fields)
 
 
-def count_npz(path: Path, split: str) -> int:
-    """Counts the images that open_npz will find, from the labels alone."""
+def labels_of_npz(path: Path, split: str) -> NDArray[np.int64]:
+    """Labels of the images that open_npz will find."""
     with _open(path) as file:
         key = _keys(file, path, split)[1]
-        return len(_labels(_array(file, path, key), path, key))
+        return _labels(_array(file, path, key), path, key)
+
+
+def fields_of_npz(path: Path, split: str) -> list[str]:
+    """Names of the fields that open_npz will find."""
+    with _open(path) as file:
+        return list(_fields(file, _keys(file, path, split)[0]))
 
 
 def classes_of_npz(path: Path) -> list[str]:
@@ -88,6 +100,40 @@ def _keys(file: np.lib.npyio.NpzFile, path: Path, split: str) -> tuple[str, str]
 def _label_keys(file: np.lib.npyio.NpzFile) -> list[str]:
     """The keys of all labels: a file's two splits have the same classes."""
     return [key for key in ("y_train", "y_test") if key in file.files] or ["labels"]
+
+
+def _fields(file: np.lib.npyio.NpzFile, x: str) -> dict[str, str]:
+    """The keys of the arrays beside images and labels, by the names of their fields. x: the key of the images."""
+    taken = {"images", "labels", "class_names", *(f"{axis}_{split}" for axis in "xy" for split in ("train", "test"))}
+    others = [key for key in file.files if key not in taken]
+    if x == "images":
+        return {key: key for key in others}
+    split = x.removeprefix("x")  # _train or _test
+    other_split = "_test" if split == "_train" else "_train"
+    return {key.removesuffix(split): key for key in others if not key.endswith(other_split)}
+
+
+def _field(
+    file: np.lib.npyio.NpzFile, path: Path, key: str, name: str, x: str, images: int
+) -> NDArray[np.integer | np.floating]:
+    """A field's array, of which each image has a row. Raises UserError for any other."""
+    array = _array(file, path, key)
+    leave = f"or leave {key} out of the file"
+    if array.dtype.name not in NUMBERS:
+        raise UserError(f"npz:{path}: {key} is {array.dtype}; save it as one of {', '.join(NUMBERS)}, {leave}")
+    if array.shape[:1] != (images,) or 0 in array.shape:
+        raise UserError(
+            f"npz:{path}: {key} has shape {array.shape}, and {x} has {images:,} images; give each image a row, padded "
+            f"to one shape, {leave}"
+        )
+    if not name.isidentifier() or not name.isascii() or len(name) > LONGEST_NAME or name in ("image", "label"):
+        raise UserError(
+            f"npz:{path}: {key} cannot be the name of a field beside image and label; use up to {LONGEST_NAME} "
+            f"letters, digits and _, {leave}"
+        )
+    if (size := array[0].nbytes) > Writer.PAGE:
+        raise UserError(f"npz:{path}: {key} has {size:,} bytes for an image; {Writer.PAGE:,} are allowed, {leave}")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _array(file: np.lib.npyio.NpzFile, path: Path, key: str) -> NDArray:

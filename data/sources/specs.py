@@ -13,14 +13,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.beton import verify_beton
+from kilobatch.data.beton import read_labels, verify_beton
 from kilobatch.data.errors import UserError, nearest
 from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folder, open_cifar
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage
-from kilobatch.data.sources.npz import classes_of_npz, count_npz, open_npz
+from kilobatch.data.sources.npz import classes_of_npz, fields_of_npz, labels_of_npz, open_npz
 from kilobatch.data.sources.path_names import composed, existing_path, printable
 from kilobatch.data.sources.splits import Split as Split
 
@@ -45,6 +45,11 @@ class Source(Protocol):
     @property
     def names(self) -> list[str] | None:
         """Names of the images; None where they have no names."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, NDArray]:
+        """Arrays of numbers beside images and labels, (N, ...) each, by name."""
         ...
 
     @property
@@ -96,7 +101,7 @@ def count_images(spec: str, split: Split) -> int:
     if scheme == "folder":
         return len(Folder(where, split))
     if scheme == "npz":
-        return count_npz(where, split)
+        return len(labels_of_npz(where, split))
     cifar_folder(scheme, where)
     return CIFAR_SIZES[split]
 
@@ -114,6 +119,26 @@ def count_classes(spec: str, split: Split) -> int:
         return len(classes_of_npz(where))
     cifar_folder(scheme, where)
     return CIFAR_CLASSES[scheme]
+
+
+def labels_of(spec: str, split: Split) -> NDArray[np.int64]:
+    """Labels of the images of a source or a .beton file, in order; as count_images."""
+    if is_beton(spec):
+        return read_labels(_path(spec, spec))
+    scheme, where = _parse(spec)
+    if scheme == "digits":
+        return Digits(split).labels
+    if scheme == "folder":
+        return Folder(where, split).labels
+    return labels_of_npz(where, split) if scheme == "npz" else open_cifar(scheme, where, split).labels
+
+
+def field_names(spec: str, split: Split) -> list[str]:
+    """Names of the arrays that a source or a .beton file has beside images and labels; as count_images."""
+    if is_beton(spec):
+        return [field.name for field in verify_beton(_path(spec, spec)).fields]
+    scheme, where = _parse(spec)
+    return sorted(fields_of_npz(where, split)) if scheme == "npz" else []
 
 
 def class_names(spec: str, split: Split) -> list[str]:

@@ -67,7 +67,7 @@ def _common(first: Recipe, base: Recipe) -> dict[str, Any]:
 def _fine_tuning(first: Recipe, base: Recipe, asked: Recipe) -> dict[str, Any]:
     """asked: with the labels that are asked for."""
     labels, batch = asked.data.labels, first.data.batch
-    labelled = count_labelled(first.data.train, labels)
+    labelled = count_labelled(first.data.train, labels, asked.data.order)
     while batch > min(labelled, base.data.batch) and batch % 2 == 0:  # halves divide over the workers, mostly
         batch //= 2
     epochs = max(base.schedule.epochs, ceil(FEWEST_STEPS / max(1, labelled // batch)))

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kilobatch.data.files import read_model, write_whole
-from kilobatch.data.loading.labels import count_labelled
-from kilobatch.data.sources.specs import count_classes, count_images
+from kilobatch.data.loading.labels import count_labelled, count_used
+from kilobatch.data.sources.specs import count_classes
 from kilobatch.launch.pipelines.pipeline import StageName, stage_folders, stages_around
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
@@ -136,8 +136,8 @@ def _row(run: Path) -> StageRow:
         stage=cast(StageName, run.name),
         encoder=_encoder(recipe),
         parameters=count_parameters(recipe),
-        labels=0 if run.name == "pretrain" else count_labelled(data.train, data.labels),
-        images=count_images(data.train, "train"),
+        labels=0 if run.name == "pretrain" else count_labelled(data.train, data.labels, data.order),
+        images=count_used(data.train, data.order),
         values={name: values[name] for name in COLUMNS if name in values},
         baselines=_baselines(values, baselines) if baselines else {},
         knn=baselines.model_copy(update={"labels": None}).conditions() if baselines else "",

@@ -8,7 +8,7 @@ from typing import Any
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_bytes
-from kilobatch.data.loading.labels import count_labelled
+from kilobatch.data.loading.labels import count_labelled, count_used
 from kilobatch.data.sources.specs import count_images
 from kilobatch.launch.planning import machines
 from kilobatch.launch.planning.duration import Duration, Setting, estimate_duration
@@ -103,10 +103,9 @@ def images_per_epoch(recipe: Recipe, images: int | None) -> int:
     """The images that an epoch trains on. images: of data.train; None: they are counted."""
     labels = recipe.data.labels
     if images is None:
-        images = count_images(recipe.data.train, "train")
         if not labels.all and recipe.data.unlabelled == "drop":
-            return count_labelled(recipe.data.train, labels)
-        return images
+            return count_labelled(recipe.data.train, labels, recipe.data.order)
+        return count_used(recipe.data.train, recipe.data.order)
     if recipe.data.unlabelled == "drop" and not labels.all:
         return max(1, round(labels.share * images))
     return images

@@ -10,7 +10,7 @@ from typing import Any
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.sources.specs import Split, absolute_spec, differing_classes
-from kilobatch.launch.recipes.data import PreparedData, PreparedFile, data_sha256, labelled_of
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, data_sha256, labelled_of, used_of
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import newest_description
 from kilobatch.launch.recipes.settings import format_value
@@ -233,9 +233,11 @@ def refuse_other_shapes(run: Path, recipe: Recipe, data: PreparedData, changes: 
     if found := [change for change in changes if change.name in _SHAPING or _begins_to_scale(change)]:
         listed = "; ".join(map(str, found))
         raise UserError(f"no checkpoint of {run} can go on with {listed}; put the old value back, or start a new run")
-    labelled = labelled_of(recipe, data) if recipe.data.unlabelled == "drop" else None
-    used = verify_beton(data.train.beton).samples if labelled is None else len(labelled)
-    steps, before = used // recipe.data.batch, newest_description(run).get("steps_per_epoch")
+    used = used_of(recipe, data)
+    if recipe.data.unlabelled == "drop" and (labelled := labelled_of(recipe, data)) is not None:
+        used = labelled
+    images = verify_beton(data.train.beton).samples if used is None else len(used)
+    steps, before = images // recipe.data.batch, newest_description(run).get("steps_per_epoch")
     if before not in (None, steps):
         raise UserError(
             f"the epochs of {run} have {before} steps, and would now have {steps}, so that no checkpoint says where it "

@@ -4,8 +4,9 @@ Loads no torch; devices are checked in worker/devices.py, on the machine that th
 from collections.abc import Callable, Mapping
 
 from kilobatch.data.errors import Mistakes, UserError
-from kilobatch.data.loading.labels import count_labelled
-from kilobatch.data.sources.specs import Split, count_classes, count_images
+from kilobatch.data.loading.labels import count_labelled, count_used
+from kilobatch.data.loading.options import order_problem
+from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names
 from kilobatch.launch.recipes import method_options, references, validation_errors
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
@@ -53,10 +54,16 @@ def check(
     with mistakes.noted():
         samples = images if images is not None else _count(recipe, "train", refuse)
         classes = _count_classes(recipe, refuse) if images is None else None
+        if images is None and recipe.data.order is not None:
+            samples = count_used(recipe.data.train, recipe.data.order)
         if training:
             used = _used(recipe, samples, refuse) if images is None else samples
             _check_size(recipe, workers * chunks, samples, used, refuse)
+            _check_order(recipe, samples, images is None, refuse)
         enough = samples
+    if images is None:
+        with mistakes.noted():
+            _check_fields(recipe, refuse)
     if training and not begun:
         with mistakes.noted():
             references.check_references(recipe, awaited or {}, refuse, classes)
@@ -142,7 +149,7 @@ def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
     if labels.all:
         return samples
     try:
-        labelled = count_labelled(recipe.data.train, labels)
+        labelled = count_labelled(recipe.data.train, labels, recipe.data.order)
     except UserError as error:
         raise refuse("data.labels.list" if labels.list else "data.labels", str(error)) from error
     if recipe.data.unlabelled == "drop":
@@ -155,6 +162,36 @@ def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
             f"{samples - labelled} of {samples} images have none; use data.unlabelled=drop",
         )
     return samples
+
+
+def _check_order(recipe: Recipe, samples: int, known: bool, refuse: Refuse) -> None:
+    """samples: training images; known: whether the data may be looked for."""
+    order, data = recipe.data.order, recipe.data
+    if order is None or order.by_class is None:
+        return
+    keeping = known and data.unlabelled == "keep"
+    unlabelled = samples - count_labelled(data.train, data.labels, order) if keeping else 0
+    classes = count_classes(data.train, "train") if known else None
+    if problem := order_problem(order, data.batch, classes, unlabelled):
+        raise refuse(order.by_class.partition(" ")[0], problem)
+
+
+def _check_fields(recipe: Recipe, refuse: Refuse) -> None:
+    """Raises UserError for a field that the method needs and data.train lacks."""
+    needs = method_options.declared(recipe.method.name).needs
+    if not needs:
+        return
+    try:
+        there = field_names(recipe.data.train, "train")
+    except UserError:
+        return  # the images are not there either, which has been noted
+    if missing := sorted(needs - {*there}):
+        raise refuse(
+            "data.train",
+            f"method {recipe.method.name} needs {', '.join(sorted(needs))} beside images and labels, and data.train "
+            f"'{recipe.data.train}' has no {', '.join(missing)} (its fields: {', '.join(there) or 'none'}); use "
+            f"npz:FILE with an array {missing[0]}, a row for each image, or a .beton of it",
+        )
 
 
 def _check_size(recipe: Recipe, parts: int, samples: int, used: int, refuse: Refuse) -> None:

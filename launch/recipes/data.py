@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.beton import BetonInfo, read_fingerprints, read_short_sides, verify_beton
 from kilobatch.data.errors import UserError, warn
-from kilobatch.data.loading.labels import labelled_samples
+from kilobatch.data.loading.labels import labelled_samples, used_samples
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
@@ -62,14 +62,21 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     return PreparedData(train=train, test=test)
 
 
+def used_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
+    """The samples of data.train that make up the training images, which data.order may choose; None: all."""
+    return used_samples(data.train.beton, recipe.data.order)
+
+
 def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The training images that have labels, ascending; None: all have."""
-    return labelled_samples(data.train.beton, recipe.data.labels)
+    return labelled_samples(data.train.beton, recipe.data.labels, used_of(recipe, data))
 
 
 def data_sha256(recipe: Recipe, data: PreparedData) -> str:
     """Of the training images and of which of them have labels."""
-    labelled, images = labelled_of(recipe, data), data.train.sha256
+    used, labelled, images = used_of(recipe, data), labelled_of(recipe, data), data.train.sha256
+    if used is not None:
+        images = hashlib.sha256(images.encode() + b"used" + used.tobytes()).hexdigest()
     return images if labelled is None else hashlib.sha256(images.encode() + labelled.tobytes()).hexdigest()
 
 

@@ -66,8 +66,10 @@ def resolve_recipe(name: str, changes: list[str]) -> Recipe:
 
 
 def with_images(recipe: Recipe, train: str | None, test: str | None) -> Recipe:
-    """The recipe with other training images, or other test images; None: its own."""
-    given = {name: spec for name, spec in (("train", train), ("test", test)) if spec is not None}
+    """The recipe with other training images, which are used whole, or other test images; None: its own."""
+    given: dict[str, Any] = {name: spec for name, spec in (("train", train), ("test", test)) if spec is not None}
+    if train is not None:
+        given["order"] = None
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=given)})
 
 

@@ -73,4 +73,6 @@ def _key(recipe: Recipe, data: PreparedData) -> str:
     parts = [data.train.sha256, test.sha256, recipe.run.seed, views.size, views.mean, views.std, views.interpolation]
     sections = recipe.evaluate.knn, recipe.encoder, recipe.method
     parts += [section.model_dump(mode="json") for section in sections]
+    if (order := recipe.data.order) is not None and order.long_tailed is not None:  # other training images
+        parts.append(order.long_tailed.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

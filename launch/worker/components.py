@@ -1,5 +1,7 @@
 """Builds the parts that training and evaluating a recipe share: its images, its method, its loader."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,10 +10,12 @@ from kilobatch.data.beton import BetonInfo, verify_beton
 from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, LoaderWorker
+from kilobatch.data.loading.options import OrderOptions
 from kilobatch.data.sources.specs import is_beton
 from kilobatch.data.views.options import Views
 from kilobatch.launch.processes.exit_status import this_host
-from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_data
+from kilobatch.launch.recipes import method_options
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_data, used_of
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
@@ -73,9 +77,12 @@ def loader_of(
     batch: int,
     jigsaw: bool = False,
     labelled: NDArray[np.int64] | None = None,
+    options: OrderOptions | None = None,
+    order: Callable[[int], NDArray[np.int64] | None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Loader:
-    """A loader of augmented views of the training images. labelled: the images that have labels; None: all have."""
+    """A loader of augmented views of the training images. labelled: the images that have labels; None: all have;
+    options: data.order, by which an epoch is made; None: each image once; order: a method's, see Loader."""
     return Loader(
         data.train.beton,
         views,
@@ -85,8 +92,19 @@ def loader_of(
         jigsaw=jigsaw,
         labelled=labelled,
         drop_unlabelled=recipe.data.unlabelled == "drop",
+        used=used_of(recipe, data),
+        options=options,
+        order=order,
+        fields=fields_of(recipe, data.train),
         dtype=dtype,
     )
+
+
+def fields_of(recipe: Recipe, file: PreparedFile) -> list[str]:
+    """The fields that the recipe's method reads, and that a file has: those of data.train are checked before a run
+    starts, test images may do without where the method represents images alone."""
+    needs = method_options.declared(recipe.method.name).needs
+    return [field.name for field in verify_beton(file.beton).fields if field.name in needs]
 
 
 def loader_worker(recipe: Recipe, world: World) -> LoaderWorker:

@@ -5,18 +5,20 @@ from collections.abc import Sized
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import refusing_os_errors
 from kilobatch.data.loading.loader import PlainLoader
-from kilobatch.launch.recipes.data import PreparedData, class_numbers, labelled_of
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, class_numbers, labelled_of, used_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import loader_of, loader_worker, method_of
+from kilobatch.launch.worker.components import fields_of, loader_of, loader_worker, method_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -46,8 +48,9 @@ LABELS = {
 def suite_of(
     run: Path, recipe: Recipe, data: PreparedData, world: World, method: Method, labelled: Sized | None = None
 ) -> EvaluationSuite | None:
-    """The models and images for evaluators; None where the recipe has no test set. labelled: the training images that
-    have labels; None: all, or it is not known."""
+    """The models and images for evaluators; None where the recipe has no test set. The training images are those that
+    were trained on: of a long-tailed data.order its part, each once. labelled: those of them that have labels; None:
+    all, or it is not known."""
     if (test := data.test) is None:
         return None
     classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, test))
@@ -55,12 +58,17 @@ def suite_of(
     assert numbers is not None, "prepare_data refuses test images of other classes"
     views, options = recipe.data.views, recipe.evaluate
 
-    def clean(beton: Path, most: int | None = None) -> PlainLoader:
-        worker, filter_ = loader_worker(recipe, world), views.interpolation
-        rows = None if most is None else measurement.rows_of_rank(verify_beton(beton).samples, most)
-        batch = 256 if most is None else measurement.BATCH
+    used = used_of(recipe, data)
+
+    def clean(file: PreparedFile, used: NDArray[np.int64] | None = None, most: int | None = None) -> PlainLoader:
+        images = verify_beton(file.beton).samples if used is None else len(used)
         return PlainLoader(
-            beton, views.size, views.mean, views.std, worker, batch=batch, interpolation=filter_, rows=rows
+            *(file.beton, views.size, views.mean, views.std, loader_worker(recipe, world)),
+            batch=256 if most is None else measurement.BATCH,
+            interpolation=views.interpolation,
+            used=used,
+            rows=None if most is None else measurement.rows_of_rank(images, most),
+            fields=fields_of(recipe, file),
         )
 
     def untrained() -> Method:
@@ -72,13 +80,13 @@ def suite_of(
     @cache
     def sample() -> tuple[PlainLoader, Relabelled]:
         most = measurement.most_images(options.knn.k)
-        return clean(data.train.beton, most[0]), Relabelled(clean(test.beton, most[1]), numbers)
+        return clean(data.train, used, most[0]), Relabelled(clean(test, None, most[1]), numbers)
 
     return EvaluationSuite(
         method=method,
         untrained=untrained,
-        train=clean(data.train.beton),
-        test=Relabelled(clean(test.beton), numbers),
+        train=clean(data.train, used),
+        test=Relabelled(clean(test), numbers),
         sample=sample,
         probe=lambda: loader_of(recipe, data, world, linear.probe_views(views, options.linear), options.linear.batch),
         views=views,

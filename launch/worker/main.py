@@ -201,8 +201,8 @@ def _build_loop(
         suite = with_baselines(suite, recipe, data, world, in_use=True)
     # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
-    dtype = torch.bfloat16 if to_bf16 else torch.float32
-    loader = loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, dtype)
+    dtype, order = torch.bfloat16 if to_bf16 else torch.float32, recipe.data.order
+    loader = loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, order, dtype=dtype)
     loop = Loop(
         engine=engine,
         loader=loader,

@@ -43,7 +43,7 @@ def epochs(beton: Path, views: Views, planar: bool) -> Callable[[], object]:
 
     def epoch() -> None:
         number = next(numbers)
-        for _ in Prefetcher(opened, (BatchRequest(number, step, index) for step, index in enumerate(batches))):
+        for _ in Prefetcher(opened, (BatchRequest(number, step, index, index) for step, index in enumerate(batches))):
             pass
 
     return epoch

@@ -31,7 +31,8 @@ class ImageSample:
 
 
 def collect(represent: Represent, images: Images, mean: Triple, std: Triple, most: int) -> ImageSample:
-    """Every n-th image of the data set, whichever rank has it, with the smallest n that gives at most `most` images."""
+    """Every n-th image of the data set, whichever rank has it, with the smallest n that gives at most `most` images.
+    Of a part of the data set it is about so many."""
     stride = -(-images.samples // most)
     parts: list[tuple[Tensor, ...]] = []
     done = 0

@@ -84,7 +84,7 @@ def decode_without_pillow(path: Path) -> None:
         raise AssertionError
 
     setattr(images, "decode_with_pillow", fail)  # noqa: B010
-    next(Prefetcher(OpenBeton(path, images, CPU), iter([BatchRequest(0, 0, np.arange(1))])))
+    next(Prefetcher(OpenBeton(path, images, CPU), iter([BatchRequest(0, 0, np.arange(1), np.arange(1))])))
 
 
 def test_a_file_that_is_replaced_between_its_check_and_its_reading_is_refused(beton: Path, tmp_path: Path):
