@@ -34,8 +34,8 @@ SOURCES = (
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
     views: how many of each image it takes, None for any number; needs: the fields of a batch that it reads; jigsaw:
-    whether the second view is shuffled patches; classifies: whether it has logits; head_layers: of its projection head, or the argument that says how many; texts:
-    its docstring, and those of the classes that it derives from."""
+    whether the second view is shuffled patches; classifies: whether it has logits; head_layers: of its projection head,
+    or the argument that says how many; texts: its docstring, and those of the classes that it derives from."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]

@@ -44,8 +44,11 @@ def loader(
     return Loader(beton, views, LoaderWorker(rank, world, threads, CPU), **{**options, **changed})
 
 
-def plain(beton: Path, size: int = 24, *, rank: int = 0, world: int = 1, threads: int = 1) -> PlainLoader:
-    return PlainLoader(beton, size, (0, 0, 0), (1, 1, 1), LoaderWorker(rank, world, threads, CPU), batch=8)
+def plain(
+    beton: Path, size: int = 24, *, rank: int = 0, world: int = 1, threads: int = 1, **changed: Any
+) -> PlainLoader:
+    worker = LoaderWorker(rank, world, threads, CPU)
+    return PlainLoader(beton, size, (0, 0, 0), (1, 1, 1), worker, batch=8, **changed)
 
 
 def stacked(batches: Iterator[Batch] | list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
