@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from kilobatch.data.beton import BetonInfo, read_fingerprints, read_short_sides, verify_beton
+from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read_short_sides, verify_beton
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.loading.labels import labelled_samples, used_samples
 from kilobatch.data.sources.convert import prepare
@@ -70,6 +70,14 @@ def used_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
 def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The training images that have labels, ascending; None: all have."""
     return labelled_samples(data.train.beton, recipe.data.labels, used_of(recipe, data))
+
+
+def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
+    """(classes,) the training images of each class: those with labels, of the ones that are trained on."""
+    labels, labelled = read_labels(data.train.beton), labelled_of(recipe, data)
+    some = used_of(recipe, data) if labelled is None else labelled
+    classes = len(verify_beton(data.train.beton).classes)
+    return np.bincount(labels if some is None else labels[some], minlength=classes)
 
 
 def data_sha256(recipe: Recipe, data: PreparedData) -> str:

@@ -17,13 +17,8 @@ from kilobatch.methods import papers
 FOLDER = Path(papers.__file__).resolve().parent  # of a checkout, not the link to it under src/
 PACKAGE = "kilobatch.methods.papers"
 # With Method's own values:
-ATTRIBUTES: dict[str, Any] = {
-    "views": None,
-    "needs": frozenset[str](),
-    "jigsaw": False,
-    "classifies": False,
-    "head_layers": 0,
-}
+ATTRIBUTES: dict[str, Any] = {"views": None, "jigsaw": False, "classifies": False, "head_layers": 0}
+ATTRIBUTES["needs"] = frozenset[str]()
 SOURCES = (
     "take it from the standard library, from pydantic, or from a file in methods/ or data/ whose name ends in "
     "'options' and which imports no torch"

@@ -1,6 +1,7 @@
 """Builds the parts that training and evaluating a recipe share: its images, its method, its loader."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,16 +96,28 @@ def loader_of(
         used=used_of(recipe, data),
         options=options,
         order=order,
-        fields=fields_of(recipe, data.train),
+        fields=fields_of(recipe, data.train.beton),
         dtype=dtype,
     )
 
 
-def fields_of(recipe: Recipe, file: PreparedFile) -> list[str]:
+def fields_of(recipe: Recipe, beton: Path) -> list[str]:
     """The fields that the recipe's method reads, and that a file has: those of data.train are checked before a run
-    starts, test images may do without where the method represents images alone."""
+    starts, other images may do without where the method represents images alone."""
     needs = method_options.declared(recipe.method.name).needs
-    return [field.name for field in verify_beton(file.beton).fields if field.name in needs]
+    return [field.name for field in verify_beton(beton).fields if field.name in needs]
+
+
+def order_of(method: Method) -> Callable[[int], NDArray[np.int64] | None] | None:
+    """The method's own epoch_order, for a Loader; None: it has none, and the loader may make epochs ahead."""
+    if type(method).epoch_order is Method.epoch_order:
+        return None
+
+    def order(epoch: int) -> NDArray[np.int64] | None:
+        found = method.epoch_order(epoch)
+        return None if found is None else found.cpu().numpy()
+
+    return order
 
 
 def loader_worker(recipe: Recipe, world: World) -> LoaderWorker:

@@ -18,7 +18,7 @@ from kilobatch.data.sources.progress_bar import progress_bar
 from kilobatch.launch.processes.exit_status import INTERRUPTED
 from kilobatch.launch.recipes.references import recipe_of
 from kilobatch.launch.worker import flight_recorder
-from kilobatch.launch.worker.components import loader_worker
+from kilobatch.launch.worker.components import fields_of, loader_worker
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.pretrained import load_resolved
 from kilobatch.launch.worker.process_group import World, group_timeout, world_from_environment
@@ -72,6 +72,7 @@ def _compute(folder: Path, work: EmbeddingWork, world: World, parts: list[int]) 
         batch=work.batch,
         interpolation=views.interpolation,
         rows=np.concatenate([work.images(part) for part in parts]),
+        fields=fields_of(recipe, work.beton),
     )
     waiting, rows = iter(parts), list[Tensor]()
     part = next(waiting)

@@ -68,7 +68,7 @@ def suite_of(
             interpolation=views.interpolation,
             used=used,
             rows=None if most is None else measurement.rows_of_rank(images, most),
-            fields=fields_of(recipe, file),
+            fields=fields_of(recipe, file.beton),
         )
 
     def untrained() -> Method:

@@ -28,7 +28,7 @@ from kilobatch.launch.recipes.references import refuse_other_teacher
 from kilobatch.launch.runs.final_evaluation import REST
 from kilobatch.launch.worker import error_file, flight_recorder
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of
+from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of, order_of
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
 from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed, evaluate_rest
@@ -201,8 +201,10 @@ def _build_loop(
         suite = with_baselines(suite, recipe, data, world, in_use=True)
     # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
-    dtype, order = torch.bfloat16 if to_bf16 else torch.float32, recipe.data.order
-    loader = loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, order, dtype=dtype)
+    dtype, options = torch.bfloat16 if to_bf16 else torch.float32, recipe.data.order
+    loader = loader_of(
+        recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, options, order_of(method), dtype
+    )
     loop = Loop(
         engine=engine,
         loader=loader,

@@ -34,7 +34,7 @@ SIZES = (20, 12, 5, 3)
 UNEVEN = np.random.default_rng(0).permutation(np.repeat(np.arange(4), SIZES))  # 40 images of four classes
 BALANCED = OrderOptions(class_balanced=True)
 BY_CLASS = OrderOptions(images_per_class=3)
-VIEWS = Views(size=16)
+VIEWS = Views(size=18)
 
 
 def counts(labels: NDArray[np.int64], some: NDArray[np.int64]) -> list[int]:
@@ -126,9 +126,10 @@ def loader(beton: Path, **options: Any) -> Loader:
     return loaders.loader(beton, VIEWS, **{"batch": 12, **options})
 
 
-def batches(beton: Path, first_step: int = 0, **options: Any) -> list[Batch]:
-    """Of two epochs, from a step of the first on."""
+def batches(beton: Path, first_step: int = 0, planar: bool = True, **options: Any) -> list[Batch]:
+    """Of two epochs, from a step of the first on. planar: whether the decoder colours the views."""
     with loader(beton, **options) as one:
+        one.beton.images.planar = planar
         return [batch for epoch in range(2) for batch in one.epoch(epoch, 0 if epoch else first_step)]
 
 
@@ -156,8 +157,10 @@ def test_an_order_does_not_depend_on_ranks_nor_on_where_it_was_interrupted(beton
         assert all(map(torch.equal, tensors(one), tensors(expected)))
 
 
-def test_a_sample_that_comes_again_is_drawn_for_anew(beton: Path):
-    epoch, plain = batches(beton, options=BALANCED)[:3], batches(beton)
+@pytest.mark.parametrize("planar", [True, False], ids=["on a CPU", "as on an accelerator"])
+@pytest.mark.parametrize("jigsaw", [False, True])
+def test_a_sample_that_comes_again_is_drawn_for_anew(beton: Path, planar: bool, jigsaw: bool):
+    epoch, plain = (batches(beton, planar=planar, jigsaw=jigsaw, options=options)[:3] for options in (BALANCED, None))
     first: dict[int, Tensor] = {int(i): view for b in plain[:3] for i, view in zip(b.index, b.views[0], strict=True)}
     seen: dict[int, list[Tensor]] = {}
     order, names = np.concatenate([b.index.numpy() for b in epoch]), []
@@ -166,7 +169,7 @@ def test_a_sample_that_comes_again_is_drawn_for_anew(beton: Path):
         assert torch.equal(batch.keys, sample_keys(5, step, names[-1]))
         assert torch.equal(batch.label, torch.from_numpy(UNEVEN)[batch.index])
         for index, view in zip(batch.index.tolist(), batch.views[0], strict=True):
-            assert not any(torch.equal(view, other) for other in seen.get(index, []))
+            assert not any(torch.equal(view[k], other[k]) for other in seen.get(index, []) for k in (0, 1))
             seen.setdefault(index, []).append(view)
     assert max(map(len, seen.values())) == 3 and torch.cat(names).max() > 40
     both = seen.keys() & first.keys()

@@ -18,7 +18,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import OrderOptions
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
-from kilobatch.data.sources.specs import field_names, open_source
+from kilobatch.data.sources.specs import Split, field_names, open_source
 from kilobatch.data.views.options import Views
 from tests.helpers import loaders
 
@@ -33,12 +33,14 @@ FIELDS: dict[str, NDArray[Any]] = {
     "small": RANDOM.integers(-9, 9, (30, 3)).astype(np.int8),
 }
 VIEWS = Views(size=8)
+SPLITS: list[tuple[Split, NDArray[Any]]] = [("train", FIELDS["tokens"][:20]), ("test", FIELDS["tokens"][20:])]
+save: Callable[..., None] = np.savez
 
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fields")
-    np.savez(folder / "a.npz", images=IMAGES, labels=LABELS, **FIELDS)
+    save(folder / "a.npz", images=IMAGES, labels=LABELS, **FIELDS)
     convert(open_source(f"npz:{folder / 'a.npz'}", "train"), folder / "a.beton", progress=False)
     return folder / "a.beton"
 
@@ -135,12 +137,12 @@ def test_a_changed_field_is_found(beton: Path, tmp_path: Path):
 def test_a_split_has_fields_of_its_own(tmp_path: Path):
     path, spec = tmp_path / "a.npz", f"npz:{tmp_path / 'a.npz'}"
     tokens = {"tokens_train": FIELDS["tokens"][:20], "tokens_test": FIELDS["tokens"][20:]}
-    np.savez(path, x_train=IMAGES[:20], y_train=LABELS[:20], x_test=IMAGES[20:], y_test=LABELS[20:], **tokens)
-    for split, expected in (("train", FIELDS["tokens"][:20]), ("test", FIELDS["tokens"][20:])):
+    save(path, x_train=IMAGES[:20], y_train=LABELS[:20], x_test=IMAGES[20:], y_test=LABELS[20:], **tokens)
+    for split, expected in SPLITS:
         fields = open_source(spec, split).fields
         assert fields.keys() == {"tokens"} and np.array_equal(fields["tokens"], expected)
     del tokens["tokens_test"]
-    np.savez(path, x_train=IMAGES[:20], y_train=LABELS[:20], x_test=IMAGES[20:], y_test=LABELS[20:], **tokens)
+    save(path, x_train=IMAGES[:20], y_train=LABELS[:20], x_test=IMAGES[20:], y_test=LABELS[20:], **tokens)
     assert (field_names(spec, "train"), field_names(spec, "test")) == (["tokens"], [])
 
 
@@ -160,7 +162,6 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_array_that_can_be_no_field_is_refused(tmp_path: Path, case: str):
     name, array, message = REFUSED[case]
-    save: Callable[..., None] = np.savez
     save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, **{name: array})
     with pytest.raises(UserError, match=message):
         open_source(f"npz:{tmp_path / 'a.npz'}", "train")

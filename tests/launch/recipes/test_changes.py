@@ -57,6 +57,11 @@ CHANGED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {
         [],
         ["classes of data.train: 'ant' (class 0 of 2), now 'bee' (class 0 of 2)", "classes of data.test: 'ant'"],
     ),
+    "the order": (
+        lambda: None,
+        ["data.order.long_tailed.ratio=2"],
+        ["data.order: null, now {class_balanced: false", "labelled images of data.train: SHA"],
+    ),
     "labelled images": (
         lambda: None,
         ["data.labels.share=0.5"],

@@ -23,8 +23,8 @@ def test_as_the_imported_class_says(name: str) -> None:
         if argument.kind is argument.KEYWORD_ONLY
     }
     assert repr(declared.arguments) == repr(imported)  # bounds have no equality of their own
-    read = declared.class_name, declared.views, declared.classifies, declared.head_layers
-    assert read == (cls.__name__, cls.views, cls.classifies, cls.head_layers)
+    read = declared.class_name, declared.views, declared.needs, declared.classifies, declared.head_layers
+    assert read == (cls.__name__, cls.views, cls.needs, cls.classifies, cls.head_layers)
 
 
 @pytest.fixture
@@ -151,9 +151,10 @@ def constructor(argument: str) -> str:
     ids=" ".join,
 )
 def test_attributes_in_a_class_body(body: list[str], write: Callable[[str, str], None]) -> None:
-    write("a", method(*body, "classifies = True", "head_layers = 'layers'"))
+    write("a", method(*body, "classifies = True", "head_layers = 'layers'", "needs = frozenset({'tokens'})"))
     declared = method_options.declared("a")
     assert (declared.views, declared.classifies, declared.head_layers) == (3, True, "layers")
+    assert declared.needs == {"tokens"}
 
 
 def test_what_a_body_binds_elsewhere_is_no_attribute(write: Callable[[str, str], None]) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from kilobatch.data.errors import UserError
+from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
 from kilobatch.launch.recipes import data as recipe_data
-from kilobatch.launch.recipes.data import PreparedData, prepare_data
-from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
+from kilobatch.launch.recipes.data import PreparedData, class_counts, data_sha256, prepare_data, used_of
+from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe, with_images
 from kilobatch.launch.worker import components, evaluation
 from kilobatch.launch.worker.components import data_of
 from kilobatch.launch.worker.process_group import World
@@ -89,6 +90,45 @@ def test_a_file_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
     source = resolve_recipe("demo", ["data.train=folder:photos", "data.test=null"])
     with pytest.raises(UserError, match=r"converted it to .*all nodes see, by KILOBATCH_CACHE=FOLDER"):
         data_of(source, world(), data)
+
+
+def test_evaluators_learn_from_the_images_that_were_trained_on(tmp_path: Path) -> None:
+    train = beton(tmp_path / "many.beton", [0, 1, 2] * 20, NAMES)
+    ours = recipe(tmp_path, "data.order.long_tailed.ratio=4", "data.order.class_balanced=true", f"data.train={train}")
+    data = prepare_data(ours)
+    used = used_of(ours, data)
+    assert used is not None and np.bincount(used % 3).tolist() == [20, 10, 5]
+    named = with_images(ours, train, None)
+    assert named.data.order is None and data_sha256(named, data) == data.train.sha256 != data_sha256(ours, data)
+    assert class_counts(ours, data).tolist() == [20, 10, 5] and class_counts(named, data).tolist() == [20] * 3
+    parts = []
+    for rank in (0, 1):
+        suite = evaluation.suite_of(tmp_path, ours, data, world(rank, 2), Pixels())
+        assert suite is not None and (suite.train.samples, suite.test.samples) == (35, 3)
+        parts += [batch.index for batch in suite.train]
+    assert torch.cat(parts).tolist() == used.tolist()
+    sample = suite.sample()[0]
+    assert isinstance(sample, PlainLoader) and sample.index.tolist() == used.tolist()
+    probe = components.loader_of(ours, data, world(), ours.data.views, 7)  # as the linear protocol makes it
+    trained = components.loader_of(ours, data, world(), ours.data.views, 7, options=ours.data.order)
+    with probe, trained:
+        assert sorted(torch.cat([batch.index for batch in probe.epoch(0)]).tolist()) == used.tolist()
+        shown = torch.cat([batch.label for batch in trained.epoch(0)])
+        assert shown.bincount().tolist() in ([12, 12, 11], [12, 11, 12], [11, 12, 12])
+
+
+def test_only_a_method_that_orders_epochs_is_asked() -> None:
+    class Ordered(Pixels):
+        """An order of every second epoch."""
+
+        def epoch_order(self, epoch: int) -> torch.Tensor | None:
+            return torch.arange(5).flip(0) if epoch % 2 else None
+
+    assert components.order_of(Pixels()) is None
+    order = components.order_of(Ordered())
+    assert order is not None and order(0) is None
+    found = order(1)
+    assert isinstance(found, np.ndarray) and found.tolist() == [4, 3, 2, 1, 0]
 
 
 def test_test_images_of_some_classes_are_evaluated_among_these(
