@@ -52,7 +52,7 @@ def test_a_resume_in_mid_epoch_ends_with_the_same_bits(found: dict[str, Any]):
 
 def test_neighbours_are_those_that_were_trained_on(found: dict[str, Any]):
     printed = found["resumed"][1]
-    assert "before training, k-NN (k 3, temperature 0.07; 12 training images with their labels; 16 test" in printed
+    assert "to compare: k-NN (k 3, temperature 0.07; 12 training images with their labels; 16 test" in printed
     assert "\nk-NN top-1 (k 3, temperature 0.07; 12 training images with their labels): " in printed
 
 
