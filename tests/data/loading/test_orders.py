@@ -114,11 +114,14 @@ def test_a_name_counts_how_often_its_sample_has_come():
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs with the labels UNEVEN."""
-    path = tmp_path_factory.mktemp("uneven") / "photos.beton"
+    return write(tmp_path_factory.mktemp("uneven") / "photos.beton")
+
+
+def write(path: Path, times: int = 1) -> Path:
+    """Photographs with the labels UNEVEN, all of them so many times."""
     images = [encode(loaders.photo(i, 40, 30), Encoding()) for i in range(40)]
     samples = [(x.mode, x.width, x.height, x.data, int(label)) for x, label in zip(images, UNEVEN, strict=True)]
-    write_samples(path, samples, ["a", "b", "c", "d"])
+    write_samples(path, samples * times, ["a", "b", "c", "d"])
     return path
 
 
@@ -159,21 +162,19 @@ def test_an_order_does_not_depend_on_ranks_nor_on_where_it_was_interrupted(beton
 
 @pytest.mark.parametrize("planar", [True, False], ids=["on a CPU", "as on an accelerator"])
 @pytest.mark.parametrize("jigsaw", [False, True])
-def test_a_sample_that_comes_again_is_drawn_for_anew(beton: Path, planar: bool, jigsaw: bool):
-    epoch, plain = (batches(beton, planar=planar, jigsaw=jigsaw, options=options)[:3] for options in (BALANCED, None))
-    first: dict[int, Tensor] = {int(i): view for b in plain[:3] for i, view in zip(b.index, b.views[0], strict=True)}
-    seen: dict[int, list[Tensor]] = {}
-    order, names = np.concatenate([b.index.numpy() for b in epoch]), []
-    for step, batch in enumerate(epoch):
-        names.append(torch.from_numpy(sample_names(order, 40))[12 * step : 12 * (step + 1)])
-        assert torch.equal(batch.keys, sample_keys(5, step, names[-1]))
-        assert torch.equal(batch.label, torch.from_numpy(UNEVEN)[batch.index])
-        for index, view in zip(batch.index.tolist(), batch.views[0], strict=True):
-            assert not any(torch.equal(view[k], other[k]) for other in seen.get(index, []) for k in (0, 1))
-            seen.setdefault(index, []).append(view)
-    assert max(map(len, seen.values())) == 3 and torch.cat(names).max() > 40
-    both = seen.keys() & first.keys()
-    assert len(both) > 10 and all(torch.equal(seen[i][0], first[i]) for i in both)  # its first time is as ever
+def test_a_sample_that_comes_again_is_drawn_for_anew(beton: Path, tmp_path: Path, planar: bool, jigsaw: bool):
+    """As sample number `name` of a file in which all images stand three times."""
+    thrice = write(tmp_path / "thrice.beton", times=3)
+    how: dict[str, Any] = {"planar": planar, "jigsaw": jigsaw}
+    epochs = batches(beton, options=BALANCED, **how)
+    indices = [torch.cat([b.index for b in epochs[start : start + 3]]).numpy() for start in (0, 3)]
+    names = [sample_names(index, 40) for index in indices]
+    assert all(name.max() >= 80 and (name < 40).sum() > 10 for name in names)
+    others = batches(thrice, order=lambda epoch: np.resize(names[epoch], 120), **how)  # ten batches an epoch
+    for step, (batch, other) in enumerate(zip(epochs, others[:3] + others[10:13], strict=True)):
+        assert torch.equal(batch.views[0], other.views[0]) and torch.equal(batch.label, other.label)
+        assert torch.equal(batch.index, other.index % 40)
+        assert torch.equal(batch.keys, sample_keys(5, step, other.index))
 
 
 def test_orders_are_made_of_the_samples_that_are_trained_on(beton: Path):
