@@ -20,6 +20,7 @@ from kilobatch.launch.planning.memory import peak_memory
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
 from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.methods import collectives
+from kilobatch.methods.method import DataFacts
 from kilobatch.trainer.bench.step import train_step
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim import optimizers
@@ -67,7 +68,7 @@ def measured(name: str, changes: list[str]) -> int:
     pixels = torch.randn(n, views.count, 3, views.size, views.size)
     batch = make_batch(pixels, label=torch.arange(n) % CLASSES)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        method = build_of_recipe(recipe, IMAGES, CLASSES)
+        method = build_of_recipe(recipe, DataFacts(IMAGES, CLASSES))
         engine = Engine(
             method,
             optimizers.build_optimizer(recipe.optimizer, method, recipe.data.batch),

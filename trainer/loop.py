@@ -13,6 +13,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
+from kilobatch.methods.method import Features, Method
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint import soundness
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -25,6 +26,7 @@ from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim.lars import LARS
 from kilobatch.trainer.ranks.heartbeat import heartbeat
 from kilobatch.trainer.step import NonFinite, StepOutput, check_finite, forward_backward
+from kilobatch.trainer.training_features import Stopped
 
 
 @dataclass
@@ -36,8 +38,8 @@ class Loop:
     others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many images the
     training data have, and the names of their classes, stored likewise; images_sha256: of the training images, so that
     an evaluation notices others; data_sha256: of the images and of which of them have labels, so that a resume notices
-    other data; former_data: likewise, of those that a user has replaced knowingly; done: the number of steps that are
-    done; losses: of the last of them.
+    other data; former_data: likewise, of those that a user has replaced knowingly; features: what a method asks before
+    an epoch, None: it may not; done: the number of steps that are done; losses: of the last of them.
     """
 
     engine: Engine
@@ -56,6 +58,7 @@ class Loop:
     images_sha256: str
     data_sha256: str
     former_data: frozenset[str] = frozenset()
+    features: Features | None = None
     done: int = 0
     losses: LossHistory = field(default_factory=LossHistory)
 
@@ -77,6 +80,10 @@ class Loop:
             epoch, within = divmod(step, per_epoch)
             if step and within == 0:
                 self._end_epoch(epoch, step)
+            if within == 0 and not self._begin_epoch(epoch):
+                if step:  # else there is nothing to save: a run without a checkpoint starts here anyway
+                    self._save(step, wait=True)
+                return False
             batches = self.loader.epoch(epoch, within)
             for _ in range(within, per_epoch):
                 began = time.perf_counter()
@@ -94,6 +101,21 @@ class Loop:
                     return False
             assert next(batches, None) is None, "the loader yields steps_per_epoch batches"
         self._save(step, wait=True)
+        return True
+
+    def _begin_epoch(self, epoch: int) -> bool:
+        """Has the method make what holds for the epoch. False, with nothing changed, where a rank was told to stop."""
+        method = self.engine.method
+        if type(method).before_epoch is Method.before_epoch:
+            return True
+        assert self.features, "the method makes something of them"
+        try:
+            with torch.no_grad():
+                method.before_epoch(epoch, self.features)
+        except Stopped:
+            return False
+        if self.monitor:
+            self.monitor.begin_interval()  # so that its time is not counted as training
         return True
 
     def _step(self, step: int, batch: Batch, waited: float) -> bool:
@@ -152,6 +174,7 @@ class Loop:
         meta: dict[str, Any] = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch}
         meta |= {"recipe": self.recipe, "images": self.images, "classes": len(self.classes)}
         meta |= {"class_names": self.classes, "input": input_images(self.views)}
+        meta |= {"kept": self.engine.method.kept}
         meta |= {"images_sha256": self.images_sha256, "data_sha256": self.data_sha256}
         pieces = self.engine.pieces()
         meta |= {soundness.KEY: self.losses.soundness(step, pieces).model_dump()}

@@ -169,6 +169,11 @@ class Loader:
                 label = label.masked_fill(self.hidden[index], UNLABELLED)
             yield Batch((views,), index, label, sample_keys(self.seed, epoch * self.steps_per_epoch + step, index))
 
+    def own_block(self) -> NDArray[np.int64]:
+        """This rank's block of the samples that batches are made of: the blocks in rank order are all of them, once."""
+        block = rank_block(self.samples, self.worker.rank, self.worker.world)
+        return block if self.subset is None else self.subset[block]
+
     def close(self) -> None:
         if self.prefetcher is not None:
             self.prefetcher.close()

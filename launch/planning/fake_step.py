@@ -14,7 +14,7 @@ from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.references import recipe_of
 from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
-from kilobatch.methods.method import Memory, Method, Tensors
+from kilobatch.methods.method import DataFacts, Memory, Method, Tensors
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.costs.memory_probe import MemoryTracker
 from kilobatch.trainer.engine import autocast
@@ -89,7 +89,7 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
     queue = getattr(options, "queue", None)
     if queue is not None:  # counted as full from the start: fake tensors hold no number of keys
         options = options.model_copy(update={"queue": queue.model_copy(update={"start": "random"})})
-    return build_of_recipe(recipe.model_copy(update={"method": options}), images, classes)
+    return build_of_recipe(recipe.model_copy(update={"method": options}), DataFacts(images, classes))
 
 
 def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:

@@ -4,20 +4,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kilobatch.data.beton import BetonInfo, verify_beton
+from kilobatch.data.beton import BetonInfo, read_labels, verify_beton
 from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import UserError
-from kilobatch.data.loading.loader import Loader, LoaderWorker
+from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.sources.specs import is_beton
 from kilobatch.data.views.options import Views
 from kilobatch.launch.processes.exit_status import this_host
-from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_data
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, labelled_of, prepare_data
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
 from kilobatch.trainer.checkpoint.reader import Saved
+
+CLEAN_BATCH = 256  # images of a batch of clean ones
 
 
 def data_of(recipe: Recipe, world: World, given: PreparedData | None) -> PreparedData:
@@ -60,9 +62,17 @@ def method_of(recipe: Recipe, data: PreparedData, saved: Saved | None = None) ->
     the data that it is evaluated on.
     """
     torch.manual_seed(recipe.run.seed)
-    images = images_of(data)
-    extent = {"images": images.samples, "classes": len(images.classes)} | (saved.meta if saved else {})
-    return pretrained.build_of_recipe(recipe, extent["images"], extent["classes"])
+    if saved is not None:
+        return pretrained.build_of_recipe(recipe, DataFacts(saved.meta["images"], saved.meta["classes"]))
+    return pretrained.build_of_recipe(recipe, facts_of(recipe, data))
+
+
+def facts_of(recipe: Recipe, data: PreparedData) -> DataFacts:
+    """The numbers of training images and classes, and of the labelled images of each class."""
+    images, label, labelled = images_of(data), read_labels(data.train.beton), labelled_of(recipe, data)
+    known = label if labelled is None else label[labelled]
+    counts = np.bincount(known[known >= 0], minlength=len(images.classes))
+    return DataFacts(images.samples, len(images.classes), tuple(counts.tolist()))
 
 
 def loader_of(
@@ -86,6 +96,24 @@ def loader_of(
         labelled=labelled,
         drop_unlabelled=recipe.data.unlabelled == "drop",
         dtype=dtype,
+    )
+
+
+def clean_training_images(
+    recipe: Recipe, data: PreparedData, world: World, training: Loader, size: int | None
+) -> PlainLoader:
+    """This rank's block of the samples that `training` makes batches of, once each and unaugmented. size: pixels; None:
+    those of the views."""
+    views, rows = recipe.data.views, training.own_block()
+    return PlainLoader(
+        data.train.beton,
+        size or views.size,
+        views.mean,
+        views.std,
+        loader_worker(recipe, world),
+        batch=CLEAN_BATCH,
+        interpolation=views.interpolation,
+        rows=rows,
     )
 
 

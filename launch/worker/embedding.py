@@ -78,7 +78,7 @@ def _compute(folder: Path, work: EmbeddingWork, world: World, parts: list[int]) 
     collect_from_now_on()
     with representing(method) as represent:
         for batch in loader:
-            rows.append(represent(batch.views[0][:, 0]).cpu())
+            rows.append(represent(batch).cpu())
             heartbeat()
             if sum(map(len, rows)) == len(work.images(part)):
                 work.write(folder, part, np.concatenate([row.numpy() for row in rows]))

@@ -41,4 +41,4 @@ def load_encoder(where: str | PathLike[str]) -> LoadedEncoder:
     path = resolve_reference(fspath(where)).path
     method, views = load_resolved(path), recipe_of(str(path)).data.views
     own = type(method).represent is Method.represent
-    return LoadedEncoder(method.encoder if own else Representation(method).eval(), Preprocess(views))
+    return LoadedEncoder(method.kept_encoder if own else Representation(method).eval(), Preprocess(views))

@@ -16,7 +16,7 @@ from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import loader_of, loader_worker, method_of
+from kilobatch.launch.worker.components import CLEAN_BATCH, loader_of, loader_worker, method_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -58,7 +58,7 @@ def suite_of(
     def clean(beton: Path, most: int | None = None) -> PlainLoader:
         worker, filter_ = loader_worker(recipe, world), views.interpolation
         rows = None if most is None else measurement.rows_of_rank(verify_beton(beton).samples, most)
-        batch = 256 if most is None else measurement.BATCH
+        batch = CLEAN_BATCH if most is None else measurement.BATCH
         return PlainLoader(
             beton, views.size, views.mean, views.std, worker, batch=batch, interpolation=filter_, rows=rows
         )

@@ -28,7 +28,7 @@ from kilobatch.launch.recipes.references import refuse_other_teacher
 from kilobatch.launch.runs.final_evaluation import REST
 from kilobatch.launch.worker import error_file, flight_recorder
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of
+from kilobatch.launch.worker.components import clean_training_images, data_of, images_of, loader_of, method_of
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
 from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed, evaluate_rest
@@ -53,6 +53,7 @@ from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.garbage import collect_from_now_on
 from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
 from kilobatch.trainer.step import NonFinite
+from kilobatch.trainer.training_features import TrainingFeatures
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -209,6 +210,7 @@ def _build_loop(
         views=recipe.data.views,
         checkpoints=checkpoints,
         epochs=recipe.schedule.epochs,
+        features=TrainingFeatures(engine, partial(clean_training_images, recipe, data, world, loader), stop_requested),
         learning_rate=lambda step: lr_at(recipe.schedule, base_rate, step, loader.steps_per_epoch),
         evaluate=partial(after_epoch, recipe, suite),
         stop_requested=stop_requested,

@@ -20,7 +20,6 @@ from kilobatch.trainer.checkpoint.exported_file import seal
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 
 METHOD = "method."
-PREFIX = METHOD + "encoder."
 
 
 def export(
@@ -50,7 +49,8 @@ def export(
         metadata = whole_metadata(recipe, saved.step, saved.meta.get("images", 0), saved.meta.get("classes", 0))
         metadata |= _class_names(saved)
     else:
-        tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
+        prefix = f"{METHOD}{saved.meta.get('kept', 'encoder')}."  # earlier versions kept `encoder` of any method
+        tensors = {name.removeprefix(prefix): saved.whole(name) for name in saved.names() if name.startswith(prefix)}
         tensors, loads_into = _with_public_names(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
         metadata = _metadata(recipe, saved.step, "encoder", loads_into) | _class_names(saved)
     write(out, tensors, metadata)

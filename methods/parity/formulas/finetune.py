@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
@@ -19,7 +19,7 @@ def labels(samples: int) -> Tensor:
 
 def prepared(method: FineTune) -> FineTune:
     """The method, prepared, with random weights of the classifier, so that its logits differ."""
-    method.prepare(SAMPLES, CLASSES)
+    method.prepare(DataFacts(SAMPLES, CLASSES))
     nn.init.normal_(method.classifier.weight)
     return method
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
+from kilobatch.methods.method import DataFacts
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.distill import Distill
@@ -32,7 +33,7 @@ def teacher(classes: int = CLASSES) -> FineTune:
     """A teacher whose logits differ, with random running statistics."""
     torch.manual_seed(7)
     method = FineTune(ConvNet(3, "local"), layer=1, hidden=9)
-    method.prepare(100, classes)
+    method.prepare(DataFacts(100, classes))
     torch.nn.init.normal_(method.classifier.weight)
     for module in batch_norm.norms(method):
         torch.nn.init.normal_(module.running_mean, std=0.1)
@@ -43,7 +44,7 @@ def teacher(classes: int = CLASSES) -> FineTune:
 def student(source: Any = None, **options: Any) -> Distill:
     torch.manual_seed(0)
     method = Distill(ConvNet(2, "local"), teacher="runs/teacher", **options)
-    method.prepare(100, CLASSES)
+    method.prepare(DataFacts(100, CLASSES))
     method.load_pretrained(lambda where: {"runs/teacher": source or teacher()}[where], fresh=True)
     return method
 
@@ -214,7 +215,7 @@ def test_a_start_gives_the_student_its_encoder_once() -> None:
     labelled = {"runs/teacher": teacher(), "runs/start": beginning}
     for fresh in (True, False):
         method = Distill(ConvNet(2, "local"), teacher="runs/teacher", start="runs/start")
-        method.prepare(100, CLASSES)
+        method.prepare(DataFacts(100, CLASSES))
         method.load_pretrained(lambda where: labelled[where], fresh)
         weights = method.encoder.state_dict()["convs.0.weight"]
         assert torch.equal(weights, beginning.encoder.state_dict()["convs.0.weight"]) == fresh
