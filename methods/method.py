@@ -37,7 +37,7 @@ class DataFacts:
     counts: tuple[int, ...] = ()
 
 
-class Features(Protocol):
+class EpochFeatures(Protocol):
     """Computes features of every training sample once: clean images, in evaluation mode, without gradient.
 
     embed: (N, 3, size, size) -> (N, D); size: pixels, None: those of the first group of views. Returns this rank's
@@ -94,7 +94,7 @@ class Method(nn.Module):
         UserError for what does not fit.
         """
 
-    def before_epoch(self, epoch: int, features: Features) -> None:
+    def before_epoch(self, epoch: int, features: EpochFeatures) -> None:
         """Makes what holds for an epoch, such as clusters, of features of all samples.
 
         Called before the first step of each epoch, and again where a run is resumed there; not where it is resumed

@@ -13,7 +13,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Features, Method
+from kilobatch.methods.method import EpochFeatures, Method
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint import soundness
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -58,7 +58,7 @@ class Loop:
     images_sha256: str
     data_sha256: str
     former_data: frozenset[str] = frozenset()
-    features: Features | None = None
+    features: EpochFeatures | None = None
     done: int = 0
     losses: LossHistory = field(default_factory=LossHistory)
 

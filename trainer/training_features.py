@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 
 class TrainingFeatures:
-    """Computes features as methods.method.Features has it, under the engine's autocast.
+    """Computes features as methods.method.EpochFeatures has it, under the engine's autocast.
 
     images: gives this rank's block of clean training images of a size (None: of the first group of views);
     stop_requested: true once this process has received a stop signal.

@@ -24,6 +24,7 @@ from kilobatch.trainer.evaluate.baselines.baselines_file import (
     write_all_baselines,
 )
 from kilobatch.trainer.evaluate.baselines.measurement import BaselinesFailed, accuracies, raw_pixels, rows_of_rank
+from kilobatch.trainer.evaluate.features import Represent
 from kilobatch.trainer.evaluate.options import KNNOptions
 from tests.helpers.in_memory_data import Block, pixels
 from tests.helpers.process_groups import run_ranks
@@ -51,7 +52,12 @@ def measured(folder: Path) -> dict[str, float]:
         loader(folder / f"{split}.beton", most, rank, world)
         for split, most in zip(("train", "test"), MOST, strict=True)
     )
-    return accuracies({"pixels": raw_pixels(MEAN, STD), "untrained": encoder()}, train, test, OPTIONS, None)
+    network = encoder()
+    of: dict[str, Represent] = {
+        "pixels": raw_pixels(MEAN, STD),
+        "untrained": lambda batch: network(batch.views[0][:, 0]),
+    }
+    return accuracies(of, train, test, OPTIONS, None)
 
 
 def plain_knn(bank: NDArray, bank_label: NDArray, queries: NDArray, label: NDArray) -> float:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate import classify, fast_linear, knn, linear, moved
 from kilobatch.trainer.evaluate.class_subset import Relabelled, only_among
@@ -67,7 +67,7 @@ def values(among: list[int] | None) -> dict[str, float]:
 def prior(batch: Batch) -> Tensor:
     """Logits of a poor classifier, which prefers the classes that the test does not have."""
     bonus = torch.tensor([0.0 if number in AMONG else 9.0 for number in range(CLASSES)])
-    return images.flatten(1)[:, :CLASSES] + bonus
+    return pixels(batch)[:, :CLASSES] + bonus
 
 
 def test_labels_are_the_trainings() -> None:
@@ -87,7 +87,7 @@ def test_all_evaluators_predict_these_classes_alone() -> None:
     for name, logits in (
         ("linear", head(x).detach()),
         ("fast_linear", (x - mean) / scale @ weight.T + bias),
-        ("classify", prior(TEST[0])),
+        ("classify", prior(make_batch(TEST[0][:, None]))),
     ):
         for k, share in brute_force_top(logits).items():
             assert got[f"{name}/top{k}"] == pytest.approx(share), (name, k)
