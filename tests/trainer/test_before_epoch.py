@@ -1,4 +1,4 @@
-"""Results of a method's hook before an epoch: the same on any number of ranks, once an epoch, and whole or not at all."""
+"""Results of a method's hook before an epoch: the same on any ranks, once an epoch, and whole or not at all."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
