@@ -24,7 +24,7 @@ Norm = Literal["fixed", "global", "local"]  # fixed: with the running statistics
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
-RANKS = 1, 2, 4
+RANKS = 1, 2, 3, 4
 SIDE = 12
 
 
@@ -39,11 +39,11 @@ class ParityLayout:
 
 
 LAYOUTS = (
-    *(ParityLayout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (4, 1))),
+    *(ParityLayout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1))),
     ParityLayout("fixed", 1, 4, 2),
     ParityLayout("fixed", 2, 2, 1),
-    *(ParityLayout("global", ranks, 1) for ranks in (1, 2, 4)),
-    *(ParityLayout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (4, 1))),
+    *(ParityLayout("global", ranks, 1) for ranks in RANKS),
+    *(ParityLayout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (3, 2), (4, 1))),
     ParityLayout("local", 1, 4, 2),
     ParityLayout("local", 2, 2, 1),
 )

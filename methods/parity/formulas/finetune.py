@@ -10,7 +10,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.parity.standard import Construction, Standard, own_slice
 
-SAMPLES, CLASSES = 32, 5
+SAMPLES, CLASSES = 48, 5
 
 
 def labels(samples: int) -> Tensor:

@@ -15,7 +15,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.instance_discrimination import InstanceDiscrimination
 from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
 
-IMAGES, NOISE, MOMENTUM, PROXIMAL = 40, 12, 0.5, 0.3
+IMAGES, NOISE, MOMENTUM, PROXIMAL = 48, 12, 0.5, 0.3
 
 
 def build(mode: Mode) -> Method:
