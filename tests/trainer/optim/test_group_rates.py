@@ -1,123 +1,29 @@
 """Groups of parameters with rates of their own, late ones, and clipping by tensor: at every ZeRO stage as in plain
 loops of torch, where a late parameter's gradient is None and the optimizer is the same."""
 
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kilobatch.data.batch import Batch, Clock
 from kilobatch.methods import collectives
-from kilobatch.methods.networks import batch_norm
-from kilobatch.methods.parameter_groups import ParameterGroup
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
-from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim.group_rates import GroupRates
-from kilobatch.trainer.optim.optimizers import build_optimizer
-from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
-from kilobatch.trainer.step import check_finite, forward_backward
+from kilobatch.trainer.step import forward_backward
+from tests.helpers.late_groups import BOUND, STEPS, late, plain, section, train
 from tests.helpers.process_groups import run_ranks
-from tests.helpers.toy_method import plain_loss
-from tests.helpers.zero_training import BATCH, Net, Single, difference, make, own_batch, whole_state
+from tests.helpers.zero_training import Net, Single, difference, make, own_batch, whole_state
 
-PER_EPOCH, STEPS = 4, 10
-FIRST = {"last.weight": 6, "last.bias": 6, "temperature": 3}  # the first step of each late parameter
-BASE, DECAY = 0.02, 0.1
 NAMES = "lars", "sgd", "adamw", "lamb"
 RESUMED = [(0, 0, 6), (1, 1, 6), (1, 1, 8), (2, 2, 5), (2, 2, 6), (0, 2, 8), (2, 0, 5)]  # stage before and after; step
 CLIPPED = [("sgd", 0), ("sgd", 1), ("sgd", 2), ("lars", 2)]
 RATE_ALONE = [("lars", 0), ("adamw", 0), ("sgd", 2)]
 CASES = [(name, stage) for name in NAMES for stage in ((0, 1, 2) if name != "lamb" else (0,))]
-BOUND = 0.3  # between the norms of the parameters' gradients
-
-
-class Late(Net):
-    """last from epoch 1.5 on, the temperature from epoch 0.7, which is within an epoch's third step."""
-
-    def groups(self) -> Sequence[ParameterGroup]:
-        return [
-            ParameterGroup("last", from_epoch=1.5),
-            ParameterGroup("temperature", from_epoch=0.7, decay=1.0),
-            ParameterGroup("encoder.3", lr=0.5, schedule=False, decay=2.0),
-            ParameterGroup("encoder.1", lr=3.0),
-        ]
-
-
-def late(kind: type[Net] = Late, seed: int = 0, mode: batch_norm.Mode = "global") -> Net:
-    torch.manual_seed(seed)
-    return kind(mode)
-
-
-def at(step: int, batch: Batch) -> Batch:
-    return batch.replaced(clock=Clock(step, STEPS, PER_EPOCH))
-
-
-def rate(step: int) -> tuple[float, float]:
-    """Of learning and decay."""
-    return BASE * (1 - step / STEPS), DECAY * (1 + step)
-
-
-def section(name: str) -> dict[str, Any]:
-    lr = 50 * BASE if name == "lars" else BASE
-    return {"name": name, "lr": lr, "weight_decay": DECAY, "trust_coefficient": 0.02, "dialect": "byol"}
-
-
-def train(engine: Engine, steps: Iterable[int], after_backward: Callable[[], None] = lambda: None) -> Engine:
-    scale = engine.optimizer.defaults["lr"] / BASE
-    for step in steps:
-        outcome = forward_backward(engine, at(step, own_batch(step)))
-        after_backward()
-        check_finite(engine, outcome, step)
-        lr, decay = rate(step)
-        engine.step(scale * lr, decay)
-        batch_norm.commit(engine.method)
-    return engine
-
-
-def plain(
-    name: str, kind: type[Net] = Late, first: dict[str, int] = FIRST, bound: float = 0.0, whole: bool = False
-) -> dict[str, Tensor]:
-    """Where a loop of torch ends: parameters and the optimizer's state. bound: of each tensor's gradient, or of all
-    together."""
-    method = late(kind)
-    optimizer = build_optimizer(OptimizerOptions.model_validate(section(name)), method, BATCH)
-    named = {key: p for key, p in method.named_parameters() if p.requires_grad}
-    scale = optimizer.defaults["lr"] / BASE
-    clipped: set[str] = set()
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        plain_loss(method, own_batch(step)).backward()
-        for key, p in named.items():
-            if step < first.get(key, 0):
-                p.grad = None
-            elif p.grad is None:
-                p.grad = torch.zeros_like(p)
-            elif bound and not whole and nn.utils.clip_grad_norm_([p], bound) > bound:
-                clipped.add(key)
-        if whole:
-            nn.utils.clip_grad_norm_(named.values(), bound)
-        lr, decay = rate(step)
-        lr *= scale
-        for group in optimizer.param_groups:
-            names = set(group["names"])
-            group["lr"], group["weight_decay"] = lr, decay if group["params"][0].ndim > 1 else 0.0
-            if kind is Late:
-                group["lr"] = {"encoder.3.weight": 0.5 * BASE * scale, "encoder.1.bias": 3 * lr}.get(min(names), lr)
-                group["weight_decay"] *= 2 if "encoder.3.weight" in names else 1
-                group["weight_decay"] += decay if "temperature" in names else 0
-        optimizer.step()
-        batch_norm.commit(method)
-    assert not bound or whole or 3 < len(clipped) < len(named), f"the bound is not between the norms: {clipped}"
-    found = {f"method.{key}": p.detach() for key, p in method.named_parameters()}
-    for key, p in named.items():
-        found |= {f"{of}.{key}": x for of, x in optimizer.state[p].items() if isinstance(x, Tensor)}
-    return found
 
 
 def rate_alone(name: str, stage: int) -> dict[str, Tensor]:
@@ -157,7 +63,7 @@ def infinite_while_it_waits(stage: int, precision: str, factor: float = torch.in
         weight = engine.method.get_parameter("last.weight")
         hooks.append(weight.register_hook(lambda g: g * factor))
     train(engine, [next(steps) for _ in range(6)])
-    before = engine.skipped
+    before, momentum = engine.skipped, whole_state(engine).get("momentum_buffer.last.weight")
     moved = engine.method.get_parameter("last.weight").detach().clone()
     for hook in hooks:
         hook.remove()
@@ -165,6 +71,7 @@ def infinite_while_it_waits(stage: int, precision: str, factor: float = torch.in
     return {
         "kept": torch.equal(moved, late().get_parameter("last.weight")),
         "moved": not torch.equal(moved, engine.method.get_parameter("last.weight")),
+        "momentum": momentum is not None and bool(momentum.any()),
         "skipped": before,  # in fp16, whose scale overflows at first
     }
 
@@ -280,6 +187,7 @@ def test_a_resume_begins_a_late_group_where_it_should(before: int, after: int, a
 def test_nobody_minds_the_gradient_of_a_group_that_waits(case: int | str, two: list[dict[Any, Any]]) -> None:
     for rank in two:
         assert rank["infinite", case]["kept"] and rank["infinite", case]["moved"]
+        assert not rank["infinite", case]["momentum"]
         assert rank["infinite", case]["skipped"] == (rank["finite", case]["skipped"] if case == "fp16" else 0)
 
 
