@@ -48,6 +48,7 @@ from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.loop import Loop
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.schedules import StepRates
 
 IMAGES = 1437  # digits to train on
 
@@ -123,7 +124,7 @@ def pairs(folder: Path, recipe: Recipe, width: int, epochs: int) -> Tensor:
             views=recipe.data.views,
             checkpoints=checkpoints,
             epochs=epochs + 2,
-            learning_rate=lambda step: 0.003,
+            rates=lambda step: StepRates(0.003),
             evaluate=lambda epoch: {},
             stop_requested=lambda: False,
             monitor=None,

@@ -38,6 +38,15 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "SimCLR, ResNet-18, 32 images": ("simclr_imagenet", ["data.batch=32", *SMALL]),
     "SimCLR, ResNet-18, 128 images": ("simclr_imagenet", ["data.batch=128", *SMALL]),
     "the same in bf16": ("simclr_imagenet", ["data.batch=128", *SMALL, "engine.precision=bf16"]),
+    "the same, its first stages frozen, rates by depth": (
+        "simclr_imagenet",
+        [
+            "data.batch=128",
+            *SMALL,
+            "optimizer.freeze=[encoder.conv1,encoder.bn1,encoder.layer1]",
+            "optimizer.layer_decay=0.65",
+        ],
+    ),
     "the same at ZeRO 2": ("simclr_imagenet", ["data.batch=32", *SMALL, "engine.zero=2"]),
     "MoCo v2, ResNet-18, 64 images": (
         "moco_v2_imagenet",

@@ -1,12 +1,13 @@
 """The protocol of a method: what the trainer calls, and what a paper implements."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
+from kilobatch.methods.parameter_groups import ParameterGroup
 
 Tensors = Mapping[str, Tensor]  # by name; the sample axis comes first in each, so that chunks can be concatenated
 LoadMethod = Callable[[str], "Method"]  # a reference in a recipe (run, checkpoint or file) -> the method stored there
@@ -61,8 +62,6 @@ class Method(nn.Module):
     classifies: ClassVar[bool] = False  # True: it has logits
     head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a str: the option with their number
     classes: int = 0  # of its classifier; 0: it has none
-    unadapted: ClassVar[tuple[str, ...]] = ()  # names of weights that LARS and LAMB step without a trust ratio
-    undecayed: ClassVar[tuple[str, ...]] = ()  # names of parameters that optimizer.decay_norms leaves without decay
     encoder: nn.Module  # trained
     kept: ClassVar[str] = "encoder"  # the module that export, evaluation and a run that starts from this one take
     whole_batch: str = ""  # the reason why its batch cannot be computed in chunks, as a clause; "": it can
@@ -124,6 +123,11 @@ class Method(nn.Module):
 
     def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
         """Updates moving averages, queues and banks. Called after each step of the optimizer."""
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """The parameters that are not trained as the recipe says; of several that hold one the first counts. Asked once
+        prepare() has been called."""
+        return ()
 
     def scalars(self) -> dict[str, float]:
         """Further numbers that the monitor logs with the loss, by name."""

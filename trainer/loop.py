@@ -24,6 +24,7 @@ from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.monitor.embedding_metrics import measure
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim.lars import LARS
+from kilobatch.trainer.optim.schedules import StepRates
 from kilobatch.trainer.ranks.heartbeat import heartbeat
 from kilobatch.trainer.step import NonFinite, StepOutput, check_finite, forward_backward
 from kilobatch.trainer.training_features import Stopped
@@ -33,7 +34,7 @@ from kilobatch.trainer.training_features import Stopped
 class Loop:
     """One training. Every rank has a Loop, and all of them take the same steps.
 
-    learning_rate: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
+    rates: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
     values to log; stop_requested: true once this process has received a stop signal; monitor: rank 0's, None on the
     others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many images the
     training data have, and the names of their classes, stored likewise; images_sha256: of the training images, so that
@@ -47,7 +48,7 @@ class Loop:
     views: Views
     checkpoints: Checkpoints
     epochs: int
-    learning_rate: Callable[[int], float]
+    rates: Callable[[int], StepRates]
     evaluate: Callable[[int], dict[str, float]]
     stop_requested: Callable[[], bool]
     monitor: Monitor | None
@@ -131,8 +132,8 @@ class Loop:
             failure.losses = self.losses
             raise
         self.losses.note(step, outcome.loss)
-        lr = self.learning_rate(step)
-        self.engine.step(lr)
+        rates = self.rates(step)
+        self.engine.step(*rates)
         batch_norm.commit(self.engine.method)
         self.engine.method.update(outcome.z, outcome.t, outcome.batch)
 
@@ -140,7 +141,7 @@ class Loop:
         if self.monitor:
             self.monitor.count(len(batch) * collectives.world_size(), waited)
         if done % self.log_every == 0 or done in (1, self.steps):
-            self._log(done, outcome, lr)
+            self._log(done, outcome, rates.lr)
         if self.monitor:
             self.monitor.progress(done)
         if (due or self.checkpoints.due_by_steps(done)) and not stop and done < self.steps:

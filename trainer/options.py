@@ -27,8 +27,10 @@ class EngineOptions(BaseModel):
         default="auto",
         description="chunks that keep their graph, so that only the rest run twice; auto: as many as memory allows",
     )
-    clip: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's global norm; 0: none"
+    clip: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's norm; 0: none")
+    clip_by: Literal["global", "tensor"] = Field(
+        default="global",
+        description="what clip bounds: the norm of all gradients together, or each tensor's, as DINO's",
     )
     compile: bool = Field(default=False, description="torch.compile the method's networks")
 

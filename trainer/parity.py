@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import HALF_WAY, Batch, make_batch
+from kilobatch.data.batch import HALF_WAY, Batch, Clock, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks import batch_norm
@@ -39,7 +39,10 @@ class ParityLayout:
 
 
 LAYOUTS = (
-    *(ParityLayout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1))),
+    *(
+        ParityLayout("fixed", ranks, chunks)
+        for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1))
+    ),
     ParityLayout("fixed", 1, 4, 2),
     ParityLayout("fixed", 2, 2, 1),
     *(ParityLayout("global", ranks, 1) for ranks in RANKS),
@@ -176,6 +179,9 @@ class PlainEngine(Engine):
         self.method, self.options, self.device = method, EngineOptions(**options), torch.device("cpu")
         self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
         self.trained = [p for p in method.parameters() if p.requires_grad]
+
+    def begin(self, clock: Clock) -> None:
+        """Nothing begins: without an optimizer no group of parameters is late."""
 
     def embed(self, batch: Batch) -> Tensors:
         return self.method.embed(batch)

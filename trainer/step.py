@@ -56,6 +56,7 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
     chunk to the first, so that the kept graphs are freed before others are built, and gradients add up in the same
     order for any keep.
     """
+    engine.begin(batch.clock)
     with torch.no_grad():
         batch = engine.method.arrange(batch)
     chunks, keep = engine.chunking.decide(batch)

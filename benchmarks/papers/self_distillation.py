@@ -104,7 +104,8 @@ def student_of(teacher: FineTune, recipe: Recipe, seed: int, epochs: int, factor
     student = kind(ConvNet(), teacher="teacher", **options)
     student.prepare(DataFacts(1437, CLASSES))
     student.load_pretrained(lambda reference: teacher, fresh=True)
-    student.unadapted = () if adapted else FineTune.unadapted  # pyright: ignore[reportAttributeAccessIssue]
+    if not adapted:
+        student.groups = lambda: FineTune.groups(student)
     share = recipe.schedule.warmup_epochs / recipe.schedule.epochs
     schedule = ScheduleOptions(epochs=epochs, warmup_epochs=share * epochs)
     lr, seen = scaled_lr(recipe.optimizer, recipe.data.batch), []

@@ -19,6 +19,7 @@ from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.costs.memory_probe import MemoryTracker
 from kilobatch.trainer.engine import autocast
 from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.parameter_groups import freeze_parameters
 from kilobatch.trainer.ranks.phase import phase
 
 Parts = Mapping[str, int]  # bytes by label, such as "activations"
@@ -94,6 +95,7 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
 
 def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:
     batch = blank(layout.samples, [recipe.data.views])
+    freeze_parameters(method, recipe.optimizer)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for p in parameters:
         if layout.chunks > 1:  # the gradients of the chunks before

@@ -118,6 +118,8 @@ def _collectives(
         yield collective("weights after the update", "all_gather", len(step.groups), gradients)
         if recipe.optimizer.name == "lars":
             yield collective("LARS's norms", "all_reduce", 1, 2 * FP32 * step.tensors)
+        if recipe.engine.clip and recipe.engine.clip_by == "tensor":
+            yield collective("clipping's norms", "all_reduce", len(step.groups), 2 * FP32 * step.tensors)
     yield collective("finite, stop, checkpoint", "all_reduce", 1, 8 * (2 * ranks + 2))
 
 

@@ -47,8 +47,7 @@ from kilobatch.trainer.loop import Loop
 from kilobatch.trainer.monitor.learning import LearningFacts
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim import optimizers
-from kilobatch.trainer.optim.options import scaled_lr
-from kilobatch.trainer.optim.schedules import lr_at
+from kilobatch.trainer.optim.schedules import rates_at
 from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.garbage import collect_from_now_on
 from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
@@ -196,7 +195,6 @@ def _build_loop(
     batch, images = recipe.data.batch, images_of(data)
     optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
     engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
-    base_rate = scaled_lr(recipe.optimizer, batch)
     labelled = labelled_of(recipe, data)
     if suite := suite_of(run, recipe, data, world, method, labelled):
         suite = with_baselines(suite, recipe, data, world, in_use=True)
@@ -211,7 +209,7 @@ def _build_loop(
         checkpoints=checkpoints,
         epochs=recipe.schedule.epochs,
         features=TrainingFeatures(engine, partial(clean_training_images, recipe, data, world, loader), stop_requested),
-        learning_rate=lambda step: lr_at(recipe.schedule, base_rate, step, loader.steps_per_epoch),
+        rates=lambda step: rates_at(recipe.schedule, recipe.optimizer, batch, step, loader.steps_per_epoch),
         evaluate=partial(after_epoch, recipe, suite),
         stop_requested=stop_requested,
         monitor=None,

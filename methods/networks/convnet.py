@@ -28,6 +28,9 @@ class ConvNet(Encoder):
             self.convs.append(conv)
             self.norms.append(BatchNorm(out_channels, norm))
 
+    def by_depth(self) -> list[tuple[str, ...]]:
+        return [(f"convs.{i}", f"norms.{i}") for i in range(len(self.convs))]
+
     def forward(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)  # faster convolutions, on CPUs too
         for conv, norm in zip(self.convs, self.norms, strict=True):

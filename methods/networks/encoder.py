@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.options import Mode
 
 
@@ -13,3 +14,12 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def by_depth(self) -> list[tuple[str, ...]]:
+        """The parts that images pass one after the other, by the prefixes of their parameters' names, for
+        optimizer.layer_decay. What follows the last part, such as a final norm, is left out. Raises UserError where
+        the network does not say."""
+        raise UserError(
+            f"{type(self).__name__} does not say the order of its parts; use optimizer.layer_decay=1, or an encoder "
+            "that does"
+        )

@@ -147,6 +147,10 @@ class ResNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def by_depth(self) -> list[tuple[str, ...]]:
+        """The stem and the four stages."""
+        return [("conv1", "bn1"), *((f"layer{i}",) for i in range(1, 5))]
+
     def forward(self, images: Tensor) -> Tensor:
         # Channels-last is faster everywhere. Only the input has it: DeepSpeed takes no channels-last parameters.
         x = images.contiguous(memory_format=torch.channels_last)

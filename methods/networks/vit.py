@@ -39,6 +39,11 @@ class ViT(Encoder):
         nn.init.zeros_(self.get_parameter("conv_proj.bias"))
         nn.init.normal_(self.class_token, std=1e-6)
 
+    def by_depth(self) -> list[tuple[str, ...]]:
+        """The embedding and the blocks; not the last norm, which BEiT's and MAE's authors count to the head."""
+        layers = self.encoder.layers
+        return [("conv_proj", "class_token"), *((f"encoder.layers.{name}",) for name, _ in layers.named_children())]
+
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         if height != width or height % PATCH:

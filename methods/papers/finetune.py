@@ -3,6 +3,7 @@
 Authors' code: github.com/google-research/simclr, run.py with --train_mode=finetune and --ft_proj_selector.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import ProjectionHead, hidden_layers
 from kilobatch.methods.networks.options import LastLayerDim, refuse_layers
 from kilobatch.methods.options import Reference
+from kilobatch.methods.parameter_groups import ParameterGroup
 
 
 class FineTune(Method):
@@ -33,7 +35,6 @@ class FineTune(Method):
 
     views: ClassVar[int | None] = 1
     classifies: ClassVar[bool] = True
-    unadapted: ClassVar[tuple[str, ...]] = ("classifier.weight",)
     head_layers: ClassVar[int | str] = "layer"
     classifier: Classifier
 
@@ -67,6 +68,9 @@ class FineTune(Method):
     def load_pretrained(self, load: LoadMethod, fresh: bool) -> None:
         if fresh and self.start is not None:
             _load_start(self, load(self.start))
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        return [ParameterGroup("classifier.weight", adapt=False)]
 
     def represent(self, images: Tensor) -> Tensor:
         return self.hidden_layers(self.encoder(images))

@@ -18,6 +18,7 @@ from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.loop import Loop
+from kilobatch.trainer.optim.schedules import StepRates
 from kilobatch.trainer.training_features import TrainingFeatures
 from tests.helpers.in_memory_data import Block
 from tests.helpers.process_groups import run_ranks
@@ -84,7 +85,7 @@ def trained(folder: Path, stop: Callable[[Steps, Centred], bool] = lambda steps,
             views=Views(size=8),
             checkpoints=saving,
             epochs=EPOCHS,
-            learning_rate=lambda step: 0.01,
+            rates=lambda step: StepRates(0.01),
             evaluate=lambda epoch: {},
             stop_requested=lambda: stop(steps, method),
             monitor=None,

@@ -86,6 +86,34 @@ def test_chunks_and_zero() -> None:
     assert twice - once == 4 * found[4].forward
 
 
+def test_frozen_parts_take_neither_gradient_nor_state() -> None:
+    """Half of the convolutions; and rates by depth make more groups of the same parameters."""
+    whole = tiny_step("demo", 2, 32)
+    freeze = f"optimizer.freeze=[{','.join(f'encoder.{kind}.{i}' for i in range(3) for kind in ('convs', 'norms'))}]"
+    found = tiny_step("demo", 2, 32, changes=[freeze])
+    frozen = 9 * (3 * 8 + 8 * 16 + 16 * 16) + 2 * (8 + 16 + 16)
+    assert whole.trained - found.trained == frozen and whole.tensors - found.tensors == 9
+    assert found.held["weights"] == whole.held["weights"] - 4 * frozen
+    assert found.held["frozen weights and statistics"] == whole.held["frozen weights and statistics"] + 4 * frozen
+    assert found.state == whole.state - 4 * (2 * frozen + 9)  # AdamW's moments, and a step count of each tensor
+    assert found.backward < 0.8 * whole.backward
+    assert found.moments["forward"]["activations"] < whole.moments["forward"]["activations"]
+    by_depth = tiny_step("demo", 2, 32, changes=["optimizer.layer_decay=0.5"])
+    assert len(by_depth.groups) == 2 * 7 and sum(by_depth.groups) == sum(whole.groups) == whole.trained
+    assert by_depth.state == whole.state
+
+
+def test_clipping_by_tensor_sends_norms_under_zero() -> None:
+    layout, photos = StepLayout(2, 32, 1), Photos(0.79 * 256**2, "photographs")
+    sent = []
+    for zero in (0, 1):
+        recipe = resolve_recipe("demo", [*TINY, "engine.clip=3", "engine.clip_by=tensor", f"engine.zero={zero}"])
+        found = run_fake_step(recipe, layout, 100, 10)
+        estimate = estimate_time(recipe, found, layout, 1, 2, find_machine("cpu"), None, 8, photos)
+        sent.append([one.calls for one in estimate.collectives if one.purpose == "clipping's norms"])
+    assert sent == [[], [2]]
+
+
 def test_time_follows_from_operations_bytes_and_views() -> None:
     recipe = resolve_recipe("demo", TINY)
     layout = StepLayout(4, 16, 1)

@@ -19,8 +19,9 @@ from kilobatch.methods.papers.distill import Distill
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.simclr_v2 import SimCLRV2
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build_optimizer, parameter_groups
+from kilobatch.trainer.optim.optimizers import build_optimizer
 from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.optim.parameter_groups import parameter_groups
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import forward_backward
 from tests.helpers.process_groups import run_ranks
@@ -120,7 +121,7 @@ def test_a_high_temperature_matches_logits_and_a_low_one_the_teachers_choice() -
 
 def test_lars_adapts_the_students_classifier_and_not_that_of_fine_tuning() -> None:
     for method, adapted in ((student(), True), (teacher(), False)):
-        groups = parameter_groups(method.requires_grad_(), 1e-4)
+        groups = parameter_groups(method.requires_grad_(), OptimizerOptions(weight_decay=1e-4))
         assert [group["adapt"] for group in groups if "classifier.weight" in group["names"]] == [adapted]
 
 
