@@ -12,6 +12,7 @@ from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks import chance
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.chunking import Chunking
@@ -69,12 +70,13 @@ class Engine:
         return autocast(self.options.precision, self.device.type)
 
     def embed(self, batch: Batch) -> Tensors:
-        """method.embed under autocast."""
-        return self._deepspeed(batch)
+        """method.embed under autocast, with the chance of these samples."""
+        with chance.drawing(self.method, batch.keys):
+            return self._deepspeed(batch)
 
     def target(self, batch: Batch) -> Tensors:
-        """method.target under autocast, without gradient."""
-        with torch.no_grad(), self.autocast():
+        """method.target under autocast, without gradient and without chance."""
+        with torch.no_grad(), self.autocast(), chance.off(self.method):
             return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kilobatch.data.batch import HALF_WAY, Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm
+from kilobatch.methods.networks import batch_norm, chance
 from kilobatch.methods.parity.lookup import standard
 from kilobatch.methods.parity.standard import Construction, Loss, Standard
 from kilobatch.trainer.chunking import Chunking
@@ -176,12 +176,15 @@ class PlainEngine(Engine):
         self.method, self.options, self.device = method, EngineOptions(**options), torch.device("cpu")
         self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
         self.trained = [p for p in method.parameters() if p.requires_grad]
+        self.loss_scale = 1.0
 
     def embed(self, batch: Batch) -> Tensors:
-        return self.method.embed(batch)
+        with chance.drawing(self.method, batch.keys):
+            return self.method.embed(batch)
 
     def target(self, batch: Batch) -> Tensors:
-        return self.method.target(batch)
+        with chance.off(self.method):
+            return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -40,6 +40,7 @@ class SimCLR(Method):
 
     views: ClassVar[int | None] = 2
     head_layers: ClassVar[int | str] = "layers"
+    pairwise: ClassVar[bool] = True
     undecayed: ClassVar[tuple[str, ...]] = ("log_scale",)
 
     def __init__(
