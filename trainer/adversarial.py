@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kilobatch.data.batch import Batch
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm, chance
+from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.trainer.options import AdversarialOptions
 
 PREFIX = "adversarial "  # of the field with the view's pixels, and of the outputs that are made of it
@@ -75,7 +75,7 @@ class Attack:
 
     def start(self, part: Batch) -> Tensors:
         """The outputs (n, 1, …) of first views: both sides of the pair that is moved apart."""
-        frozen, keys = batch_norm.frozen(self.method), chance.drawing(self.method, part.keys)
+        frozen, keys = batch_norm.frozen(self.method), keyed_layers.drawing(self.method, part.keys)
         with frozen, own_norms(self.method), keys, self.autocast():
             return self.method.embed(part)
 

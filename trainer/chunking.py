@@ -11,7 +11,7 @@ from kilobatch.data.errors import UserError, warn
 from kilobatch.data.files import describe_bytes
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm, chance
+from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
 from kilobatch.trainer.costs.memory_probe import Cost, cost, free_memory
@@ -144,7 +144,7 @@ class MemoryNeed:
                 return adversarial.embed(method, batch.first(samples), embed)
 
         def embed(few: Batch) -> Tensors:
-            with chance.drawing(method, few.keys):
+            with keyed_layers.drawing(method, few.keys):
                 return method.embed(few)
 
         def backward(z: Tensors) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kilobatch.data.batch import HALF_WAY, Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm, chance
+from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.methods.parity.lookup import standard
 from kilobatch.methods.parity.standard import Construction, Loss, Standard
 from kilobatch.trainer.chunking import Chunking
@@ -179,11 +179,11 @@ class PlainEngine(Engine):
         self.loss_scale = 1.0
 
     def embed(self, batch: Batch) -> Tensors:
-        with chance.drawing(self.method, batch.keys):
+        with keyed_layers.drawing(self.method, batch.keys):
             return self.method.embed(batch)
 
     def target(self, batch: Batch) -> Tensors:
-        with chance.off(self.method):
+        with keyed_layers.off(self.method):
             return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:

@@ -52,8 +52,8 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
     In several chunks it takes the memory of one (Gao et al., 2021, arxiv.org/abs/2101.06983). The first pass embeds all
     chunks without gradient; then come the loss and its gradient with respect to the embeddings; a second pass embeds
     chunk by chunk again and carries that gradient to the parameters. Dropout draws the same numbers in both passes
-    (methods/networks/chance.py, by the samples' keys; torch's own, from states that are kept), and only the first pass
-    counts for running statistics.
+    (ours by the samples' keys, methods/networks/keyed_layers.py; torch's from states that are kept), and only the first
+    pass counts for running statistics.
 
     The last `keep` chunks keep the graph of their first pass and need no second one. The backward goes from the last
     chunk to the first, so that the kept graphs are freed before others are built, and gradients add up in the same

@@ -6,12 +6,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import Batch
-from kilobatch.launch.planning.fake_tensors import Traffic
+from kilobatch.launch.planning.fake_tensors import FlopCounter, Traffic
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm, chance
+from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.trainer import adversarial
 from kilobatch.trainer.adversarial import Attack
 from kilobatch.trainer.costs.memory_probe import MemoryTracker
@@ -35,7 +34,7 @@ class FakeParts:
         chunks: int,
         precision: str,
         tracker: MemoryTracker,
-        counter: FlopCounterMode,
+        counter: FlopCounter,
         sent: Traffic,
     ) -> None:
         self.method, self.batch, self.chunk, self.precision = method, batch, batch.chunks(chunks)[0], precision
@@ -49,7 +48,7 @@ class FakeParts:
 
     def targets(self) -> None:
         self._begin("outputs", "targets")
-        with torch.no_grad(), autocast(self.precision, "cpu"), chance.off(self.method):
+        with torch.no_grad(), autocast(self.precision, "cpu"), keyed_layers.off(self.method):
             self.t = self.method.target(self.chunk)
         self._count("targets")
         self._end_moment("targets")
@@ -63,7 +62,7 @@ class FakeParts:
         self._end_moment("forward")
 
     def _embed(self, batch: Batch) -> Tensors:
-        with chance.drawing(self.method, batch.keys):
+        with keyed_layers.drawing(self.method, batch.keys):
             return self.method.embed(batch)
 
     def attack(self, options: AdversarialOptions) -> None:

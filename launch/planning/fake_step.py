@@ -6,11 +6,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import blank
 from kilobatch.launch.planning.fake_parts import FakeParts, Parts
-from kilobatch.launch.planning.fake_tensors import Traffic, fake_ranks
+from kilobatch.launch.planning.fake_tensors import FlopCounter, Traffic, fake_ranks
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.references import recipe_of
 from kilobatch.launch.worker.pretrained import build_of_recipe
@@ -98,7 +97,7 @@ def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Meth
         if layout.chunks > 1:  # the gradients of the chunks before
             p.grad = torch.zeros_like(p)
 
-    with MemoryTracker() as tracker, FlopCounterMode(display=False) as counter:
+    with MemoryTracker() as tracker, FlopCounter() as counter:
         _tell_progress(method, parameters, layout)
         for p in parameters:
             p.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))  # pyright: ignore

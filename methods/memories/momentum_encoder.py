@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kilobatch.methods.networks import batch_norm, chance
+from kilobatch.methods.networks import batch_norm, keyed_layers
 
 
 class MomentumEncoder(nn.Module):
@@ -27,7 +27,7 @@ class MomentumEncoder(nn.Module):
         self.network = copy.deepcopy(online).requires_grad_(False)
         for norm in batch_norm.norms(self.network):
             norm.counts = own_statistics
-        for layer in chance.layers(self.network):
+        for layer in keyed_layers.find(self.network):
             layer.off = True
         norms = {name for name, m in self.network.named_modules() if isinstance(m, batch_norm.BatchNorm)}
         names = [name for name, _ in self.network.named_buffers()]

@@ -1,8 +1,8 @@
 """Builds the encoder that a recipe names."""
 
-from kilobatch.methods.networks.chance import use_keyed_layers
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.keyed_layers import use_keyed_layers
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.networks.vit import SIZES, ViT

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kilobatch.data.errors import UserError
-from kilobatch.methods.networks import batch_norm, chance
+from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.methods.networks.options import Mode
 
 
@@ -54,7 +54,7 @@ class _Again:
     same, but count nothing. Other chunks may have been computed meanwhile."""
 
     def __init__(self, block: nn.Module) -> None:
-        layers, norms = chance.layers(block), batch_norm.norms(block)
+        layers, norms = keyed_layers.find(block), batch_norm.norms(block)
         self._then = [(m, name, getattr(m, name)) for m in layers for name in ("keys", "calls", "number", "off")]
         self._then += [(norm, "stand_in", norm.stand_in) for norm in norms]
         self._then += [(norm, "counts", False) for norm in norms]

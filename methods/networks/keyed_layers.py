@@ -1,7 +1,7 @@
-"""Chance inside networks: dropout, drop path and noise that are drawn by the keys of samples.
+"""Layers that draw: dropout, drop path and noise, by the keys of samples.
 
 A library's layers draw from a generator, whose numbers depend on the rank, on the chunks and on all draws before. These
-draw by (sample, step, layer, call, row), so that a sample meets the same chance on any ranks x chunks.
+draw by (sample, step, layer, call, row), so that they are the same for a sample on any ranks x chunks.
 """
 
 import math
@@ -53,7 +53,7 @@ class Keyed(nn.Module):
         if self.keys is None:
             raise RuntimeError(
                 f"{type(self).__name__} draws by the keys of samples and was given none; call the network inside "
-                "`with chance.drawing(method, batch.keys)`, as the trainer does, or put it in eval mode"
+                "`with keyed_layers.drawing(method, batch.keys)`, as the trainer does, or put it in eval mode"
             )
         each, rest = divmod(rows, len(self.keys))
         if rest:
@@ -123,7 +123,7 @@ class KeyedNoise(Keyed):
         return normals[:, :count].view(x.shape).to(x.dtype)
 
 
-def layers(module: nn.Module) -> list[Keyed]:
+def find(module: nn.Module) -> list[Keyed]:
     """The keyed layers of a network, in the order of their names."""
     return [m for _, m in sorted(module.named_modules()) if isinstance(m, Keyed)]
 
@@ -131,7 +131,7 @@ def layers(module: nn.Module) -> list[Keyed]:
 @contextmanager
 def drawing(module: nn.Module, keys: Tensor) -> Iterator[None]:
     """Lets the keyed layers of a method draw by the keys (n,) int64 of a chunk's samples, each from its call 0 on."""
-    found = [m for m in layers(module) if not m.off]
+    found = [m for m in find(module) if not m.off]
     below = child(keys, NETWORK) if found else keys
     try:
         for number, m in enumerate(found):
@@ -144,8 +144,8 @@ def drawing(module: nn.Module, keys: Tensor) -> Iterator[None]:
 
 @contextmanager
 def off(module: nn.Module) -> Iterator[None]:
-    """Keeps keyed layers from drawing: targets have no chance."""
-    found = [m for m in layers(module) if not m.off]
+    """Keeps keyed layers from drawing: targets draw nothing."""
+    found = [m for m in find(module) if not m.off]
     try:
         for m in found:
             m.off = True
@@ -194,5 +194,5 @@ def _keyed(name: str, module: Any) -> Keyed | None:
 def _refusal(name: str, kind: str, why: str, instead: str) -> str:
     return (
         f"the encoder's layer {name} is a {kind}, which {why}, so that results would depend on the number of ranks and "
-        f"chunks; use {instead}, or a layer of kilobatch.methods.networks.chance"
+        f"chunks; use {instead}, or a layer of kilobatch.methods.networks.keyed_layers"
     )
