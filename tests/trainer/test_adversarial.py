@@ -1,6 +1,7 @@
 """Adversarial views: the step with them against one graph by hand, on any ranks x chunks; who may have them."""
 
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.keyed_layers import KeyedDropout
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.simclr import SimCLR
-from kilobatch.trainer import adversarial
+from kilobatch.trainer import adversarial, chunking
 from kilobatch.trainer.adversarial import PIXELS, Attack
+from kilobatch.trainer.chunking import SHARE, MemoryNeed
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import AdversarialOptions, EngineOptions
 from kilobatch.trainer.parity import PlainEngine
@@ -224,6 +226,19 @@ def test_zero_and_deepspeed_train_the_same(two: dict[str, Any]) -> None:
     before = method(Case("local", dtype=torch.float32)).state_dict()
     assert not torch.equal(unsharded["adversarial_norms.0.weight"], before["adversarial_norms.0.weight"])
     torch.testing.assert_close(sharded, unsharded, rtol=1e-4, atol=1e-5)
+
+
+def test_the_choice_of_chunks_counts_the_adversarial_view() -> None:
+    """A graph of three views in place of two; the budget that holds 12 samples of two does not hold those of three."""
+    made, batch = method(Case("local", dtype=torch.float32)), whole_batch(torch.float32)
+    plain = PlainEngine(made, SAMPLES, chunks="auto")
+    need = MemoryNeed.measure(made, batch, plain.device, plain.autocast)
+    chosen = []
+    with mock.patch.object(chunking, "free_memory", lambda device, sharing: int(need.of(SAMPLES, 1) / SHARE) + 1):
+        for engine in (plain, PlainEngine(made, SAMPLES, chunks="auto", adversarial=OPTIONS)):
+            chosen.append(engine.chunking.decide(batch))
+    assert chosen == [(1, 1), (2, 1)]
+    assert not any(norm.pending_forwards.any() for norm in batch_norm.norms(made))
 
 
 def test_the_norms_are_part_of_a_recipes_method() -> None:

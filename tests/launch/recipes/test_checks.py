@@ -19,6 +19,12 @@ def test_adversarial_views_are_for_methods_of_pairs():
     check(recipe, 1, settings, images=50_000)
 
 
+def test_a_compiled_network_is_not_computed_again_by_blocks():
+    recipe, settings = read_recipe("simclr_cifar10", ["encoder.checkpoint=true", "engine.compile=true"])
+    with pytest.raises(UserError, match="override 'encoder.checkpoint=true': .*use engine.compile=false"):
+        check(recipe, 1, settings, images=50_000)
+
+
 def test_blocks_are_computed_again_where_there_are_blocks():
     with pytest.raises(UserError, match="checkpoint true for convnet: it has no blocks"):
         read_recipe("demo", ["encoder.name=convnet", "encoder.checkpoint=true"])
