@@ -149,8 +149,8 @@ def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _St
         if isinstance(ours, batch_norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
     chunks = _batch(expected).chunks(parts)
-    z = join([method.embed(part) for part in chunks])
-    t = join([method.target(part) for part in chunks])
+    z = join([_embed(method, part) for part in chunks])
+    t = join([_target(method, part) for part in chunks])
     formula(method, z, t).backward()
     return _StepResult(_flat(method), _sorted(expected.remembered(method, z, t)) if expected.remembered else None)
 
@@ -179,15 +179,23 @@ class PlainEngine(Engine):
         self.loss_scale = 1.0
 
     def embed(self, batch: Batch) -> Tensors:
-        with keyed_layers.drawing(self.method, batch.keys):
-            return self.method.embed(batch)
+        return _embed(self.method, batch)
 
     def target(self, batch: Batch) -> Tensors:
-        with keyed_layers.off(self.method):
-            return self.method.target(batch)
+        return _target(self.method, batch)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+
+def _embed(method: Method, batch: Batch) -> Tensors:
+    with keyed_layers.drawing(method, batch.keys):
+        return method.embed(batch)
+
+
+def _target(method: Method, batch: Batch) -> Tensors:
+    with keyed_layers.off(method):
+        return method.target(batch)
 
 
 class _Table(NamedTuple):
@@ -235,7 +243,7 @@ def _table(expected: Standard, work: str) -> _Table:
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:
     method = _method(expected, "fixed")
-    construction.loss(method, method.embed(mine), method.target(mine)).backward()
+    construction.loss(method, _embed(method, mine), _target(method, mine)).backward()
     return collectives.mean(_flat(method))
 
 
