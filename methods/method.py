@@ -59,6 +59,7 @@ class Method(nn.Module):
 
     views: ClassVar[int | None] = None  # of each image; None: any number
     jigsaw: ClassVar[bool] = False  # True: the second view is shuffled patches, data/augment/jigsaw.py
+    pairwise: ClassVar[bool] = False  # True: embed takes any number of views, z is (n, V, …), loss takes two of them
     classifies: ClassVar[bool] = False  # True: it has logits
     head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a str: the option with their number
     classes: int = 0  # of its classifier; 0: it has none

@@ -12,6 +12,7 @@ from kilobatch.data.batch import Batch, Clock
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks import keyed_layers
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.chunking import Chunking
@@ -78,12 +79,13 @@ class Engine:
         self._rates.begin(clock)
 
     def embed(self, batch: Batch) -> Tensors:
-        """method.embed under autocast."""
-        return self._deepspeed(batch)
+        """method.embed under autocast, with the draws of these samples."""
+        with keyed_layers.drawing(self.method, batch.keys):
+            return self._deepspeed(batch)
 
     def target(self, batch: Batch) -> Tensors:
-        """method.target under autocast, without gradient."""
-        with torch.no_grad(), self.autocast():
+        """method.target under autocast, without gradient and without draws."""
+        with torch.no_grad(), self.autocast(), keyed_layers.off(self.method):
             return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:

@@ -102,6 +102,19 @@ def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse, mistakes: Mistake
         mistakes.add(str(refuse("engine.chunks", problem)))
     if problem := zero_problem(recipe.engine.zero, recipe.optimizer.name):
         mistakes.add(str(refuse("engine.zero", problem)))
+    if recipe.engine.compile and recipe.encoder.checkpoint:
+        problem = (
+            "encoder.checkpoint is true with engine.compile: a compiled network chooses itself what it computes again; "
+            "use engine.compile=false, or encoder.checkpoint=false"
+        )
+        mistakes.add(str(refuse("encoder.checkpoint", problem)))
+    if recipe.engine.adversarial and not method_options.declared(recipe.method.name).pairwise:
+        able = [name for name in method_options.method_names() if method_options.declared(name).pairwise]
+        problem = (
+            f"engine.adversarial is set, but method {recipe.method.name} does not compare two views by a loss that any "
+            f"two of them go into (these do: {', '.join(able)}); use engine.adversarial=null"
+        )
+        mistakes.add(str(refuse("engine.adversarial", problem)))
 
 
 def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, mistakes: Mistakes) -> None:

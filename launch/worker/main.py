@@ -153,7 +153,7 @@ def _work(
         check = partial(refuse_other_teacher, recipe, images_of(data).classes)
         method.load_pretrained(PinnedReferences(run, check).load, fresh=saved is None)
     method.to(world.device)
-    torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; dropout is not
+    torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; what libraries draw is not
     if evaluators or arguments.rest:
         _exit_on_signals()
         collect_from_now_on()

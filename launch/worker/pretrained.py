@@ -17,6 +17,7 @@ from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
 from kilobatch.trainer.checkpoint.exported_file import check_seal
 from kilobatch.trainer.checkpoint.reader import newest, open_saved
@@ -116,6 +117,8 @@ def build_of_recipe(recipe: Recipe, data: DataFacts) -> Method:
     """The recipe's method, prepared, initialised from torch's random state."""
     method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder))
     method.prepare(data)
+    if recipe.engine.adversarial:
+        adversarial.add_norms(method)
     return method
 
 

@@ -42,6 +42,7 @@ class SimCLR(Method):
 
     views: ClassVar[int | None] = 2
     head_layers: ClassVar[int | str] = "layers"
+    pairwise: ClassVar[bool] = True
 
     def __init__(
         self,

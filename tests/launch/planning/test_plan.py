@@ -114,6 +114,32 @@ def test_clipping_by_tensor_sends_norms_under_zero() -> None:
     assert sent == [[], [2]]
 
 
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_blocks_that_are_computed_again(chunks: int) -> None:
+    """A graph of the blocks' inputs alone, and a forward more in the backward."""
+    tiny = ["encoder.name=resnet50", "encoder.width=null", "encoder.norm=local"]
+    plain, again = (tiny_step("demo", 1, 64, chunks, [*tiny, *more]) for more in ([], ["encoder.checkpoint=true"]))
+    assert again.kept < 0.4 * plain.kept
+    assert again.moments["backward"]["activations"] < 0.6 * plain.moments["backward"]["activations"]
+    assert again.forward == plain.forward
+    assert again.backward - plain.backward == pytest.approx(plain.forward, rel=0.1)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_adversarial_views_cost_a_forward_and_two_backwards_of_a_view(chunks: int) -> None:
+    """To find them, and to use them; in several chunks they are embedded twice to be found."""
+    local = ["encoder.norm=local"]
+    plain, more = (tiny_step("demo", 2, 32, chunks, [*local, *on]) for on in ([], ["engine.adversarial.epsilon=0.03"]))
+    assert more.forward == pytest.approx(1.5 * plain.forward, rel=0.01)
+    assert more.backward == pytest.approx(1.5 * plain.backward, rel=0.05)
+    forwards = 1 if chunks == 1 else 2
+    to_find = (forwards + 1) * plain.forward / 2  # a backward to the pixels alone takes as much as a forward
+    assert more.target == pytest.approx(to_find, rel=0.02)
+    assert more.trained > plain.trained and more.moments["attack"]["activations"] > 0
+    assert more.moments["forward"]["adversarial views"] == 32 * 3 * 32 * 32 * 4
+    assert more.sent.calls["loss", "all_gather"] > 2 * plain.sent.calls["loss", "all_gather"]
+
+
 def test_time_follows_from_operations_bytes_and_views() -> None:
     recipe = resolve_recipe("demo", TINY)
     layout = StepLayout(4, 16, 1)

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 from kilobatch.data.errors import UserError
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.resnet import ResNet
@@ -71,7 +71,7 @@ def test_the_methods_exceptions_stand_where_they_did(decay_norms: bool) -> None:
         expected = [(matrices, DECAY), ([name for name, p in method.named_parameters() if p.ndim <= 1], 0.0)]
     assert [(g["names"], g["weight_decay"]) for g in found] == expected
     tuned = FineTune(ConvNet(4))
-    tuned.prepare(10, 3)
+    tuned.prepare(DataFacts(10, 3))
     adapted, classifier, rest = groups(tuned, decay_norms=decay_norms)
     assert classifier["names"] == ["classifier.weight"] and "classifier.weight" not in adapted["names"]
     assert [g["adapt"] for g in (adapted, classifier, rest)] == [True, False, False]
@@ -128,7 +128,7 @@ def vit_rate(name: str, blocks: int, factor: float) -> float:
 
 def test_a_vits_rates_fall_with_depth_as_in_maes_fine_tuning() -> None:
     method = FineTune(ViT(8, 11, 2))
-    method.prepare(10, 3)
+    method.prepare(DataFacts(10, 3))
     found = by_name(method, layer_decay=0.65)
     for name in (name for name, p in method.named_parameters() if p.requires_grad):
         assert found[name][RULE].lr == pytest.approx(vit_rate(name, 11, 0.65), rel=1e-12), name
