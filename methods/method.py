@@ -34,7 +34,8 @@ class Method(nn.Module):
     takes device and dtype from its inputs.
     """
 
-    views: ClassVar[int | None] = None  # of each image; None: any number
+    views: ClassVar[int | None] = None  # of each image, in the first group; None: any number
+    further_groups: ClassVar[bool] = False  # True: it takes more groups of views than one
     jigsaw: ClassVar[bool] = False  # True: the second view is shuffled patches, data/augment/jigsaw.py
     classifies: ClassVar[bool] = False  # True: it has logits
     head_layers: ClassVar[int | str] = 0  # of its ProjectionHead, for fine-tuning; a str: the option with their number

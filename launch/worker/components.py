@@ -9,7 +9,7 @@ from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, LoaderWorker
 from kilobatch.data.sources.specs import is_beton
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups
 from kilobatch.launch.processes.exit_status import this_host
 from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_data
 from kilobatch.launch.recipes.recipe import Recipe
@@ -69,7 +69,7 @@ def loader_of(
     recipe: Recipe,
     data: PreparedData,
     world: World,
-    views: Views,
+    views: ViewGroups,
     batch: int,
     jigsaw: bool = False,
     labelled: NDArray[np.int64] | None = None,
