@@ -67,6 +67,7 @@ class ViewDecoder(Operation):
         super().__init__()
         self.info = verify_beton(beton)
         self.beton, self.groups, self.device = beton, groups_of(views), device
+        self.elements = [3 * pixels_of_views(group) for group in self.groups]  # of an image
         self.crop_plan = crop_plan_of(self.groups, seed, central)
         self.planar = device.type == "cpu"
         self.threads = threads
@@ -101,7 +102,7 @@ class ViewDecoder(Operation):
 
     def output(self, images: int) -> Tensor:
         """Room for the views of a batch, flat: float32, or uint8, which is pinned if it is copied to a GPU."""
-        shape = (images * 3 * pixels_of_views(self.groups),)
+        shape = (images * sum(self.elements),)
         if self.device.type == "cuda":
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         if self.buffers is None or self.buffers.shape != shape:
@@ -110,7 +111,7 @@ class ViewDecoder(Operation):
 
     def groups_in(self, out: Tensor, images: int) -> tuple[Tensor, ...]:
         """What `output` has been filled with, as (images, V, 3, size, size) of each group, in the same memory."""
-        parts = zip(self.groups, out.split([3 * images * pixels_of_views(group) for group in self.groups]), strict=True)
+        parts = zip(self.groups, out.split([images * elements for elements in self.elements]), strict=True)
         if self.planar:
             return tuple(x.view(images, group.count, 3, group.size, group.size) for group, x in parts)
         return tuple(x.view(images, group.count, group.size, group.size, 3).movedim(4, 2) for group, x in parts)

@@ -112,7 +112,7 @@ def test_ties_draw_once_for_all_views(beton: Path, form) -> None:
     only = {"crop": None, "flip": 0.0, "affine": None, "photometric": None, "jitter": None, "grey": 0.0, "blur": None}
     only |= {"solarize": None}
     for operation in OPERATIONS:
-        others = tuple(other for other in OPERATIONS if other != operation)
+        others: list[Operation] = [other for other in OPERATIONS if other != operation]
         free, bound = (form(beton, tied(*operations))[0] for operations in (others, OPERATIONS))
         assert not same(free) and torch.equal(free[:, 0], bound[:, 0]), operation  # the first draws by its own key
         default = tied().model_dump(include={operation})[operation] if operation != "flip" else 0.5
