@@ -13,7 +13,7 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kilobatch.data.batch import make_batch
+from kilobatch.data.batch import blank, make_batch
 from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
 from kilobatch.launch.planning.machines import find_machine
 from kilobatch.launch.planning.memory import peak_memory
@@ -64,7 +64,7 @@ def predicted(recipe: Recipe, ranks: int) -> int:
         layout,
         keep,
         recipe.engine.zero,
-        recipe.data.views,
+        recipe.data.groups,
         find_machine("cpu"),
     )
     return peak.total - peak.parts["views"]
@@ -73,8 +73,8 @@ def predicted(recipe: Recipe, ranks: int) -> int:
 def measured(name: str, changes: list[str]) -> int:
     """Bytes that this rank takes."""
     recipe = resolve_recipe(name, changes)
-    n, views = recipe.data.batch // collectives.world_size(), recipe.data.views
-    pixels = torch.randn(n, views.count, 3, views.size, views.size)
+    n = recipe.data.batch // collectives.world_size()
+    pixels = [torch.randn_like(group) for group in blank(n, recipe.data.groups).views]
     batch = make_batch(pixels, label=torch.arange(n) % CLASSES)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
         method = build_of_recipe(recipe, DataFacts(IMAGES, CLASSES))

@@ -57,7 +57,8 @@ class Method(nn.Module):
     takes device and dtype from its inputs.
     """
 
-    views: ClassVar[int | None] = None  # of each image; None: any number
+    views: ClassVar[int | None] = None  # of each image, in the first group; None: any number
+    further_groups: ClassVar[bool] = False  # True: it takes more groups of views than one
     jigsaw: ClassVar[bool] = False  # True: the second view is shuffled patches, data/augment/jigsaw.py
     pairwise: ClassVar[bool] = False  # True: embed takes any number of views, z is (n, V, …), loss takes two of them
     classifies: ClassVar[bool] = False  # True: it has logits

@@ -121,8 +121,8 @@ class Loop:
 
     def _step(self, step: int, batch: Batch, waited: float) -> bool:
         """One update, its log and its checkpoint. Returns True where a rank has received a stop signal."""
-        if step == 0 and self.monitor:
-            self.monitor.images(batch.views[0], self.views.mean, self.views.std)
+        if step == 0 and self.monitor and batch.views:
+            self.monitor.images(batch.views, self.views.mean, self.views.std)
         batch = batch.replaced(clock=Clock(step, self.steps, self.loader.steps_per_epoch))
         outcome = forward_backward(self.engine, batch)
         flags = self.stop_requested(), self.checkpoints.due_by_clock()

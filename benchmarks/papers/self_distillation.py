@@ -39,7 +39,7 @@ from kilobatch.trainer.optim.schedules import ScheduleOptions, lr_at
 RECIPES = ("simclr_v2_cifar10_selfdistill", "simclr_v2_imagenet_selfdistill")
 BATCH, CLASSES = 238, 10
 WORKER = LoaderWorker(rank=0, world=1, threads=1, device=torch.device("cpu"))
-VIEWS = resolve_recipe("simclr_v2_digits_finetune", []).data.views
+VIEWS = resolve_recipe("simclr_v2_digits_finetune", []).data.groups[0]
 
 
 def digits(seed: int) -> Loader:

@@ -1,6 +1,6 @@
 """Loaders: batches of augmented views for training, and of unaugmented images for evaluation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.labels import UNLABELLED
 from kilobatch.data.loading.sampling import epoch_order, rank_batches, rank_block
 from kilobatch.data.tensor_rng import keys, sample_keys
+from kilobatch.data.views.groups import ViewGroups, groups_of
 from kilobatch.data.views.options import Interpolation, Views
 
 if TYPE_CHECKING:
@@ -33,14 +34,15 @@ def central_fraction(size: int) -> float:
     return CENTRAL if size >= CENTRAL_FROM else 0
 
 
-def input_images(views: Views) -> dict[str, Any]:
-    """How an image is prepared for a trained encoder, without augmentation: as PlainLoader does.
+def input_images(views: ViewGroups) -> dict[str, Any]:
+    """How an image is prepared for a trained encoder, without augmentation: as PlainLoader does, for the first group.
 
     size: pixels of both sides; mean, std: of values from 0 to 1; central_fraction: as central_fraction() has it;
     interpolation: Pillow's, with antialiasing.
     """
-    values = {"size": views.size, "mean": list(views.mean), "std": list(views.std)}
-    return {**values, "central_fraction": central_fraction(views.size), "interpolation": views.interpolation}
+    first = groups_of(views)[0]
+    values = {"size": first.size, "mean": list(first.mean), "std": list(first.std)}
+    return {**values, "central_fraction": central_fraction(first.size), "interpolation": first.interpolation}
 
 
 def describe_input(values: Mapping[str, Any]) -> str:
@@ -76,8 +78,9 @@ class Loader:
     on ranks or threads, nor on where a run was interrupted. The last, incomplete batch of an epoch is dropped. A batch
     that is kept is not overwritten.
 
-    batch: the global one. jigsaw: the second view of each image becomes a jigsaw, see data/augment/jigsaw.py; where
-    patches have colours of their own, it has to be True.
+    views: one group of views or several, each with a tensor of its own in Batch.views. batch: the global one. jigsaw:
+    the second view of each image becomes a jigsaw, see data/augment/jigsaw.py, of one group of two views; where patches
+    have colours of their own, it has to be True.
     labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled, else
     their label is -1. In both cases Batch.index counts all samples of the file, and views are drawn by that index.
     dtype: of the views.
@@ -87,7 +90,7 @@ class Loader:
     def __init__(
         self,
         beton: Path,
-        views: Views,
+        views: ViewGroups,
         worker: LoaderWorker,
         *,
         batch: int,
@@ -101,8 +104,9 @@ class Loader:
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
             raise UserError(f"global batch {batch} does not divide over {world} ranks; use {near}")
-        assert jigsaw or not views.by_patch
-        self.views, self.worker, self.batch, self.seed = views, worker, batch, seed
+        self.groups, self.worker, self.batch, self.seed = groups_of(views), worker, batch, seed
+        assert jigsaw or not self.groups[0].by_patch
+        assert not jigsaw or [group.count for group in self.groups] == [2]
         self.jigsaw, self.dtype = jigsaw, dtype
         self.beton = open_beton(beton, views, seed, 0, worker)
         self.subset = labelled if drop_unlabelled else None  # the samples that batches are made of; None: all
@@ -161,13 +165,13 @@ class Loader:
             assert (request.epoch, request.step) == (epoch, step)
             last = step + 1 == self.steps_per_epoch
             self.next = (epoch + 1, 0) if last else (epoch, step + 1)
-            views = finish_views(views, request.index, self.views, self.seed, epoch, self.dtype)
-            if self.jigsaw and not self.views.by_patch:  # else it is one already
+            views = finish_views(views, request.index, self.groups, self.seed, epoch, self.dtype)
+            if self.jigsaw and not self.groups[0].by_patch:  # else it is one already
                 second_keys = keys(self.seed, epoch, torch.from_numpy(request.index), 2)[:, 1]
-                views = torch.stack([views[:, 0], jigsaw(views[:, 1], second_keys)], 1)
+                views = (torch.stack([views[0][:, 0], jigsaw(views[0][:, 1], second_keys)], 1),)
             if self.hidden is not None:
                 label = label.masked_fill(self.hidden[index], UNLABELLED)
-            yield Batch((views,), index, label, sample_keys(self.seed, epoch * self.steps_per_epoch + step, index))
+            yield Batch(views, index, label, sample_keys(self.seed, epoch * self.steps_per_epoch + step, index))
 
     def own_block(self) -> NDArray[np.int64]:
         """This rank's block of the samples that batches are made of: the blocks in rank order are all of them, once."""
@@ -221,13 +225,13 @@ class PlainLoader:
         prefetcher = Prefetcher(self.beton, requests)
         try:
             for views, label, index, request in prefetcher:
-                views = finish_views(views, request.index, self.views, 0, 0)
-                yield Batch((views,), index, label, sample_keys(0, 0, index))
+                views = finish_views(views, request.index, (self.views,), 0, 0)
+                yield Batch(views, index, label, sample_keys(0, 0, index))
         finally:
             prefetcher.close()
 
 
-def open_beton(path: Path, views: Views, seed: int, central: float, worker: LoaderWorker) -> "OpenBeton":
+def open_beton(path: Path, views: ViewGroups, seed: int, central: float, worker: LoaderWorker) -> "OpenBeton":
     """Opens a .beton; central: see ViewDecoder. FFCV is imported when this is called, since that takes seconds."""
     from kilobatch.data.loading.decoders import ViewDecoder
     from kilobatch.data.loading.prefetch import OpenBeton
@@ -237,17 +241,22 @@ def open_beton(path: Path, views: Views, seed: int, central: float, worker: Load
 
 
 def finish_views(
-    views: Tensor,
+    views: tuple[Tensor, ...],
     index: NDArray[np.int64],
-    options: Views,
+    groups: Sequence[Views],
     seed: int,
     epoch: int,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Augments views that the decoder gives as bytes, on their device; a CPU's float32 views are augmented already."""
-    if views.dtype == torch.float32:
-        return views.to(dtype)
+) -> tuple[Tensor, ...]:
+    """Augments views that the decoder gives as bytes, on their device, once for each group; a CPU's float32 views are
+    augmented already. Views are numbered through the groups: each has a key of its own."""
+    if views[0].dtype == torch.float32:
+        return tuple(group.to(dtype) for group in views)
     from kilobatch.data.augment.device import augment
 
-    form = augment_by_patch if options.by_patch else augment
-    return form(views, keys(seed, epoch, torch.from_numpy(index), options.count), options, dtype)
+    counts = [options.count for options in groups]
+    keys_of = keys(seed, epoch, torch.from_numpy(index), sum(counts)).split(counts, 1)
+    return tuple(
+        (augment_by_patch if options.by_patch else augment)(group, own, options, dtype)
+        for group, own, options in zip(views, keys_of, groups, strict=True)
+    )

@@ -86,8 +86,8 @@ class Prefetcher(EpochIterator):
             return True
         return False
 
-    def __next__(self) -> tuple[Tensor, Tensor, Tensor, BatchRequest]:
-        """views, labels, sample indices, and the request."""
+    def __next__(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor, BatchRequest]:
+        """views of each group, labels, sample indices, and the request."""
         item = self.next_item()
         if item is None:
             self.close()
@@ -101,7 +101,7 @@ class Prefetcher(EpochIterator):
         if self.device.type == "cuda":
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.cuda_streams[slot])
-            for tensor in (views, labels, index):
+            for tensor in (*views, labels, index):
                 tensor.record_stream(current)
         return views, labels, index, request
 

@@ -92,7 +92,7 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
 
 
 def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:
-    batch = blank(layout.samples, [recipe.data.views])
+    batch = blank(layout.samples, recipe.data.groups)
     freeze_parameters(method, recipe.optimizer)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for p in parameters:

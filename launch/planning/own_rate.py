@@ -19,7 +19,7 @@ def measure_own_rate(recipe: Recipe) -> Measured:
     from kilobatch.trainer.bench.rates import best
     from kilobatch.trainer.engine import autocast
 
-    size = recipe.data.views.size
+    size = recipe.data.groups[0].size
     with torch.random.fork_rng(devices=[]):
         encoder, images = build_encoder(recipe.encoder), torch.randn(IMAGES, 3, size, size)
 

@@ -72,7 +72,7 @@ def estimate_time(
     compute = flops / rate if rate else None
     seconds = [collective.seconds for collective in collectives]
     communication = None if None in seconds else sum(s for s in seconds if s is not None)
-    of_image = photos.seconds(recipe.data.views, machine.bandwidth is not None, measured)
+    of_image = photos.seconds(recipe.data.groups, machine.bandwidth is not None, measured)
     work = layout.samples * layout.ranks / nodes * of_image  # core-seconds of a node
     loader = work / cores if cores else None
     if compute is None or communication is None:

@@ -17,7 +17,8 @@ from kilobatch.methods import papers
 FOLDER = Path(papers.__file__).resolve().parent  # of a checkout, not the link to it under src/
 PACKAGE = "kilobatch.methods.papers"
 # With Method's own values:
-ATTRIBUTES: dict[str, Any] = {"views": None, "jigsaw": False, "pairwise": False, "classifies": False, "head_layers": 0}
+ATTRIBUTES: dict[str, Any] = {"views": None, "further_groups": False, "jigsaw": False, "pairwise": False}
+ATTRIBUTES |= {"classifies": False, "head_layers": 0}
 SOURCES = (
     "take it from the standard library, from pydantic, or from a file in methods/ or data/ whose name ends in "
     "'options' and which imports no torch"
@@ -27,13 +28,15 @@ SOURCES = (
 @dataclass(frozen=True)
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
-    views: how many of each image it takes, None for any number; jigsaw: whether the second of them is shuffled patches;
-    pairwise: whether it takes adversarial views; classifies: whether it has logits; head_layers: of its projection
-    head, or the argument that says how many; texts: its docstring, and those of the classes that it derives from."""
+    views: of each image in its first group, None for any number; further_groups: whether it takes more groups; jigsaw:
+    whether the second view is shuffled patches; pairwise: whether it takes adversarial views; classifies: whether it
+    has logits; head_layers: of its projection head, or the argument that says how many; texts: its docstring, and those
+    of the classes that it derives from."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]
     views: int | None
+    further_groups: bool
     jigsaw: bool
     pairwise: bool
     classifies: bool

@@ -9,7 +9,7 @@ from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.sources.specs import is_beton
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups
 from kilobatch.launch.processes.exit_status import this_host
 from kilobatch.launch.recipes.data import PreparedData, PreparedFile, labelled_of, prepare_data
 from kilobatch.launch.recipes.recipe import Recipe
@@ -79,7 +79,7 @@ def loader_of(
     recipe: Recipe,
     data: PreparedData,
     world: World,
-    views: Views,
+    views: ViewGroups,
     batch: int,
     jigsaw: bool = False,
     labelled: NDArray[np.int64] | None = None,
@@ -104,7 +104,7 @@ def clean_training_images(
 ) -> PlainLoader:
     """This rank's block of the samples that `training` makes batches of, once each and unaugmented. size: pixels; None:
     those of the views."""
-    views, rows = recipe.data.views, training.own_block()
+    views, rows = recipe.data.groups[0], training.own_block()
     return PlainLoader(
         data.train.beton,
         size or views.size,

@@ -53,7 +53,7 @@ def suite_of(
     classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, test))
     numbers = class_numbers(classes, test_classes)
     assert numbers is not None, "prepare_data refuses test images of other classes"
-    views, options = recipe.data.views, recipe.evaluate
+    views, options = recipe.data.groups[0], recipe.evaluate
 
     def clean(beton: Path, most: int | None = None) -> PlainLoader:
         worker, filter_ = loader_worker(recipe, world), views.interpolation
@@ -179,7 +179,7 @@ def print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuit
             console.print(f"linear: {chosen} are the best of {len(recipe.evaluate.linear.grid)}", soft_wrap=True)
         elif name in LABELS:
             options = recipe.evaluate.linear
-            protocol = options.protocol(linear.probe_views(recipe.data.views, options))
+            protocol = options.protocol(linear.probe_views(recipe.data.groups[0], options))
             label = LABELS[name].format(voting=voting(knn), linear=protocol)
             console.print(f"{label}{among}: {value:.2%}", soft_wrap=True)
     # The table of `moved` has the same numbers where it asks the same neighbours.

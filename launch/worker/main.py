@@ -201,11 +201,11 @@ def _build_loop(
     # Autocast would convert the views to bf16 anyway; on a CPU the decoder makes fp32.
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
     dtype = torch.bfloat16 if to_bf16 else torch.float32
-    loader = loader_of(recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, dtype)
+    loader = loader_of(recipe, data, world, recipe.data.groups, batch, method.jigsaw, labelled, dtype)
     loop = Loop(
         engine=engine,
         loader=loader,
-        views=recipe.data.views,
+        views=recipe.data.groups[0],
         checkpoints=checkpoints,
         epochs=recipe.schedule.epochs,
         features=TrainingFeatures(engine, partial(clean_training_images, recipe, data, world, loader), stop_requested),

@@ -11,6 +11,7 @@ from kilobatch.data.batch import Batch, make_batch
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.methods import collectives
+from kilobatch.methods.method import DataFacts
 from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.keyed_layers import KeyedDropout
@@ -243,8 +244,8 @@ def test_the_choice_of_chunks_counts_the_adversarial_view() -> None:
 
 def test_the_norms_are_part_of_a_recipes_method() -> None:
     tiny = ["encoder.name=convnet", "encoder.width=2", "engine.adversarial.epsilon=0.01"]
-    made = build_of_recipe(resolve_recipe("demo", tiny), 100, 10)
-    plain = build_of_recipe(resolve_recipe("demo", tiny[:2]), 100, 10)
+    made = build_of_recipe(resolve_recipe("demo", tiny), DataFacts(100, 10))
+    plain = build_of_recipe(resolve_recipe("demo", tiny[:2]), DataFacts(100, 10))
     more = made.state_dict().keys() - plain.state_dict().keys()
     assert more and all(name.startswith("adversarial_norms.") for name in more)
     assert made.encoder.state_dict().keys() == plain.encoder.state_dict().keys()

@@ -73,7 +73,7 @@ def test_methods_whose_shapes_depend_on_data(name: str) -> None:
 def test_chunks_and_zero() -> None:
     """More chunks take less for activations, more kept graphs more; ZeRO shares the optimizer's state."""
     recipe = resolve_recipe("demo", [*TINY, "encoder.norm=local"])
-    cpu, views = find_machine("cpu"), recipe.data.views
+    cpu, views = find_machine("cpu"), recipe.data.groups[0]
     found = {c: run_fake_step(recipe, StepLayout(2, 32, c), 100, 10) for c in (2, 4)}
 
     def held(chunks: int, keep: int, zero: int = 0) -> dict[str, int]:
