@@ -28,10 +28,7 @@ SOURCES = (
 @dataclass(frozen=True)
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
-    views: of each image in its first group, None for any number; further_groups: whether it takes more groups; jigsaw:
-    whether the second view is shuffled patches; pairwise: whether it takes adversarial views; classifies: whether it
-    has logits; head_layers: of its projection head, or the argument that says how many; texts: its docstring, and those
-    of the classes that it derives from."""
+    texts: its docstring, and those of the classes that it derives from; the others: as Method has them."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]
@@ -67,7 +64,7 @@ def read_declaration(name: str) -> Declared | None:
         if constructor := origin.constructor(cls):
             arguments = origin.arguments(constructor)
             break
-    attributes = ATTRIBUTES | {}
+    attributes = dict(ATTRIBUTES)
     for origin, cls in reversed(lineages[0]):
         attributes |= origin.attributes(cls)
     texts = tuple(ast.get_docstring(cls) or "" for _, cls in lineages[0])
