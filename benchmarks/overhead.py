@@ -48,6 +48,7 @@ from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.loop import Loop
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.schedules import StepRates
 
 IMAGES = 1437  # digits to train on
 
@@ -112,7 +113,7 @@ def pairs(folder: Path, recipe: Recipe, width: int, epochs: int) -> Tensor:
     device, batch = torch.device("cpu"), recipe.data.batch
     beton = prepare("digits", "train")
     worker = LoaderWorker(rank=0, world=1, threads=1, device=device)
-    loader = ComparingLoader(beton, recipe.data.views, worker, batch=batch, seed=0)
+    loader = ComparingLoader(beton, recipe.data.groups[0], worker, batch=batch, seed=0)
     loader.plain, loader.pairs = PlainStep(simclr(width), recipe), []
     with loader, Checkpoints(folder / "checkpoints", recipe.checkpoint, 0, 1) as checkpoints:
         method = simclr(width)
@@ -120,10 +121,10 @@ def pairs(folder: Path, recipe: Recipe, width: int, epochs: int) -> Tensor:
         loop = Loop(
             engine=Engine(method, optimizer, recipe.engine, device, batch),
             loader=loader,
-            views=recipe.data.views,
+            views=recipe.data.groups[0],
             checkpoints=checkpoints,
             epochs=epochs + 2,
-            learning_rate=lambda step: 0.003,
+            rates=lambda step: StepRates(0.003),
             evaluate=lambda epoch: {},
             stop_requested=lambda: False,
             monitor=None,

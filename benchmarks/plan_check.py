@@ -13,13 +13,14 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kilobatch.data.batch import make_batch
+from kilobatch.data.batch import blank, make_batch
 from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
 from kilobatch.launch.planning.machines import find_machine
 from kilobatch.launch.planning.memory import peak_memory
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
 from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.methods import collectives
+from kilobatch.methods.method import DataFacts
 from kilobatch.trainer.bench.step import train_step
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim import optimizers
@@ -37,6 +38,15 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "SimCLR, ResNet-18, 32 images": ("simclr_imagenet", ["data.batch=32", *SMALL]),
     "SimCLR, ResNet-18, 128 images": ("simclr_imagenet", ["data.batch=128", *SMALL]),
     "the same in bf16": ("simclr_imagenet", ["data.batch=128", *SMALL, "engine.precision=bf16"]),
+    "the same, its first stages frozen, rates by depth": (
+        "simclr_imagenet",
+        [
+            "data.batch=128",
+            *SMALL,
+            "optimizer.freeze=[encoder.conv1,encoder.bn1,encoder.layer1]",
+            "optimizer.layer_decay=0.65",
+        ],
+    ),
     "the same at ZeRO 2": ("simclr_imagenet", ["data.batch=32", *SMALL, "engine.zero=2"]),
     "MoCo v2, ResNet-18, 64 images": (
         "moco_v2_imagenet",
@@ -54,7 +64,7 @@ def predicted(recipe: Recipe, ranks: int) -> int:
         layout,
         keep,
         recipe.engine.zero,
-        recipe.data.views,
+        recipe.data.groups,
         find_machine("cpu"),
     )
     return peak.total - peak.parts["views"]
@@ -63,11 +73,11 @@ def predicted(recipe: Recipe, ranks: int) -> int:
 def measured(name: str, changes: list[str]) -> int:
     """Bytes that this rank takes."""
     recipe = resolve_recipe(name, changes)
-    n, views = recipe.data.batch // collectives.world_size(), recipe.data.views
-    pixels = torch.randn(n, views.count, 3, views.size, views.size)
+    n = recipe.data.batch // collectives.world_size()
+    pixels = [torch.randn_like(group) for group in blank(n, recipe.data.groups).views]
     batch = make_batch(pixels, label=torch.arange(n) % CLASSES)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        method = build_of_recipe(recipe, IMAGES, CLASSES)
+        method = build_of_recipe(recipe, DataFacts(IMAGES, CLASSES))
         engine = Engine(
             method,
             optimizers.build_optimizer(recipe.optimizer, method, recipe.data.batch),

@@ -30,8 +30,9 @@ from kilobatch.methods.networks.heads import ProjectionHead
 from kilobatch.methods.networks.resnet import resnet
 from kilobatch.trainer.costs.zero_memory import zero_memory
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build_optimizer, parameter_groups
+from kilobatch.trainer.optim.optimizers import build_optimizer
 from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.optim.parameter_groups import parameter_groups
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import check_finite, forward_backward
@@ -68,8 +69,7 @@ def perceptron() -> SimCLR:
 
 
 def sizes(method: nn.Module) -> list[int]:
-    groups = [sum(p.numel() for p in group["params"]) for group in parameter_groups(method, 1e-4)]
-    return [size for size in groups if size]
+    return [sum(p.numel() for p in group["params"]) for group in parameter_groups(method, OptimizerOptions())]
 
 
 def table() -> None:

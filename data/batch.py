@@ -80,6 +80,10 @@ class Batch:
         """The first samples alone."""
         return self._each(lambda x: x[:count])
 
+    def rows(self, which: Tensor) -> "Batch":
+        """The samples that a mask or their numbers name."""
+        return self._each(lambda x: x[which])
+
     def to(self, dtype: torch.dtype) -> "Batch":
         """With views of this type."""
         return self.replaced(views=tuple(x.to(dtype) for x in self.views))

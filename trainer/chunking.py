@@ -11,7 +11,8 @@ from kilobatch.data.errors import UserError, warn
 from kilobatch.data.files import describe_bytes
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm
+from kilobatch.methods.networks import batch_norm, keyed_layers
+from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
 from kilobatch.trainer.costs.memory_probe import Cost, cost, free_memory
 from kilobatch.trainer.options import EngineOptions, chunks_problem
@@ -43,7 +44,7 @@ class Chunking:
     ) -> None:
         self.chunks = None if options.chunks == "auto" else options.chunks
         self.keep = None if options.keep == "auto" else options.keep
-        self.automatic = self.chunks is None
+        self.automatic, self._adversarial = self.chunks is None, options.adversarial is not None
         self._method, self._batch, self._device, self._autocast = method, batch_per_rank, device, autocast
         global_norm = batch_norm.requires_whole_batch(method)
         if self.chunks is None:
@@ -86,6 +87,8 @@ class Chunking:
         return self.chunks, min(self.keep, self.chunks)
 
     def _measure(self, batch: Batch) -> tuple[int, int]:
+        if self._adversarial:
+            batch = batch.with_fields(**{adversarial.PIXELS: batch.views[0][:, :1]})
         need = MemoryNeed.measure(self._method, batch, self._device, self._autocast)
         sharing = _ranks_on_this_machine(self._device)  # its all-gather also waits until the other ranks have measured
         budget = int(SHARE * free_memory(self._device, sharing))
@@ -138,7 +141,11 @@ class MemoryNeed:
 
         def forward(samples: int) -> Tensors:
             with torch.enable_grad(), autocast():
-                return method.embed(batch.first(samples))
+                return adversarial.embed(method, batch.first(samples), embed)
+
+        def embed(few: Batch) -> Tensors:
+            with keyed_layers.drawing(method, few.keys):
+                return method.embed(few)
 
         def backward(z: Tensors) -> None:
             nonlocal outputs

@@ -8,15 +8,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from kilobatch.data.batch import Batch
+from kilobatch.data.batch import Batch, Clock
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.networks import keyed_layers
 from kilobatch.trainer.checkpoint.reader import Saved
 from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.chunking import Chunking
 from kilobatch.trainer.costs.zero_memory import BUCKET
+from kilobatch.trainer.optim.group_rates import GroupRates
 from kilobatch.trainer.optim.lars import LARS
+from kilobatch.trainer.optim.tensor_clipping import TensorClipping
 from kilobatch.trainer.optim.zero_partitions import rank_partitions, refresh, restore_state, state_pieces
 from kilobatch.trainer.options import EngineOptions, zero_problem
 from kilobatch.trainer.ranks.import_deepspeed import import_deepspeed
@@ -28,8 +31,8 @@ class Engine:
     """One method, its optimizer, and the process group that they train in.
 
     Before it is built, the process group is initialised, the method is on its device, and the optimizer is built on the
-    method. A step is: embed and backward any number of times, then step. Gradients stay this rank's own until step; at
-    ZeRO 2 each backward averages its part of them, and a rank keeps only the averages that it updates with.
+    method. A step is: begin, embed and backward any number of times, then step. Gradients stay this rank's own until
+    step; at ZeRO 2 each backward averages its part of them, and a rank keeps only the averages that it updates with.
 
     Raises UserError for chunks that do not divide the batch, or that a norm over the global batch or the method rules
     out, and under ZeRO for an optimizer that needs whole tensors.
@@ -43,6 +46,7 @@ class Engine:
         problem = zero_problem(options.zero, type(optimizer).__name__.lower())
         if problem and not isinstance(optimizer, LARS | SGD | AdamW):
             raise UserError(problem)
+        self._rates = GroupRates(optimizer)
         # At ZeRO 2 a rank's own gradients are gone after a backward, so the sum of their norms is kept for finite():
         # an infinity or NaN in any of them is in the sum as well.
         self._norm_sum = torch.zeros((), device=device) if options.zero == 2 else None
@@ -59,6 +63,8 @@ class Engine:
         self._parts = rank_partitions(self._deepspeed.optimizer, names) if options.zero else []
         if self._parts and isinstance(optimizer, LARS):
             optimizer.use_partitions(self._parts)
+        if options.clip and options.clip_by == "tensor":
+            optimizer.register_step_pre_hook(TensorClipping(options.clip, self._parts))
         self._scaler: torch.amp.GradScaler | None = self._deepspeed.torch_autocast_z0_gradscaler
         self.loss_scale = self._scaler.get_scale() if self._scaler else 1.0
         self.skipped = 0  # steps without an update, because fp16 gradients overflowed
@@ -68,13 +74,18 @@ class Engine:
     def autocast(self) -> torch.autocast:
         return autocast(self.options.precision, self.device.type)
 
+    def begin(self, clock: Clock) -> None:
+        """Begins a step of the training: from which one on a late group of parameters is trained, the clock says."""
+        self._rates.begin(clock)
+
     def embed(self, batch: Batch) -> Tensors:
-        """method.embed under autocast."""
-        return self._deepspeed(batch)
+        """method.embed under autocast, with the draws of these samples."""
+        with keyed_layers.drawing(self.method, batch.keys):
+            return self._deepspeed(batch)
 
     def target(self, batch: Batch) -> Tensors:
-        """method.target under autocast, without gradient."""
-        with torch.no_grad(), self.autocast():
+        """method.target under autocast, without gradient and without draws."""
+        with torch.no_grad(), self.autocast(), keyed_layers.off(self.method):
             return self.method.target(batch)
 
     def backward(self, loss: Tensor) -> None:
@@ -100,13 +111,13 @@ class Engine:
         """The maximum of each flag over ranks: one small all-reduce. flags: any shape, integer."""
         return collectives.all_reduce_max(flags.to(self.device))
 
-    def step(self, lr: float) -> None:
-        """Averages the gradients over ranks, updates with this learning rate, and drops the gradients.
+    def step(self, lr: float, decay: float | None = None) -> None:
+        """Averages the gradients over ranks, updates with this learning rate and weight decay, and drops the gradients.
 
-        In fp16 an overflow on any rank skips the update on all, and halves the loss scale.
+        Of both a group of parameters takes its share, trainer/optim/group_rates.py. decay None: that of the optimizer's
+        groups. In fp16 an overflow on any rank skips the update on all, and halves the loss scale.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self._rates.set(lr, decay)
         if not self._averages:
             for p in self.trained:
                 # No loss depends on p. On several ranks averaging makes its gradient zero, and the optimizer decays it.
@@ -197,6 +208,8 @@ class Engine:
             refresh(self._deepspeed.optimizer)
             return restore_state(self.optimizer, self._parts, saved)
         for _, key, name in names:
+            if not parameters[name].requires_grad:  # frozen since
+                continue
             value, p = saved.whole(f"optimizer.{key}.{name}"), parameters[name]
             # torch's optimizers count steps on the CPU
             self.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
@@ -239,11 +252,12 @@ def _check_parameters(method: Method) -> None:
 
 def _config(options: EngineOptions, batch_per_rank: int) -> dict[str, Any]:
     """DeepSpeed's configuration."""
+    clip = options.clip if options.clip_by == "global" else 0.0
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": batch_per_rank,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # gradients stay local until step(), however many backwards
-        "gradient_clipping": options.clip,  # DeepSpeed's own default is 1.0
+        "gradient_clipping": clip,  # DeepSpeed's own default is 1.0
         "zero_optimization": {"stage": options.zero},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
@@ -255,7 +269,7 @@ def _config(options: EngineOptions, batch_per_rank: int) -> dict[str, Any]:
             "overlap_comm": False,
             "contiguous_gradients": options.zero == 2,  # at stage 1 it would copy all gradients once more
             "reduce_bucket_size": BUCKET,  # DeepSpeed's own default takes 2 GB
-            "compute_grad_norm": options.clip > 0,
+            "compute_grad_norm": clip > 0,
         }
     if options.precision != "fp32":
         # Not DeepSpeed's "bf16" or "fp16" sections: they cast parameters and leave buffers. The empty list: no module

@@ -13,6 +13,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.loader import Loader, input_images
 from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
+from kilobatch.methods.method import EpochFeatures, Method
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.checkpoint import soundness
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -23,21 +24,23 @@ from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.monitor.embedding_metrics import measure
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim.lars import LARS
+from kilobatch.trainer.optim.schedules import StepRates
 from kilobatch.trainer.ranks.heartbeat import heartbeat
 from kilobatch.trainer.step import NonFinite, StepOutput, check_finite, forward_backward
+from kilobatch.trainer.training_features import Stopped
 
 
 @dataclass
 class Loop:
     """One training. Every rank has a Loop, and all of them take the same steps.
 
-    learning_rate: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
+    rates: of a step; evaluate: called on all ranks with the number of epochs that have ended, returns the
     values to log; stop_requested: true once this process has received a stop signal; monitor: rank 0's, None on the
     others; recipe: stored in checkpoints, so that an export needs nothing else; images, classes: how many images the
     training data have, and the names of their classes, stored likewise; images_sha256: of the training images, so that
     an evaluation notices others; data_sha256: of the images and of which of them have labels, so that a resume notices
-    other data; former_data: likewise, of those that a user has replaced knowingly; done: the number of steps that are
-    done; losses: of the last of them.
+    other data; former_data: likewise, of those that a user has replaced knowingly; features: what a method asks before
+    an epoch, None: it may not; done: the number of steps that are done; losses: of the last of them.
     """
 
     engine: Engine
@@ -45,7 +48,7 @@ class Loop:
     views: Views
     checkpoints: Checkpoints
     epochs: int
-    learning_rate: Callable[[int], float]
+    rates: Callable[[int], StepRates]
     evaluate: Callable[[int], dict[str, float]]
     stop_requested: Callable[[], bool]
     monitor: Monitor | None
@@ -56,6 +59,7 @@ class Loop:
     images_sha256: str
     data_sha256: str
     former_data: frozenset[str] = frozenset()
+    features: EpochFeatures | None = None
     done: int = 0
     losses: LossHistory = field(default_factory=LossHistory)
 
@@ -77,6 +81,10 @@ class Loop:
             epoch, within = divmod(step, per_epoch)
             if step and within == 0:
                 self._end_epoch(epoch, step)
+            if within == 0 and not self._begin_epoch(epoch):
+                if step:  # else there is nothing to save: a run without a checkpoint starts here anyway
+                    self._save(step, wait=True)
+                return False
             batches = self.loader.epoch(epoch, within)
             for _ in range(within, per_epoch):
                 began = time.perf_counter()
@@ -96,10 +104,25 @@ class Loop:
         self._save(step, wait=True)
         return True
 
+    def _begin_epoch(self, epoch: int) -> bool:
+        """Has the method make what holds for the epoch. False, with nothing changed, where a rank was told to stop."""
+        method = self.engine.method
+        if type(method).before_epoch is Method.before_epoch:
+            return True
+        assert self.features, "the method makes something of them"
+        try:
+            with torch.no_grad():
+                method.before_epoch(epoch, self.features)
+        except Stopped:
+            return False
+        if self.monitor:
+            self.monitor.begin_interval()  # so that its time is not counted as training
+        return True
+
     def _step(self, step: int, batch: Batch, waited: float) -> bool:
         """One update, its log and its checkpoint. Returns True where a rank has received a stop signal."""
-        if step == 0 and self.monitor:
-            self.monitor.images(batch.views[0], self.views.mean, self.views.std)
+        if step == 0 and self.monitor and batch.views:
+            self.monitor.images(batch.views, self.views.mean, self.views.std)
         batch = batch.replaced(clock=Clock(step, self.steps, self.loader.steps_per_epoch))
         outcome = forward_backward(self.engine, batch)
         flags = self.stop_requested(), self.checkpoints.due_by_clock()
@@ -109,8 +132,8 @@ class Loop:
             failure.losses = self.losses
             raise
         self.losses.note(step, outcome.loss)
-        lr = self.learning_rate(step)
-        self.engine.step(lr)
+        rates = self.rates(step)
+        self.engine.step(*rates)
         batch_norm.commit(self.engine.method)
         self.engine.method.update(outcome.z, outcome.t, outcome.batch)
 
@@ -118,7 +141,7 @@ class Loop:
         if self.monitor:
             self.monitor.count(len(batch) * collectives.world_size(), waited)
         if done % self.log_every == 0 or done in (1, self.steps):
-            self._log(done, outcome, lr)
+            self._log(done, outcome, rates.lr)
         if self.monitor:
             self.monitor.progress(done)
         if (due or self.checkpoints.due_by_steps(done)) and not stop and done < self.steps:
@@ -152,6 +175,7 @@ class Loop:
         meta: dict[str, Any] = {"step": step, "steps_per_epoch": per_epoch, "epoch": step // per_epoch}
         meta |= {"recipe": self.recipe, "images": self.images, "classes": len(self.classes)}
         meta |= {"class_names": self.classes, "input": input_images(self.views)}
+        meta |= {"kept": self.engine.method.kept}
         meta |= {"images_sha256": self.images_sha256, "data_sha256": self.data_sha256}
         pieces = self.engine.pieces()
         meta |= {soundness.KEY: self.losses.soundness(step, pieces).model_dump()}

@@ -7,6 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 ZERO_OPTIMIZERS = ("lars", "sgd", "adamw")
 
 
+class AdversarialOptions(BaseModel):
+    """Recipe section `engine.adversarial`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilon: float = Field(
+        default=0.03, gt=0, allow_inf_nan=False, description="what a pixel of the normalised image is moved by"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="of the loss of first views and adversarial ones"
+    )
+
+
 class EngineOptions(BaseModel):
     """Recipe section `engine`."""
 
@@ -27,10 +40,17 @@ class EngineOptions(BaseModel):
         default="auto",
         description="chunks that keep their graph, so that only the rest run twice; auto: as many as memory allows",
     )
-    clip: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's global norm; 0: none"
+    clip: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="bound of the gradient's norm; 0: none")
+    clip_by: Literal["global", "tensor"] = Field(
+        default="global",
+        description="what clip bounds: the norm of all gradients together, or each tensor's, as DINO's",
     )
     compile: bool = Field(default=False, description="torch.compile the method's networks")
+    adversarial: AdversarialOptions | None = Field(
+        default=None,
+        description="a further view: the first one moved against the loss (CLAE), for methods that compare any two "
+        "views, such as simclr; null: none",
+    )
 
     @field_validator("zero", mode="before")
     @classmethod
@@ -48,6 +68,15 @@ class EngineOptions(BaseModel):
             raise ValueError(
                 f"precision fp16 with zero {self.zero}: each rank would change its loss scale for itself; use "
                 "precision bf16, or zero 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def no_compiled_attack(self) -> Self:
+        if self.adversarial and self.compile:
+            raise ValueError(
+                "compile true with adversarial views: these go through norms of their own, which a compiled network "
+                "does not know; use compile=false, or adversarial=null"
             )
         return self
 

@@ -7,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import HALF_WAY, Batch, make_batch
+from kilobatch.data.batch import HALF_WAY, Batch, Clock, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm
+from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.methods.parity.lookup import standard
 from kilobatch.methods.parity.standard import Construction, Loss, Standard
 from kilobatch.trainer.chunking import Chunking
@@ -24,7 +24,7 @@ Norm = Literal["fixed", "global", "local"]  # fixed: with the running statistics
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
-RANKS = 1, 2, 4
+RANKS = 1, 2, 3, 4
 SIDE = 12
 
 
@@ -39,11 +39,14 @@ class ParityLayout:
 
 
 LAYOUTS = (
-    *(ParityLayout("fixed", ranks, chunks) for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (4, 1))),
+    *(
+        ParityLayout("fixed", ranks, chunks)
+        for ranks, chunks in ((1, 1), (1, 4), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1))
+    ),
     ParityLayout("fixed", 1, 4, 2),
     ParityLayout("fixed", 2, 2, 1),
-    *(ParityLayout("global", ranks, 1) for ranks in (1, 2, 4)),
-    *(ParityLayout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (4, 1))),
+    *(ParityLayout("global", ranks, 1) for ranks in RANKS),
+    *(ParityLayout("local", ranks, chunks) for ranks, chunks in ((1, 4), (2, 2), (3, 2), (4, 1))),
     ParityLayout("local", 1, 4, 2),
     ParityLayout("local", 2, 2, 1),
 )
@@ -149,8 +152,8 @@ def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _St
         if isinstance(ours, batch_norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
     chunks = _batch(expected).chunks(parts)
-    z = join([method.embed(part) for part in chunks])
-    t = join([method.target(part) for part in chunks])
+    z = join([_embed(method, part) for part in chunks])
+    t = join([_target(method, part) for part in chunks])
     formula(method, z, t).backward()
     return _StepResult(_flat(method), _sorted(expected.remembered(method, z, t)) if expected.remembered else None)
 
@@ -176,15 +179,29 @@ class PlainEngine(Engine):
         self.method, self.options, self.device = method, EngineOptions(**options), torch.device("cpu")
         self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
         self.trained = [p for p in method.parameters() if p.requires_grad]
+        self.loss_scale = 1.0
+
+    def begin(self, clock: Clock) -> None:
+        """Nothing begins: without an optimizer no group of parameters is late."""
 
     def embed(self, batch: Batch) -> Tensors:
-        return self.method.embed(batch)
+        return _embed(self.method, batch)
 
     def target(self, batch: Batch) -> Tensors:
-        return self.method.target(batch)
+        return _target(self.method, batch)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+
+def _embed(method: Method, batch: Batch) -> Tensors:
+    with keyed_layers.drawing(method, batch.keys):
+        return method.embed(batch)
+
+
+def _target(method: Method, batch: Batch) -> Tensors:
+    with keyed_layers.off(method):
+        return method.target(batch)
 
 
 class _Table(NamedTuple):
@@ -232,7 +249,7 @@ def _table(expected: Standard, work: str) -> _Table:
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:
     method = _method(expected, "fixed")
-    construction.loss(method, method.embed(mine), method.target(mine)).backward()
+    construction.loss(method, _embed(method, mine), _target(method, mine)).backward()
     return collectives.mean(_flat(method))
 
 

@@ -10,6 +10,8 @@ from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Tensors
 from kilobatch.methods.networks import batch_norm
+from kilobatch.trainer import adversarial
+from kilobatch.trainer.adversarial import Attack
 from kilobatch.trainer.checkpoint.rng_state import random_state, set_random_state
 from kilobatch.trainer.divergence import LossHistory
 from kilobatch.trainer.engine import Engine
@@ -49,34 +51,40 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
 
     In several chunks it takes the memory of one (Gao et al., 2021, arxiv.org/abs/2101.06983). The first pass embeds all
     chunks without gradient; then come the loss and its gradient with respect to the embeddings; a second pass embeds
-    chunk by chunk again and carries that gradient to the parameters. Dropout draws the same numbers in both passes, and
-    only the first pass counts for running statistics.
+    chunk by chunk again and carries that gradient to the parameters. Dropout draws the same numbers in both passes
+    (ours by the samples' keys, methods/networks/keyed_layers.py; torch's from states that are kept), and only the first
+    pass counts for running statistics.
 
     The last `keep` chunks keep the graph of their first pass and need no second one. The backward goes from the last
     chunk to the first, so that the kept graphs are freed before others are built, and gradients add up in the same
     order for any keep.
     """
+    engine.begin(batch.clock)
     with torch.no_grad():
         batch = engine.method.arrange(batch)
     chunks, keep = engine.chunking.decide(batch)
+    t = engine.target(batch) if chunks == 1 else join([engine.target(part) for part in batch.chunks(chunks)])
+    attacked = batch
+    if engine.options.adversarial:
+        attack = Attack(engine.method, engine.options.adversarial, engine.autocast, engine.loss_scale)
+        attacked = attack.attacked(batch, t, chunks)
     if chunks == 1:
-        t, z = engine.target(batch), engine.embed(batch)
-        loss = engine.method.loss(z, t, batch)
+        z = _embed(engine, attacked)
+        loss = _loss(engine, z, t, batch)
         engine.backward(loss)
-        return StepOutput(loss.detach(), _detached(z), t, batch)
+        return StepOutput(loss.detach(), _detached(adversarial.split(z)[0]), t, batch)
 
-    parts = batch.chunks(chunks)
-    t = join([engine.target(part) for part in parts])
+    parts = attacked.chunks(chunks)
     rng_states: list[list[Tensor]] = []  # of each chunk's first pass
     embedded: list[Tensors] = []
     for k, part in enumerate(parts):
         rng_states.append(random_state(engine.device))
         with torch.set_grad_enabled(k >= chunks - keep):
-            embedded.append(engine.embed(part))
+            embedded.append(_embed(engine, part))
     rng_after = random_state(engine.device)
 
     z = {name: _leaf(x) for name, x in join([_detached(part) for part in embedded]).items()}
-    loss = engine.method.loss(z, t, batch)
+    loss = _loss(engine, z, t, batch)
     leaves = {name: x for name, x in z.items() if x.requires_grad}
     parameters = engine.trained
     grads = torch.autograd.grad(loss, [*leaves.values(), *parameters], allow_unused=True)
@@ -89,13 +97,13 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
         if k < chunks - keep:
             set_random_state(rng_states[k], engine.device)
             with batch_norm.frozen(engine.method):
-                z_chunk = engine.embed(parts[k])
+                z_chunk = _embed(engine, parts[k])
         # The sum of z * g has the gradient g with respect to z, and is a scalar that the engine can scale like a loss.
         terms += [(z_chunk[name] * g[k]).sum() for name, g in by_leaf.items() if z_chunk[name].requires_grad]
         engine.backward(torch.stack(terms).sum())
         terms = []
     set_random_state(rng_after, engine.device)
-    return StepOutput(loss.detach(), _detached(z), t, batch)
+    return StepOutput(loss.detach(), _detached(adversarial.split(z)[0]), t, batch)
 
 
 def check_finite(engine: Engine, outcome: StepOutput, step: int, flags: Sequence[bool] = ()) -> list[bool]:
@@ -122,6 +130,14 @@ def check_finite(engine: Engine, outcome: StepOutput, step: int, flags: Sequence
 def join(parts: list[Tensors]) -> dict[str, Tensor]:
     """The chunks' outputs, concatenated in order: those of the whole batch."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _embed(engine: Engine, batch: Batch) -> Tensors:
+    return adversarial.embed(engine.method, batch, engine.embed)
+
+
+def _loss(engine: Engine, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+    return adversarial.loss(engine.method, z, t, batch, engine.options.adversarial)
 
 
 def _detached(z: Tensors) -> dict[str, Tensor]:

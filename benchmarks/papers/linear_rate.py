@@ -74,10 +74,13 @@ def main() -> None:
     papers = resolve_recipe("moco_v2_imagenet", []).evaluate.linear
     assert papers.lr in SEARCHED_RATES, papers.lr
 
-    heads, right = linear.fit_heads(lambda x: x, train, CLASSES, papers.model_copy(update={"lr": SEARCHED_RATES}))
+    def features(batch: Batch) -> Tensor:
+        return batch.views[0][:, 0]
+
+    heads, right = linear.fit_heads(features, train, CLASSES, papers.model_copy(update={"lr": SEARCHED_RATES}))
     reached = {lr: test.share_right(heads.classifier(k)) for k, lr in enumerate(SEARCHED_RATES)}
     best, found = max(reached, key=lambda lr: reached[lr]), heads.best(right).lr
-    simclrs = test.share_right(linear.fit(lambda x: x, train, CLASSES, LinearOptions()).head)
+    simclrs = test.share_right(linear.fit(features, train, CLASSES, LinearOptions()).head)
     console, table = Console(), Table("rate", "top-1, %", "")
     names = (best, "the best"), (papers.lr, "the paper's"), (found, "found by the search")
     for lr, share in reached.items():

@@ -24,7 +24,7 @@ from kilobatch.data.batch import Batch
 from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.sources.convert import prepare
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
-from kilobatch.methods.method import Tensors
+from kilobatch.methods.method import DataFacts, Tensors
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.distill import Distill
@@ -39,7 +39,7 @@ from kilobatch.trainer.optim.schedules import ScheduleOptions, lr_at
 RECIPES = ("simclr_v2_cifar10_selfdistill", "simclr_v2_imagenet_selfdistill")
 BATCH, CLASSES = 238, 10
 WORKER = LoaderWorker(rank=0, world=1, threads=1, device=torch.device("cpu"))
-VIEWS = resolve_recipe("simclr_v2_digits_finetune", []).data.views
+VIEWS = resolve_recipe("simclr_v2_digits_finetune", []).data.groups[0]
 
 
 def digits(seed: int) -> Loader:
@@ -81,7 +81,7 @@ def teacher_of(seed: int, epochs: int) -> FineTune:
     """A network that has learned from all labels."""
     torch.manual_seed(seed)
     method = FineTune(ConvNet(), layer=0)
-    method.prepare(1437, CLASSES)
+    method.prepare(DataFacts(1437, CLASSES))
     options = OptimizerOptions(name="adamw", lr=0.003, weight_decay=0)
     for _ in losses(method, options, options.lr, ScheduleOptions(epochs=epochs, warmup_epochs=epochs / 20), seed):
         pass
@@ -102,9 +102,10 @@ def student_of(teacher: FineTune, recipe: Recipe, seed: int, epochs: int, factor
     kind = Distill if factor else WithoutFactor
     options = recipe.method.model_dump(include={"temperature", "alpha"})
     student = kind(ConvNet(), teacher="teacher", **options)
-    student.prepare(1437, CLASSES)
+    student.prepare(DataFacts(1437, CLASSES))
     student.load_pretrained(lambda reference: teacher, fresh=True)
-    student.unadapted = () if adapted else FineTune.unadapted  # pyright: ignore[reportAttributeAccessIssue]
+    if not adapted:
+        student.groups = lambda: FineTune.groups(student)
     share = recipe.schedule.warmup_epochs / recipe.schedule.epochs
     schedule = ScheduleOptions(epochs=epochs, warmup_epochs=share * epochs)
     lr, seen = scaled_lr(recipe.optimizer, recipe.data.batch), []

@@ -17,17 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kilobatch.data.augment.cpu.augment import scratch_length
 from kilobatch.data.beton import describe_sample, verify_beton
 from kilobatch.data.beton_note import sample_checksums
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.buffer_pool import BufferPool
-from kilobatch.data.loading.decode_crop import NOT_INTACT, CropPlan, crop_by_patch, crop_bytes, crop_planar
+from kilobatch.data.loading.decode_crop import NOT_INTACT, crop_by_patch, crop_bytes, crop_plan_of, crop_planar
 from kilobatch.data.loading.ffcv_bindings import Operation, State
 from kilobatch.data.loading.image_table import ImageTable, build_table, one_image_table
 from kilobatch.data.numba_jit import first_call
 from kilobatch.data.sources.image_files import BrokenImage, read_image
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups, groups_of, pixels_of_views
 
 COMPILING = Lock()
 COMPILED: set[Callable[..., object]] = set()  # the loops that this process has called
@@ -60,19 +59,20 @@ class BatchRequest:
 
 
 class ViewDecoder(Operation):
-    """Decoder of an RGBImageField: BatchRequest -> (N, V, 3, size, size) views on `device`.
+    """Decoder of an RGBImageField: BatchRequest -> of each group of views (N, V, 3, size, size), on `device`.
 
     For a CPU they are augmented and normalised, float32; for an accelerator cropped and flipped, uint8, to be augmented
     there. A view depends on the image and (seed, epoch, name, view) alone. With `central` above 0 it is the central
-    square of that fraction of the shorter side, not flipped.
+    square of that fraction of the shorter side, not flipped. All groups lie in one buffer, which is filled by one
+    decoding of each image, and copied at once.
     """
 
-    def __init__(self, beton: Path, views: Views, seed: int, central: float, threads: int, device: torch.device):
+    def __init__(self, beton: Path, views: ViewGroups, seed: int, central: float, threads: int, device: torch.device):
         super().__init__()
         self.info = verify_beton(beton)
-        self.beton, self.views, self.device = beton, views, device
-        # always the same types: the loops are compiled once more for any other
-        self.crop_plan = CropPlan(views.plans(), int(seed), float(central), views.filter, int(scratch_length(views)))
+        self.beton, self.groups, self.device = beton, groups_of(views), device
+        self.elements = [3 * pixels_of_views(group) for group in self.groups]  # of an image
+        self.crop_plan = crop_plan_of(self.groups, seed, central)
         self.planar = device.type == "cpu"
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views") if threads > 1 else None
@@ -82,10 +82,12 @@ class ViewDecoder(Operation):
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         return previous_state, None
 
-    def generate_code(self) -> Callable[..., Tensor]:
+    def generate_code(self) -> Callable[..., tuple[Tensor, ...]]:
         return self.decode
 
-    def decode(self, request: BatchRequest, _memory: None, rows: np.ndarray, storage: tuple[np.ndarray, ...]) -> Tensor:
+    def decode(
+        self, request: BatchRequest, _memory: None, rows: np.ndarray, storage: tuple[np.ndarray, ...]
+    ) -> tuple[Tensor, ...]:
         """rows: this field's metadata; storage: the mapped file, the starts of its allocations, their sizes."""
         if self.table is None:
             self.table = build_table(self.beton, rows, *storage, checksum=sample_checksums(self.info))
@@ -100,17 +102,23 @@ class ViewDecoder(Operation):
                     "again, or copy it again"
                 )
             self.decode_with_pillow(i, request, out.numpy())
-        return out if self.planar else out.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3)
+        return self.groups_in(out if self.planar else out.to(self.device, non_blocking=True), len(request))
 
     def output(self, images: int) -> Tensor:
-        """(images, V, 3, size, size) float32, or (images, V, size, size, 3) uint8; pinned if copied to a GPU."""
-        size, count = self.views.size, self.views.count
-        shape = (images, count, 3, size, size) if self.planar else (images, count, size, size, 3)
+        """Room for the views of a batch, flat: float32, or uint8, which is pinned if it is copied to a GPU."""
+        shape = (images * sum(self.elements),)
         if self.device.type == "cuda":
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         if self.buffers is None or self.buffers.shape != shape:
             self.buffers = BufferPool(shape, np.float32 if self.planar else np.uint8)
         return self.buffers.borrow()
+
+    def groups_in(self, out: Tensor, images: int) -> tuple[Tensor, ...]:
+        """What `output` has been filled with, as (images, V, 3, size, size) of each group, in the same memory."""
+        parts = zip(self.groups, out.split([images * elements for elements in self.elements]), strict=True)
+        if self.planar:
+            return tuple(x.view(images, group.count, 3, group.size, group.size) for group, x in parts)
+        return tuple(x.view(images, group.count, group.size, group.size, 3).movedim(4, 2) for group, x in parts)
 
     def make_views(
         self,
@@ -120,22 +128,28 @@ class ViewDecoder(Operation):
         names: NDArray[np.int64],
         out: np.ndarray,
         failed: np.ndarray,
+        at: int = 0,
     ) -> None:
-        """Fills `out`, divided over the threads."""
-        augmented = crop_by_patch if self.views.by_patch else crop_planar
+        """Fills in `out`, flat as of `output`, the views of images `index`, numbers `at` and following of the batch;
+        divided over the threads."""
+        augmented = crop_by_patch if self.groups[0].by_patch else crop_planar
         loop = partial(augmented if out.dtype == np.float32 else crop_bytes, table, self.crop_plan, epoch)
-        compile_once(loop.func, lambda: loop(index[:0], names[:0], out[:0], failed[:0]))
+        compile_once(loop.func, lambda: loop(index[:0], names[:0], 0, out, failed[:0]))
         if self.pool is None:
-            loop(index, names, out, failed)
+            loop(index, names, at, out, failed)
             return
         parts = min(len(index), PARTS * self.threads)
         edges = [len(index) * part // parts for part in range(parts + 1)]
-        slices = [slice(*edge) for edge in zip(edges, edges[1:], strict=False)]
-        for _ in self.pool.map(lambda part: loop(index[part], names[part], out[part], failed[part]), slices):
+
+        def make_part(begin: int, end: int) -> None:
+            loop(index[begin:end], names[begin:end], at + begin, out, failed[begin:end])
+
+        for _ in self.pool.map(make_part, edges, edges[1:]):
             pass
 
     def decode_with_pillow(self, i: int, request: BatchRequest, out: np.ndarray) -> None:
-        """Fills row i, where libjpeg gave an error or a warning, if Pillow reads the file; else raises UserError."""
+        """Fills in the views of the batch's image i, where libjpeg gave an error or a warning, if Pillow reads the
+        file; else raises UserError."""
         assert self.table is not None
         sample = int(request.index[i])
         start, size = int(self.table.start[sample]), int(self.table.size[sample])
@@ -147,7 +161,7 @@ class ViewDecoder(Operation):
             raise UserError(f"{named}; the file is damaged: convert it again") from error
         table = one_image_table(pixels, sample)
         one = slice(i, i + 1)
-        self.make_views(table, request.epoch, request.index[one], request.names[one], out[one], np.zeros(1, np.uint8))
+        self.make_views(table, request.epoch, request.index[one], request.names[one], out, np.zeros(1, np.uint8), at=i)
 
 
 class Labels(Operation):

@@ -18,6 +18,7 @@ from kilobatch.data.loading.labels import UNLABELLED
 from kilobatch.data.loading.options import OrderOptions
 from kilobatch.data.loading.sampling import Sampler, rank_batches, rank_block
 from kilobatch.data.tensor_rng import keys, sample_keys
+from kilobatch.data.views.groups import ViewGroups, groups_of
 from kilobatch.data.views.options import Interpolation, Views
 
 if TYPE_CHECKING:
@@ -34,14 +35,15 @@ def central_fraction(size: int) -> float:
     return CENTRAL if size >= CENTRAL_FROM else 0
 
 
-def input_images(views: Views) -> dict[str, Any]:
-    """How an image is prepared for a trained encoder, without augmentation: as PlainLoader does.
+def input_images(views: ViewGroups) -> dict[str, Any]:
+    """How an image is prepared for a trained encoder, without augmentation: as PlainLoader does, for the first group.
 
     size: pixels of both sides; mean, std: of values from 0 to 1; central_fraction: as central_fraction() has it;
     interpolation: Pillow's, with antialiasing.
     """
-    values = {"size": views.size, "mean": list(views.mean), "std": list(views.std)}
-    return {**values, "central_fraction": central_fraction(views.size), "interpolation": views.interpolation}
+    first = groups_of(views)[0]
+    values = {"size": first.size, "mean": list(first.mean), "std": list(first.std)}
+    return {**values, "central_fraction": central_fraction(first.size), "interpolation": first.interpolation}
 
 
 def describe_input(values: Mapping[str, Any]) -> str:
@@ -77,8 +79,9 @@ class Loader:
     on ranks or threads, nor on where a run was interrupted. A sample's name is its index, and another one where it
     comes again in an epoch. The last, incomplete batch of an epoch is dropped. A batch that is kept is not overwritten.
 
-    batch: the global one. jigsaw: the second view of each image becomes a jigsaw, see data/augment/jigsaw.py; where
-    patches have colours of their own, it has to be True.
+    views: one group of views or several, each with a tensor of its own in Batch.views. batch: the global one. jigsaw:
+    the second view of each image becomes a jigsaw, see data/augment/jigsaw.py, of one group of two views; where patches
+    have colours of their own, it has to be True.
     labelled: the samples that have labels, ascending (None: all); the others are left out with drop_unlabelled, else
     their label is -1. In both cases Batch.index counts all samples of the file, and views are drawn by that index.
     used: the samples that are trained on, ascending, of which `labelled` is a part (None: all). options: the recipe's
@@ -92,7 +95,7 @@ class Loader:
     def __init__(
         self,
         beton: Path,
-        views: Views,
+        views: ViewGroups,
         worker: LoaderWorker,
         *,
         batch: int,
@@ -110,8 +113,9 @@ class Loader:
         if batch % world:
             near = f"{batch // world * world} or {-(-batch // world) * world}" if batch > world else f"{world}"
             raise UserError(f"global batch {batch} does not divide over {world} ranks; use {near}")
-        assert jigsaw or not views.by_patch
-        self.views, self.worker, self.batch, self.seed = views, worker, batch, seed
+        self.groups, self.worker, self.batch, self.seed = groups_of(views), worker, batch, seed
+        assert jigsaw or not self.groups[0].by_patch
+        assert not jigsaw or [group.count for group in self.groups] == [2]
         self.jigsaw, self.dtype = jigsaw, dtype
         self.beton = open_beton(beton, views, seed, 0, worker, fields)
         dropping = drop_unlabelled and labelled is not None
@@ -181,14 +185,19 @@ class Loader:
             self.next = (epoch, step + 1)
             if last:
                 self.next = (epoch + 1, 0) if self.sampler.order is None else None
-            views = finish_views(made.views, names, self.views, self.seed, epoch, self.dtype)
-            if self.jigsaw and not self.views.by_patch:  # else it is one already
+            views = finish_views(made.views, names, self.groups, self.seed, epoch, self.dtype)
+            if self.jigsaw and not self.groups[0].by_patch:  # else it is one already
                 second_keys = keys(self.seed, epoch, torch.from_numpy(names), 2)[:, 1]
-                views = torch.stack([views[:, 0], jigsaw(views[:, 1], second_keys)], 1)
+                views = (torch.stack([views[0][:, 0], jigsaw(views[0][:, 1], second_keys)], 1),)
             if self.hidden is not None:
                 label = label.masked_fill(self.hidden[made.index], UNLABELLED)
             step_keys = sample_keys(self.seed, epoch * self.steps_per_epoch + step, made.names)
-            yield Batch((views,), made.index, label, step_keys, fields=made.fields)
+            yield Batch(views, made.index, label, step_keys, fields=made.fields)
+
+    def own_block(self) -> NDArray[np.int64]:
+        """This rank's block of the samples that batches are made of: the blocks in rank order are all of them, once."""
+        block = rank_block(self.samples, self.worker.rank, self.worker.world)
+        return block if self.sampler.used is None else self.sampler.used[block]
 
     def close(self) -> None:
         if self.prefetcher is not None:
@@ -241,14 +250,14 @@ class PlainLoader:
         prefetcher = Prefetcher(self.beton, (BatchRequest(0, step, part, part) for step, part in enumerate(parts)))
         try:
             for made in prefetcher:
-                views = finish_views(made.views, made.request.names, self.views, 0, 0)
-                yield Batch((views,), made.index, made.label, sample_keys(0, 0, made.names), fields=made.fields)
+                views = finish_views(made.views, made.request.names, (self.views,), 0, 0)
+                yield Batch(views, made.index, made.label, sample_keys(0, 0, made.names), fields=made.fields)
         finally:
             prefetcher.close()
 
 
 def open_beton(
-    path: Path, views: Views, seed: int, central: float, worker: LoaderWorker, fields: Sequence[str] = ()
+    path: Path, views: ViewGroups, seed: int, central: float, worker: LoaderWorker, fields: Sequence[str] = ()
 ) -> "OpenBeton":
     """Opens a .beton; central: see ViewDecoder. FFCV is imported when this is called, since that takes seconds."""
     from kilobatch.data.loading.decoders import ViewDecoder
@@ -259,17 +268,22 @@ def open_beton(
 
 
 def finish_views(
-    views: Tensor,
+    views: tuple[Tensor, ...],
     names: NDArray[np.int64],
-    options: Views,
+    groups: Sequence[Views],
     seed: int,
     epoch: int,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Augments views that the decoder gives as bytes, on their device; a CPU's float32 views are augmented already."""
-    if views.dtype == torch.float32:
-        return views.to(dtype)
+) -> tuple[Tensor, ...]:
+    """Augments views that the decoder gives as bytes, on their device, once for each group; a CPU's float32 views are
+    augmented already. Views are numbered through the groups: each has a key of its own."""
+    if views[0].dtype == torch.float32:
+        return tuple(group.to(dtype) for group in views)
     from kilobatch.data.augment.device import augment
 
-    form = augment_by_patch if options.by_patch else augment
-    return form(views, keys(seed, epoch, torch.from_numpy(names), options.count), options, dtype)
+    counts = [options.count for options in groups]
+    keys_of = keys(seed, epoch, torch.from_numpy(names), sum(counts)).split(counts, 1)
+    return tuple(
+        (augment_by_patch if options.by_patch else augment)(group, own, options, dtype)
+        for group, own, options in zip(views, keys_of, groups, strict=True)
+    )

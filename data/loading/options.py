@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kilobatch.data.views.groups import ViewOptions, groups_of
 from kilobatch.data.views.options import Views
 
 
@@ -120,7 +121,8 @@ class DataOptions(BaseModel):
 
     train: the training images: a .beton or a source, as folder:PATH, cifar10:PATH, npz:PATH, digits. test: the test
     images, likewise; null: nothing is evaluated. batch: images of a step, over all ranks. views: what is made of each
-    image. labels: which training images have labels. order: which images an epoch shows, by their labels; null: all of
+    image: one group of views, or a list of groups, each of its own size, from one decoding; all are normalised as the
+    first. labels: which training images have labels. order: which images an epoch shows, by their labels; null: all of
     them, shuffled. threads: of each worker's loader; null: its share of the
     processors.
     """
@@ -130,10 +132,15 @@ class DataOptions(BaseModel):
     train: str = "digits"
     test: str | None = "digits"
     batch: Annotated[int, Field(ge=1)] = 512
-    views: Views = Views()
+    views: ViewOptions = Views()
     labels: LabelOptions = LabelOptions()
     unlabelled: Annotated[
         Literal["keep", "drop"], Field(description="images without a label: kept for training, or left out of it")
     ] = "keep"
     order: OrderOptions | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    @property
+    def groups(self) -> tuple[Views, ...]:
+        """The groups of views, mostly one. Evaluators prepare images as the first says."""
+        return groups_of(self.views)

@@ -21,9 +21,10 @@ AHEAD = 3  # finished batches in the queue
 
 @dataclass(frozen=True)
 class MadeBatch:
-    """What a request came to, on the device. views: (N, V, ...); label, index, names: (N,) int64; fields: (N, ...)."""
+    """What a request came to, on the device. views: of each group (N, V, ...); label, index, names: (N,) int64;
+    fields: (N, ...)."""
 
-    views: Tensor
+    views: tuple[Tensor, ...]
     label: Tensor
     index: Tensor
     names: Tensor
@@ -118,7 +119,7 @@ class Prefetcher(EpochIterator):
         if self.device.type == "cuda":
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.cuda_streams[slot])
-            for tensor in (views, label, index, names, *fields.values()):
+            for tensor in (*views, label, index, names, *fields.values()):
                 tensor.record_stream(current)
         return MadeBatch(views, label, index, names, fields, request)
 

@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from kilobatch.data.augment.cpu.augment import scratch_length
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import unreadable
-from kilobatch.data.loading.decode_crop import CropPlan, crop_planar
+from kilobatch.data.loading.decode_crop import crop_plan_of, crop_planar
 from kilobatch.data.loading.decoders import compile_once
 from kilobatch.data.loading.image_table import ImageTable, encoded_table, one_image_table
 from kilobatch.data.loading.loader import central_fraction, describe_input, input_images, plain_views
 from kilobatch.data.sources.deep_pixels import UnknownRangeError
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.image_files import encode, encode_file, read_image, upright_pixels
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups, groups_of, largest_side
 
 FORMS = "a PIL image, a path, or a uint8 array (H, W, 3) or (H, W)"
 
@@ -33,25 +32,26 @@ class Preprocess:
     uint8, is an image of `npz:`. Any other PIL image is taken as its pixels, upright by its EXIF orientation: Pillow
     has decoded it, and its JPEG decoder differs from the loader's by about one of 255.
 
-    views: their size, mean, std and interpolation are used. Raises UserError for an image that cannot be used.
+    views: size, mean, std and interpolation of the first group are used, and the sizes of all: images are stored for
+    the largest. Raises UserError for an image that cannot be used.
     """
 
-    def __init__(self, views: Views):
-        self.views = plain_views(views.size, views.mean, views.std, views.interpolation)
-        central, scratch = float(central_fraction(views.size)), int(scratch_length(self.views))
-        self._plan = CropPlan(self.views.plans(), 0, central, self.views.filter, scratch)
-        self._encoding = encoding_for_views(views.size)
+    def __init__(self, views: ViewGroups):
+        first = groups_of(views)[0]
+        self.views = plain_views(first.size, first.mean, first.std, first.interpolation)
+        self._plan = crop_plan_of([self.views], 0, central_fraction(first.size))
+        self._encoding = encoding_for_views(largest_side(views))
 
     def __call__(self, image: Image.Image | str | os.PathLike[str] | NDArray[np.uint8]) -> Tensor:
         size = self.views.size
-        out, failed = np.empty((1, 1, 3, size, size), np.float32), np.zeros(1, np.uint8)
+        out, failed = np.empty(3 * size * size, np.float32), np.zeros(1, np.uint8)
         table = self._table(image)
-        none = INDEX[:0], INDEX[:0], out[:0], failed[:0]
+        none = INDEX[:0], INDEX[:0], 0, out, failed[:0]
         compile_once(crop_planar, lambda: crop_planar(table, self._plan, 0, *none))
-        crop_planar(table, self._plan, 0, INDEX, INDEX, out, failed)
+        crop_planar(table, self._plan, 0, INDEX, INDEX, 0, out, failed)
         if failed.any():  # libjpeg gave a warning: as the loader does, let Pillow read it
-            crop_planar(one_image_table(self._pixels(image), 0), self._plan, 0, INDEX, INDEX, out, failed)
-        return torch.from_numpy(out[0, 0])
+            crop_planar(one_image_table(self._pixels(image), 0), self._plan, 0, INDEX, INDEX, 0, out, failed)
+        return torch.from_numpy(out).view(3, size, size)
 
     def __repr__(self) -> str:
         return f"Preprocess({describe_input(input_images(self.views))})"

@@ -71,9 +71,34 @@ BORDER = CROP + 7  # REFLECT, ZERO or EDGE, of the blur
 FILL = CROP + 8  # 0..255: an affine move's pixels from outside the image
 PATCH = CROP + 9  # side of a jigsaw's patches, where they are coloured one by one; else 0
 PATCH_FLIP = CROP + 10  # probability, of each patch
-MEAN = CROP + 11  # three numbers, as STD; 0..255
-STD = CROP + 14
-COLUMNS = CROP + 17
+TIED_CROP = CROP + 11  # 1: drawn by the key of the group's first view, so that all of them have the same
+TIED_FLIP = CROP + 12
+TIED = CROP + 13  # the same of each drawn value
+MEAN = TIED + VALUES  # three numbers, as STD; 0..255
+STD = MEAN + 3
+COLUMNS = STD + 3
+
+# What is tied for each operation that `ties` may name: columns of the plan
+TIES = {
+    "crop": (TIED_CROP,),
+    "flip": (TIED_FLIP,),
+    "affine": tuple(range(TIED + AFFINE, TIED + SHEAR + 1)),
+    "jitter": tuple(range(TIED + JITTER, TIED + HUE + 1)),
+    "photometric": tuple(range(TIED + PHOTOMETRIC, TIED + EQUALIZE + 1)),
+    "grey": (TIED + GREY,),
+    "blur": (TIED + BLUR, TIED + SIGMA),
+    "solarize": (TIED + SOLARIZE, TIED + THRESHOLD),
+}
+
+# Columns of a view's row of integers: where it lies in a batch of n images. Groups lie one after the other, each as
+# (n, V, ...), so that view v of image i begins at n * BEFORE + i * EACH + WITHIN.
+SIZE = 0  # pixels of a side
+INTERPOLATION = 1  # BILINEAR or BICUBIC
+FIRST = 2  # the number of its group's first view
+BEFORE = 3  # elements of an image's views in the groups before
+EACH = 4  # elements of an image's views in this group
+WITHIN = 5  # elements of those before it in this group
+ROW_COLUMNS = 6
 
 # The 24 orders of the four jitter operations, numbered as in torchvision's ColorJitter
 DO_BRIGHTNESS, DO_CONTRAST, DO_SATURATION, DO_HUE = range(4)

@@ -13,6 +13,11 @@ CropBox = tuple[Integer, Integer, Integer, Integer, bool]
 
 
 @exact
+def draw_flip(key: Integer, plan: Floats) -> bool:
+    return uniform(key, FLIP_DRAW) < plan[FLIP]
+
+
+@exact
 def crop_box(key: Integer, height: Integer, width: Integer, plan: Floats) -> CropBox:
     """(top, left, height, width) in pixels of the image, and whether to flip it horizontally.
 
@@ -20,7 +25,7 @@ def crop_box(key: Integer, height: Integer, width: Integer, plan: Floats) -> Cro
     logarithm; when none fits, the largest central part whose ratio is allowed.
     """
     rows, columns = np.int64(height), np.int64(width)
-    flip = uniform(key, FLIP_DRAW) < plan[FLIP]
+    flip = draw_flip(key, plan)
     if plan[CROP] == 0:
         return np.int64(0), np.int64(0), rows, columns, flip
 

@@ -25,6 +25,7 @@ Sigma = Annotated[float, Field(ge=0.01, le=100)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic"]
 Border = Literal["reflect", "zero", "edge"]
+Operation = Literal["crop", "flip", "affine", "jitter", "photometric", "grey", "blur", "solarize"]
 BORDERS: dict[Border, int] = {"reflect": columns.REFLECT, "zero": columns.ZERO, "edge": columns.EDGE}
 
 
@@ -122,8 +123,9 @@ class Views(Options):
     resized. interpolation: Pillow's, antialiased where the image shrinks. flip: the probability to be mirrored. affine:
     turns, shifts, scales and shears. jitter: changes colours. photometric: Pillow's operations on bytes. grey: the
     probability to lose the colours. blur: a Gaussian. solarize: inverts the lightest pixels. second: what the second of
-    two views has for its own; null: it is as the first. mean: of the channels, subtracted from values in [0, 1];
-    ImageNet's. std: of the channels, which these are divided by; ImageNet's.
+    two views has for its own; null: it is as the first. ties: operations that the views of an image have in common:
+    they are drawn once for all of them (LooC). mean: of the channels, subtracted from values in [0, 1]; ImageNet's.
+    std: of the channels, which these are divided by; ImageNet's.
     """
 
     count: Annotated[int, Field(ge=1, le=64)] = 2
@@ -138,6 +140,7 @@ class Views(Options):
     blur: Blur | None = Blur()
     solarize: Solarize | None = None
     second: Second | None = None
+    ties: tuple[Operation, ...] = ()
     mean: tuple[Fraction, Fraction, Fraction] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = (0.229, 0.224, 0.225)
 
@@ -175,6 +178,14 @@ class Views(Options):
             raise ValueError(f"second says what the second of two views has, and count is {self.count}; use 2")
         return self
 
+    @model_validator(mode="after")
+    def ties_of_several(self) -> Self:
+        if self.ties and self.count == 1:
+            raise ValueError("ties says what the views have in common, and count is 1; use [], or a larger count")
+        if self.ties and self.by_patch:
+            raise ValueError("ties has no meaning with second.by_patch, where each patch draws for itself; use ties []")
+        return self
+
     def second_view(self) -> "Views":
         """The options of the second view."""
         if not self.second:
@@ -184,7 +195,7 @@ class Views(Options):
 
     def first_view(self) -> "Views":
         """The options of the first view alone."""
-        return self.model_copy(update={"count": 1, "second": None})
+        return self.model_copy(update={"count": 1, "second": None, "ties": ()})
 
     def patch_views(self) -> "Views":
         """The options of a jigsaw's patches, as views of an image: those of the second view, with its blur's kernel."""
@@ -247,4 +258,6 @@ class Views(Options):
             if self.by_patch:
                 plans[1, columns.PATCH], plans[1, columns.PATCH_FLIP] = patch_side(self.size), self.flip
                 plans[1, columns.FLIP] = 0
+        for operation in self.ties:
+            plans[:, columns.TIES[operation]] = 1
         return plans

@@ -86,14 +86,27 @@ def line_sizes(size: Integer) -> tuple[Integer, Integer]:
 @exact
 def make_scratch(height: Integer, width: Integer, size: Integer, interpolation: Integer) -> ResizeScratch:
     """For parts of images of up to (height, width), resized to (size, size)."""
+    return allocate(scratch_sizes(height, width, size, interpolation))
+
+
+@exact
+def allocate(sizes: tuple[Integer, Integer, Integer]) -> ResizeScratch:
+    return ResizeScratch(np.empty(sizes[0], np.uint8), np.empty(sizes[1], np.int16), np.empty(sizes[2], np.int64))
+
+
+@exact
+def scratch_sizes(
+    height: Integer, width: Integer, size: Integer, interpolation: Integer
+) -> tuple[Integer, Integer, Integer]:
+    """The lengths of the scratch's arrays, of which longer ones do as well."""
     across, down = count_taps(width, size, interpolation) + 1, count_taps(height, size, interpolation) + 1
     filled, halves = line_sizes(size)
     line, resized = 3 * (width + across + MOST_WEIGHED) + WIDE, 6 * filled + 2 * WIDE
     spread = max(halves * HALF, SPREAD * ((min(across, MOST_WEIGHED) + 3) // 4) * filled)
-    return ResizeScratch(
-        np.empty(line + BYTES * halves + (down + 1) * resized + BYTES * (height + 1), np.uint8),
-        np.empty(2 * (across + down + 4) * filled + spread + 1, np.int16),
-        np.empty(2 * filled + halves + down + 1, np.int64),
+    return (
+        line + BYTES * halves + (down + 1) * resized + BYTES * (height + 1),
+        2 * (across + down + 4) * filled + spread + 1,
+        2 * filled + halves + down + 1,
     )
 
 

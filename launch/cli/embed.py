@@ -14,6 +14,7 @@ from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import printable
 from kilobatch.data.sources.specs import Split
+from kilobatch.data.views.groups import largest_side
 from kilobatch.launch.cli.train import FINISHED, conclude
 from kilobatch.launch.processes.output import say, tell
 from kilobatch.launch.recipes.recipe import Recipe
@@ -75,7 +76,7 @@ def _work_of(encoder: str, recipe: Recipe, source: str, split: Split, out: Path)
     from kilobatch.launch.worker.pretrained import resolve_reference
 
     found = resolve_reference(encoder)
-    beton = prepare(source, split, encoding_for_views(recipe.data.views.size)).absolute()
+    beton = prepare(source, split, encoding_for_views(largest_side(recipe.data.groups))).absolute()
     info = verify_beton(beton)
     if not info.samples:
         raise UserError(f"{source} has no images; name another source")

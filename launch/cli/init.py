@@ -188,7 +188,7 @@ def _report(seen: Survey, place: Place, recipe: Recipe, base: str, out: Path) ->
     epochs, steps = recipe.schedule.epochs, seen.images // recipe.data.batch
     shown = printable(str(out))
     print(
-        f"wrote {shown}: {base} with {recipe.encoder.name}, views of {recipe.data.views.size} pixels, batch "
+        f"wrote {shown}: {base} with {recipe.encoder.name}, views of {recipe.data.groups[0].size} pixels, batch "
         f"{recipe.data.batch}, {epochs:,} epochs of {steps:,} steps"
     )
     print(f"how long: {_plan_command(place, shown)}")

@@ -49,16 +49,16 @@ def describe(recipe: Recipe, base_name: str, missing: str, given: str) -> str:
 def _kind(first: Recipe) -> str:
     if first.encoder.name == "convnet":
         return "digits"
-    return "cifar10" if first.data.views.size <= SMALL_SIDE else "imagenet"
+    return "cifar10" if first.data.groups[0].size <= SMALL_SIDE else "imagenet"
 
 
 def _common(first: Recipe, base: Recipe) -> dict[str, Any]:
     """Images, views without changes of colours (as in the paper), and the machine's options."""
-    data, views = first.data, first.data.views.model_dump(mode="json")
+    data, views = first.data, first.data.groups[0].model_dump(mode="json")
     values: dict[str, Any] = {"data.train": data.train, "data.test": data.test, "data.threads": data.threads}
     values |= {f"data.views.{name}": views[name] for name in GEOMETRY}
     values |= {f"data.views.{name}": value for name, value in COLOURS.items()}
-    if data.views.crop is None or base.data.views.crop is None:
+    if data.groups[0].crop is None or base.data.groups[0].crop is None:
         values["data.views.crop"] = views["crop"]
     values |= {"engine.precision": first.engine.precision, "run.seed": first.run.seed, "run.device": first.run.device}
     return values | {"evaluate.during": "classify", "evaluate.final": ["classify"]}

@@ -166,10 +166,11 @@ def count_parameters(recipe: Recipe) -> int:
     import torch
 
     from kilobatch.launch.worker.pretrained import build_of_recipe
+    from kilobatch.methods.method import DataFacts
 
     with torch.device("meta"):
-        method = build_of_recipe(recipe, 1, count_classes(recipe.data.train, "train"))
-    kept = method if method.classifies else method.encoder
+        method = build_of_recipe(recipe, DataFacts(1, count_classes(recipe.data.train, "train")))
+    kept = method if method.classifies else method.kept_encoder
     return sum(parameter.numel() for parameter in kept.parameters())
 
 

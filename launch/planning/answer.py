@@ -100,7 +100,7 @@ def _most(recipe: Recipe, request: Request, machine: Machine, has: int) -> int:
     Batches that wait are left out, as a slow loader has none; so is what a plan assumes of a GPU.
     """
     samples = recipe.data.batch // (request.nodes * request.workers)
-    waiting = waiting_bytes(samples, recipe.data.views, machine)
+    waiting = waiting_bytes(samples, recipe.data.groups, machine)
     if machine.bandwidth is None:
         return int(TOLERANCE["cpu"] * has) + waiting
     return int((TOLERANCE["cuda"] * has + waiting + RESERVED) / (1 - FRAGMENTS))

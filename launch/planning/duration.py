@@ -1,11 +1,12 @@
 """Estimates how long a whole training takes: at best, as its GPUs' vendor measures, and cautiously. Loads no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.specs import count_images
+from kilobatch.data.views.groups import pixels_of_views
 from kilobatch.data.views.options import Views
 from kilobatch.launch.planning.machines import Machine, Measured
 from kilobatch.launch.planning.photos import Photos
@@ -97,7 +98,7 @@ def estimate_duration(setting: Setting, step: "Step", layout: "StepLayout", time
     if time.compute is None or time.communication is None or time.step is None:
         return None
     recipe = setting.recipe
-    colours = _colour_seconds(layout.samples, recipe.data.views, setting.machine)
+    colours = _colour_seconds(layout.samples, recipe.data.groups, setting.machine)
     starting = STARTING * step.tensors * layout.chunks if setting.on_gpu else 0.0
     slow = max(time.compute / setting.share + colours, starting) + time.communication
     loader = time.loader or 0.0
@@ -111,11 +112,12 @@ def estimate_duration(setting: Setting, step: "Step", layout: "StepLayout", time
     return Duration(of_step, of_step.times(setting.steps), evaluations, images, rests_on)
 
 
-def _colour_seconds(samples: int, views: Views, machine: Machine) -> float:
+def _colour_seconds(samples: int, groups: Sequence[Views], machine: Machine) -> float:
     """Seconds of a step that a GPU changes colours; 0 where the loader's cores do."""
-    if machine.bandwidth is None or not (views.jitter or views.blur):
+    coloured = [group for group in groups if group.jitter or group.blur]
+    if machine.bandwidth is None or not coloured:
         return 0.0
-    return COLOUR_PASSES * 4 * 3 * views.size**2 * samples * views.count / machine.bandwidth
+    return COLOUR_PASSES * 4 * 3 * pixels_of_views(coloured) * samples / machine.bandwidth
 
 
 def _test_images(recipe: Recipe, images: int) -> int:
@@ -136,9 +138,10 @@ def _evaluations(setting: Setting, step: "Step", layout: "StepLayout", tests: in
     looked_at = sum(_looked_at(name, recipe, setting.images, tests) for name in recipe.evaluate.final)
     if every := recipe.evaluate.every_epochs:
         looked_at += recipe.schedule.epochs // every * _looked_at(recipe.evaluate.during, recipe, setting.images, tests)
-    forward = step.forward / (layout.samples // layout.chunks * recipe.data.views.count)
+    one = recipe.data.groups[0].model_copy(update={"count": 1})
+    views = pixels_of_views(recipe.data.groups) / pixels_of_views(one)  # of an image, as many as of the first's size
+    forward = step.forward / (layout.samples // layout.chunks * views)
     compute = looked_at * forward / (rate * layout.ranks)
-    one = recipe.data.views.model_copy(update={"count": 1})
     load = setting.photos.seconds(one, True, setting.measured) if not setting.measured else 0.0
     loader = looked_at * load / (setting.cores * setting.nodes) if setting.cores else 0.0
     if setting.on_gpu:

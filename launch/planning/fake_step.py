@@ -6,22 +6,20 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from kilobatch.data.batch import Batch, blank
-from kilobatch.launch.planning.fake_tensors import Traffic, fake_ranks
+from kilobatch.data.batch import blank
+from kilobatch.launch.planning.fake_parts import FakeParts, Parts
+from kilobatch.launch.planning.fake_tensors import FlopCounter, Traffic, fake_ranks
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.references import recipe_of
 from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
-from kilobatch.methods.method import Memory, Method, Tensors
+from kilobatch.methods.method import DataFacts, Memory, Method
 from kilobatch.methods.networks import batch_norm
 from kilobatch.trainer.costs.memory_probe import MemoryTracker
-from kilobatch.trainer.engine import autocast
 from kilobatch.trainer.optim import optimizers
+from kilobatch.trainer.optim.parameter_groups import freeze_parameters
 from kilobatch.trainer.ranks.phase import phase
-
-Parts = Mapping[str, int]  # bytes by label, such as "activations"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Step:
     trained; groups: the same by group of the optimizer; tensors: number of these parameters; state: bytes of the
     optimizer's state, unsharded; updating: bytes that its step allocates for itself, unsharded.
     kept: bytes of one chunk's graph, between its forward and its backward; moments: bytes at the peak of each moment of
-    the step, besides `held`. forward, backward, target: operations of one chunk; loss: of the whole batch.
+    the step, besides `held`. forward, backward, target: operations of one chunk; loss: of the whole batch. Those that
+    make adversarial views are among target and loss.
     sent: collectives, of one chunk where they are per chunk; in_chunks: whether the batch can be computed in chunks.
     """
 
@@ -89,22 +88,25 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
     queue = getattr(options, "queue", None)
     if queue is not None:  # counted as full from the start: fake tensors hold no number of keys
         options = options.model_copy(update={"queue": queue.model_copy(update={"start": "random"})})
-    return build_of_recipe(recipe.model_copy(update={"method": options}), images, classes)
+    return build_of_recipe(recipe.model_copy(update={"method": options}), DataFacts(images, classes))
 
 
 def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:
-    batch = blank(layout.samples, [recipe.data.views])
+    batch = blank(layout.samples, recipe.data.groups)
+    freeze_parameters(method, recipe.optimizer)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for p in parameters:
         if layout.chunks > 1:  # the gradients of the chunks before
             p.grad = torch.zeros_like(p)
 
-    with MemoryTracker() as tracker, FlopCounterMode(display=False) as counter:
+    with MemoryTracker() as tracker, FlopCounter() as counter:
         _tell_progress(method, parameters, layout)
         for p in parameters:
             p.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))  # pyright: ignore
-        parts = _StepParts(method, batch, layout.chunks, recipe.engine.precision, tracker, counter, sent)
+        parts = FakeParts(method, batch, layout.chunks, recipe.engine.precision, tracker, counter, sent)
         parts.targets()
+        if recipe.engine.adversarial:
+            parts.attack(recipe.engine.adversarial)
         parts.forward()
         if layout.chunks == 1:
             parts.loss_and_backward()
@@ -124,7 +126,7 @@ def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Meth
         moments=parts.moments,
         forward=parts.flops["forward"],
         backward=parts.flops["backward"],
-        target=parts.flops["targets"],
+        target=parts.flops["targets"] + parts.flops["attack"],
         loss=parts.flops["loss"],
         sent=sent,
         in_chunks=not (method.whole_batch or batch_norm.requires_whole_batch(method)),
@@ -154,101 +156,6 @@ def _tell_progress(method: Method, parameters: list[nn.Parameter], layout: StepL
             module.register_forward_pre_hook(partial(use, own))
     for p in parameters:
         p.register_post_accumulate_grad_hook(back)
-
-
-class _StepParts:
-    """The parts of a step, called in order. moments: bytes by label at the peak of each; flops: operations of each.
-
-    z, t: outputs and targets, first of one chunk, then of the batch. They are attributes so that replaced tensors are
-    freed at once: a caller's variable would keep them alive, and memory would be counted too large.
-    """
-
-    def __init__(
-        self,
-        method: Method,
-        batch: Batch,
-        chunks: int,
-        precision: str,
-        tracker: MemoryTracker,
-        counter: FlopCounterMode,
-        sent: Traffic,
-    ) -> None:
-        self.method, self.batch, self.chunk, self.precision = method, batch, batch.chunks(chunks)[0], precision
-        self.tracker, self.counter, self.sent = tracker, counter, sent
-        self.z: Tensors = {}
-        self.t: Tensors = {}
-        self.kept = 0
-        self.moments: dict[str, Parts] = {}
-        self.flops: dict[str, int] = {}
-
-    def targets(self) -> None:
-        self._begin("outputs", "targets")
-        with torch.no_grad(), autocast(self.precision, "cpu"):
-            self.t = self.method.target(self.chunk)
-        self._count("targets")
-        self._end_moment("targets")
-
-    def forward(self) -> None:
-        self._begin("activations", "BatchNorm")
-        with autocast(self.precision, "cpu"):
-            self.z = self.method.embed(self.chunk)
-        self.kept = self.tracker.labelled["activations"]
-        self._count("forward")
-        self._end_moment("forward")
-
-    def loss_and_backward(self) -> None:
-        self._begin("loss and embeddings", "loss")
-        loss = self.method.loss(self.z, self.t, self.batch)
-        self._count("loss")
-        self._begin("activations", "BatchNorm")
-        loss.backward()
-        self._count("backward")
-        self._end_moment("backward")
-
-    def loss_and_backward_in_chunks(self) -> None:
-        """The loss of the whole batch and its gradient with respect to the embeddings; then the backward of one chunk,
-        as in trainer/step.py."""
-        samples, size = len(self.batch), len(self.chunk)
-        self._begin("loss and embeddings", "loss")
-        leaves = _whole(self.z, samples, leaf=True)
-        self.t = _whole(self.t, samples, leaf=False)
-        loss = self.method.loss(leaves, self.t, self.batch)
-        loss.backward()
-        self._count("loss")
-        self._end_moment("loss")
-        self._begin("activations", "BatchNorm")
-        gradients = {name: leaf.grad[:size] for name, leaf in leaves.items() if leaf.grad is not None}
-        products = [(x * gradients[name]).sum() for name, x in self.z.items() if name in gradients]
-        torch.stack(products).sum().backward()
-        self.z = leaves
-        self._count("backward")
-        self._end_moment("backward")
-
-    def update(self) -> None:
-        self._begin("outputs", "BatchNorm's running statistics")
-        batch_norm.commit(self.method)
-        self._begin("outputs", "memories")
-        self.method.update({name: x.detach() for name, x in self.z.items()}, self.t, self.batch)
-
-    def _begin(self, label: str, purpose: str) -> None:
-        """label: of the memory allocated from here on; purpose: of the bytes sent from here on."""
-        self.tracker.label, self.sent.purpose = label, purpose
-
-    def _count(self, part: str) -> None:
-        """Takes the operations since the last call for those of this part."""
-        self.flops[part] = self.counter.get_total_flops() - sum(self.flops.values())
-
-    def _end_moment(self, name: str) -> None:
-        self.moments[name] = dict(self.tracker.at_peak)
-        self.tracker.restart()
-
-
-def _whole(x: Tensors, n: int, leaf: bool) -> dict[str, Tensor]:
-    """Outputs of the whole batch in the shapes of one chunk's; as leaves in fp32 as in trainer/step.py."""
-    whole = {name: torch.empty(n, *part.shape[1:], dtype=part.dtype) for name, part in x.items()}
-    if not leaf:
-        return whole
-    return {k: x.float().requires_grad_() if x.is_floating_point() else x for k, x in whole.items()}
 
 
 def _optimizer_memory(

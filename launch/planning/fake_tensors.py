@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the process group that sends nothing
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import vit
@@ -42,6 +43,25 @@ class Traffic:
     def note(self, kind: Kind, size: int) -> None:
         self.calls[self.purpose, kind] += 1
         self.whole[self.purpose, kind] += size
+
+
+class FlopCounter(FlopCounterMode):
+    """Counts operations without telling modules apart: that takes hooks, which would keep alive what a block that is
+    computed again in the backward has made."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker = _NoModules()
+
+
+class _NoModules:
+    """What FlopCounterMode asks of its tracker of modules."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: Any) -> None: ...
 
 
 class _Shapes(TorchDispatchMode):

@@ -68,7 +68,7 @@ class FitSearch:
 
         found = None
         for keep in keeps if chunks > 1 else [1]:
-            held = peak_memory(step, layout, keep, zero, recipe.data.views, self.machine)
+            held = peak_memory(step, layout, keep, zero, recipe.data.groups, self.machine)
             found = Fit(layout, keep, zero, held, self.machine.memory)
             if held.total <= self.machine.memory * (SHARE if chunks > 1 and wanted == "auto" and keep else 1):
                 return found
@@ -114,7 +114,7 @@ class FitSearch:
     def stage(self, fit: Fit, zero: int) -> tuple[int, int]:
         """Bytes of the optimizer with the copies that ZeRO keeps, and of all memory, at this stage of ZeRO."""
         step = self.step(fit.layout)
-        held = peak_memory(step, fit.layout, fit.keep, zero, self.recipe.data.views, self.machine)
+        held = peak_memory(step, fit.layout, fit.keep, zero, self.recipe.data.groups, self.machine)
         return optimizer_bytes(step, fit.layout, zero), held.total
 
 

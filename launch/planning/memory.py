@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups, pixels_of_views
 from kilobatch.launch.planning.machines import FRAGMENTS, RESERVED, Machine
 from kilobatch.trainer.costs.zero_memory import FP32, ZeroMemory, zero_memory
 
@@ -28,7 +28,9 @@ class MemoryPeak:
         return sum(self.parts.values())
 
 
-def peak_memory(step: "Step", layout: "StepLayout", keep: int, zero: int, views: Views, machine: Machine) -> MemoryPeak:
+def peak_memory(
+    step: "Step", layout: "StepLayout", keep: int, zero: int, views: ViewGroups, machine: Machine
+) -> MemoryPeak:
     """The memory of a rank at its peak in a step. keep: chunks that keep their graph; zero: ZeRO's stage."""
     of_zero = _of_zero(step, layout, zero)
     always = {**step.held, **persistent_bytes(of_zero)} | _loader(layout.samples, views, machine)
@@ -82,19 +84,19 @@ def _moment(
     return found
 
 
-def waiting_bytes(samples: int, views: Views, machine: Machine) -> int:
+def waiting_bytes(samples: int, views: ViewGroups, machine: Machine) -> int:
     """Bytes of the batches that wait where the loader is ahead. For a GPU they are uint8."""
     return AHEAD * _pixels(samples, views) * _pixel_bytes(machine)
 
 
-def _loader(samples: int, views: Views, machine: Machine) -> dict[str, int]:
+def _loader(samples: int, views: ViewGroups, machine: Machine) -> dict[str, int]:
     """Bytes of the batches that wait, of the one that is being made, and of the one in use."""
     pixels = _pixels(samples, views)
     return {"views": waiting_bytes(samples, views, machine) + pixels * (_pixel_bytes(machine) + FP32)}
 
 
-def _pixels(samples: int, views: Views) -> int:
-    return samples * views.count * 3 * views.size**2
+def _pixels(samples: int, views: ViewGroups) -> int:
+    return samples * 3 * pixels_of_views(views)
 
 
 def _pixel_bytes(machine: Machine) -> int:

@@ -15,15 +15,16 @@ def measure_own_rate(recipe: Recipe) -> Measured:
     from torch.utils.flop_counter import FlopCounterMode
 
     from kilobatch.methods.networks.build import build_encoder
+    from kilobatch.methods.networks.keyed_layers import drawing
     from kilobatch.trainer.bench.rates import best
     from kilobatch.trainer.engine import autocast
 
-    size = recipe.data.views.size
+    size = recipe.data.groups[0].size
     with torch.random.fork_rng(devices=[]):
         encoder, images = build_encoder(recipe.encoder), torch.randn(IMAGES, 3, size, size)
 
     def forward_and_backward() -> None:
-        with autocast(recipe.engine.precision, "cpu"):
+        with autocast(recipe.engine.precision, "cpu"), drawing(encoder, torch.arange(IMAGES)):
             features = encoder(images)
         features.float().sum().backward()
         encoder.zero_grad()

@@ -8,7 +8,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.sources.convert import kept_conversion
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.specs import is_beton
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups, groups_of, largest_side
 from kilobatch.launch.planning.machines import VIEWS_PER_CORE, Measured
 from kilobatch.launch.recipes.recipe import Recipe
 
@@ -29,13 +29,13 @@ class Photos:
     pixels: float
     source: str
 
-    def seconds(self, views: Views, gpu: bool, measured: Measured | None) -> float:
+    def seconds(self, views: ViewGroups, gpu: bool, measured: Measured | None) -> float:
         """Seconds of a core for all views of an image, at the assumed rates or at the measured one. gpu: colours are
         changed there."""
         cut = 1 / VIEWS_PER_CORE["cuda"]
         decode = 2 * DECODING * cut * self.pixels / (FILLED * MEASURED_SIDE**2)
         each = (1 - DECODING) * cut if gpu else 1 / VIEWS_PER_CORE["cpu"] - DECODING * cut
-        assumed = decode + views.count * each * (views.size / MEASURED_VIEW) ** 2
+        assumed = decode + sum(group.count * each * (group.size / MEASURED_VIEW) ** 2 for group in groups_of(views))
         return assumed if measured is None else assumed * VIEWS_PER_CORE["cuda" if gpu else "cpu"] / measured.views
 
 
@@ -66,6 +66,6 @@ def _converted(recipe: Recipe) -> Path | None:
         path = Path(spec).expanduser()
         return path if path.is_file() else None
     try:
-        return kept_conversion(spec, "train", encoding_for_views(recipe.data.views.size))
+        return kept_conversion(spec, "train", encoding_for_views(largest_side(recipe.data.groups)))
     except UserError:  # its images are not on this machine, which has been said or is meant
         return None

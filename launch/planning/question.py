@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kilobatch.data.errors import warn
 from kilobatch.data.files import describe_bytes
+from kilobatch.data.views.groups import pixels_of_views
 from kilobatch.launch.planning.answer import Answer, Request
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.import_path import import_variables
@@ -141,7 +142,7 @@ class Question:
 def is_small(recipe: Recipe, request: Request) -> bool:
     """Whether a step needs so little that it need not be asked about: one of the small encoder alone, on small
     images."""
-    views, samples = recipe.data.views, recipe.data.batch // (request.workers * request.nodes)
-    size = SMALL_STEP[0] + SMALL_STEP[1] * 4 * samples * views.count * 3 * views.size**2
+    samples = recipe.data.batch // (request.workers * request.nodes)
+    size = SMALL_STEP[0] + SMALL_STEP[1] * 4 * samples * 3 * pixels_of_views(recipe.data.groups)
     small = recipe.encoder.name == "convnet" and (recipe.encoder.width or 16) <= 16 and not references(recipe)
     return small and size <= request.has

@@ -72,7 +72,7 @@ def estimate_time(
     compute = flops / rate if rate else None
     seconds = [collective.seconds for collective in collectives]
     communication = None if None in seconds else sum(s for s in seconds if s is not None)
-    of_image = photos.seconds(recipe.data.views, machine.bandwidth is not None, measured)
+    of_image = photos.seconds(recipe.data.groups, machine.bandwidth is not None, measured)
     work = layout.samples * layout.ranks / nodes * of_image  # core-seconds of a node
     loader = work / cores if cores else None
     if compute is None or communication is None:
@@ -118,6 +118,8 @@ def _collectives(
         yield collective("weights after the update", "all_gather", len(step.groups), gradients)
         if recipe.optimizer.name == "lars":
             yield collective("LARS's norms", "all_reduce", 1, 2 * FP32 * step.tensors)
+        if recipe.engine.clip and recipe.engine.clip_by == "tensor":
+            yield collective("clipping's norms", "all_reduce", len(step.groups), 2 * FP32 * step.tensors)
     yield collective("finite, stop, checkpoint", "all_reduce", 1, 8 * (2 * ranks + 2))
 
 

@@ -26,7 +26,7 @@ _BY_CONTENT = ("data.train", "data.test", "data.labels.list")
 OF_FOLDER = ("run.name", "run.folder")
 # Options that decide on what a checkpoint holds, and what an evaluation asks.
 _SHAPING = ("encoder.name", "encoder.stem", "encoder.width", "encoder.sk_ratio", "method.name", "optimizer.name")
-_OF_NETWORK = ("encoder.", "method.", "data.views.")
+_OF_NETWORK = ("encoder.", "method.", "data.views")
 _ABSENT = object()
 
 
@@ -139,6 +139,8 @@ def _sha256_change(name: str, old: str, new: str) -> Change:
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[Change]:
+    if isinstance(old, list) and isinstance(new, list) and all(isinstance(part, dict) for part in (*old, *new)):
+        old, new = ({str(number): part for number, part in enumerate(parts)} for parts in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             inner = f"{key}.{name}" if key else name

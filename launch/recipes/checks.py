@@ -37,7 +37,8 @@ def check(
         raise UserError(f"--workers is {workers}; it should be 1 or more")
 
     def refuse(dotted: str, message: str) -> UserError:
-        return UserError(f"{settings.where(tuple(dotted.split('.')))}: {message}")
+        key = tuple(int(name) if name.isdecimal() else name for name in dotted.split("."))
+        return UserError(f"{settings.where(key)}: {message}")
 
     mistakes = Mistakes()
     chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
@@ -75,18 +76,26 @@ def check(
 
 
 def _check_views(recipe: Recipe, refuse: Refuse) -> None:
-    views, wanted = recipe.data.views.count, method_options.declared(recipe.method.name).views
-    if wanted not in (None, views):
+    name, groups, declared = recipe.method.name, recipe.data.groups, method_options.declared(recipe.method.name)
+    if len(groups) > 1 and not declared.further_groups:
+        able = [other for other in method_options.method_names() if method_options.declared(other).further_groups]
         raise refuse(
-            "data.views.count",
-            f"data.views.count is {views}, but method {recipe.method.name} takes {wanted} views of an image; "
-            f"use {wanted}",
+            "data.views",
+            f"data.views has {len(groups)} groups of views, but method {name} takes one (several: "
+            f"{', '.join(able) or 'no method yet'}); give it as one mapping, or as a list of one",
         )
-    if recipe.data.views.by_patch and not method_options.declared(recipe.method.name).jigsaw:
-        able = [name for name in method_options.method_names() if method_options.declared(name).jigsaw]
+    views, wanted = next(iter(groups)), declared.views
+    first = "data.views.0" if isinstance(recipe.data.views, tuple) else "data.views"
+    if wanted not in (None, views.count):
         raise refuse(
-            "data.views.second.by_patch",
-            f"data.views.second.by_patch is true, but method {recipe.method.name} makes no patches (these do: "
+            f"{first}.count",
+            f"{first}.count is {views.count}, but method {name} takes {wanted} views of an image; use {wanted}",
+        )
+    if views.by_patch and not declared.jigsaw:
+        able = [other for other in method_options.method_names() if method_options.declared(other).jigsaw]
+        raise refuse(
+            f"{first}.second.by_patch",
+            f"{first}.second.by_patch is true, but method {name} makes no patches (these do: "
             f"{', '.join(able)}); use false",
         )
 
@@ -109,6 +118,19 @@ def _check_engine(recipe: Recipe, chunks: int, refuse: Refuse, mistakes: Mistake
         mistakes.add(str(refuse("engine.chunks", problem)))
     if problem := zero_problem(recipe.engine.zero, recipe.optimizer.name):
         mistakes.add(str(refuse("engine.zero", problem)))
+    if recipe.engine.compile and recipe.encoder.checkpoint:
+        problem = (
+            "encoder.checkpoint is true with engine.compile: a compiled network chooses itself what it computes again; "
+            "use engine.compile=false, or encoder.checkpoint=false"
+        )
+        mistakes.add(str(refuse("encoder.checkpoint", problem)))
+    if recipe.engine.adversarial and not method_options.declared(recipe.method.name).pairwise:
+        able = [name for name in method_options.method_names() if method_options.declared(name).pairwise]
+        problem = (
+            f"engine.adversarial is set, but method {recipe.method.name} does not compare two views by a loss that any "
+            f"two of them go into (these do: {', '.join(able)}); use engine.adversarial=null"
+        )
+        mistakes.add(str(refuse("engine.adversarial", problem)))
 
 
 def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, mistakes: Mistakes) -> None:

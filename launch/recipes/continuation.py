@@ -133,10 +133,11 @@ def _refuse_other_tensors(run: Path, recipe: Recipe, data: PreparedData, found: 
 def _shapes(recipe: Recipe, extent: tuple[int, int]) -> dict[str, str]:
     """The shape of each tensor of the recipe's method, and whether each rank holds its own. extent: how many images and
     classes it is for."""
+    from kilobatch.methods.method import DataFacts
     from kilobatch.methods.networks.build import build_encoder
 
     method = method_options.build_method(recipe.method, build_encoder(recipe.encoder))
-    method.prepare(*extent)
+    method.prepare(DataFacts(*extent))
     own = method.own_buffers
     shapes = {name: str(tuple(tensor.shape)) for name, tensor in method.state_dict().items()}
     return {name: f"{shape}, each rank its share" if name in own else shape for name, shape in shapes.items()}

@@ -16,6 +16,7 @@ from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
 from kilobatch.data.sources.specs import Split, absolute_spec
+from kilobatch.data.views.groups import largest_side
 from kilobatch.launch.recipes import references
 from kilobatch.launch.recipes.recipe import Recipe
 
@@ -49,7 +50,7 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     Warns of test images that are training images, and of images that are smaller than the views. Raises UserError, also
     where labels or pixels of training and test images do not mean the same.
     """
-    size = recipe.data.views.size
+    size = largest_side(recipe.data.groups)
     train = _prepare(recipe.data.train, "train", size)
     test = None if recipe.data.test is None else _prepare(recipe.data.test, "test", size)
     if test is not None:
@@ -77,7 +78,8 @@ def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
     labels, labelled = read_labels(data.train.beton), labelled_of(recipe, data)
     some = used_of(recipe, data) if labelled is None else labelled
     classes = len(verify_beton(data.train.beton).classes)
-    return np.bincount(labels if some is None else labels[some], minlength=classes)
+    known = labels if some is None else labels[some]
+    return np.bincount(known[known >= 0], minlength=classes)
 
 
 def data_sha256(recipe: Recipe, data: PreparedData) -> str:

@@ -17,8 +17,8 @@ from kilobatch.methods import papers
 FOLDER = Path(papers.__file__).resolve().parent  # of a checkout, not the link to it under src/
 PACKAGE = "kilobatch.methods.papers"
 # With Method's own values:
-ATTRIBUTES: dict[str, Any] = {"views": None, "jigsaw": False, "classifies": False, "head_layers": 0}
-ATTRIBUTES["needs"] = frozenset[str]()
+ATTRIBUTES: dict[str, Any] = {"views": None, "further_groups": False, "jigsaw": False, "pairwise": False}
+ATTRIBUTES |= {"needs": frozenset[str](), "classifies": False, "head_layers": 0}
 SOURCES = (
     "take it from the standard library, from pydantic, or from a file in methods/ or data/ whose name ends in "
     "'options' and which imports no torch"
@@ -28,15 +28,15 @@ SOURCES = (
 @dataclass(frozen=True)
 class Declared:
     """The one Method of a file. arguments: of its constructor by keyword, each a type and a default (... for none);
-    views: how many of each image it takes, None for any number; needs: the fields of a batch that it reads; jigsaw:
-    whether the second view is shuffled patches; classifies: whether it has logits; head_layers: of its projection head,
-    or the argument that says how many; texts: its docstring, and those of the classes that it derives from."""
+    texts: its docstring, and those of the classes that it derives from; the others: as Method has them."""
 
     class_name: str
     arguments: dict[str, tuple[Any, Any]]
     views: int | None
     needs: frozenset[str]
+    further_groups: bool
     jigsaw: bool
+    pairwise: bool
     classifies: bool
     head_layers: int | str
     texts: tuple[str, ...]
@@ -65,7 +65,7 @@ def read_declaration(name: str) -> Declared | None:
         if constructor := origin.constructor(cls):
             arguments = origin.arguments(constructor)
             break
-    attributes = ATTRIBUTES | {}
+    attributes = dict(ATTRIBUTES)
     for origin, cls in reversed(lineages[0]):
         attributes |= origin.attributes(cls)
     texts = tuple(ast.get_docstring(cls) or "" for _, cls in lineages[0])

@@ -125,7 +125,7 @@ def check_references(
                 raise refuse(option, f"{option} '{where}' {made}, which has no classifier to learn from; {use}")
             if where not in awaited and classes:
                 _check_classes(recipe, where, classes, refuse)
-        mine, theirs = recipe.data.views, other.data.views
+        mine, theirs = recipe.data.groups[0], other.data.groups[0]  # all groups of a recipe are normalised alike
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
             raise refuse(
                 option,

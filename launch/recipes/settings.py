@@ -31,24 +31,54 @@ class Settings:
         return self.origins.get(key, "the recipe")
 
     def under(self, over: "Settings") -> "Settings":
-        """These settings with `over` on top: mappings merge, all other values are replaced.
+        """These settings with `over` on top: mappings merge, all other values are replaced. In a list of mappings a
+        mapping changes those that its keys name by number: data.views.1.size=96. Raises UserError for any other.
 
         Another `method.name` replaces the whole method section, since its keys are that method's own.
         """
         merged = Settings(deepcopy(self.values), dict(self.origins))
-        merged._merge(merged.values, over.values, ())
-        merged.origins.update(over.origins)
+        merged._merge(merged.values, over.values, (), over)
+        merged.origins.update({merged._numbered(key): origin for key, origin in over.origins.items()})
         return merged
 
-    def _merge(self, into: dict[str, Any], over: dict[str, Any], at: Key) -> None:
-        for name, value in over.items():
+    def _merge(self, into: dict[Any, Any], values: dict[Any, Any], at: Key, over: "Settings") -> None:
+        """values: those of `over` at this key."""
+        for name, value in values.items():
             key = (*at, name)
             old = into.get(name)
             if isinstance(old, dict) and isinstance(value, dict) and not _another_method(key, old, value):
-                self._merge(old, value, key)
+                self._merge(old, value, key, over)
+            elif isinstance(value, dict) and isinstance(old, list) and old and isinstance(old[0], dict):
+                members = dict(enumerate(old))
+                self._merge(members, _by_number(value, len(old), key, over), key, over)
+                into[name] = list(members.values())
             else:
                 self.origins = {k: origin for k, origin in self.origins.items() if k[: len(key)] != key}
                 into[name] = deepcopy(value)
+
+    def _numbered(self, key: Key) -> Key:
+        """A key in which the text of a number that indexes a list is that number."""
+        found: list[str | int] = []
+        inner: Any = self.values
+        for part in key:
+            parts: dict[Any, Any] = inner if isinstance(inner, dict) else {}
+            if isinstance(inner, list):
+                parts = dict(enumerate(inner))
+            found.append(int(part) if isinstance(inner, list) else part)
+            inner = parts.get(found[-1])
+        return tuple(found)
+
+
+def _by_number(values: dict[str, Any], length: int, key: Key, over: Settings) -> dict[int, Any]:
+    """Changes of a list's members by their numbers. Raises UserError for a key that is no member's."""
+    for name in values:
+        if not (name.isdecimal() and int(name) < length):
+            where, dotted = over.where((*key, name)), ".".join(map(str, key))
+            raise UserError(
+                f"{where}: there is no {dotted}.{name}: {dotted} is a list of {length}; name one of them "
+                f"({dotted}.0 to {dotted}.{length - 1}), or give the whole list"
+            )
+    return {int(name): value for name, value in values.items()}
 
 
 def _another_method(key: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ def note(error: ValidationError, settings: Settings, model: type[BaseModel], mis
     """Notes all errors, each as a sentence. Unknown keys come first, since a misspelt key also leaves one missing."""
     of_key: dict[Key, list[Any]] = {}
     for one in sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"):
-        of_key.setdefault(_key(one["loc"], settings.values), []).append(one)
+        of_key.setdefault(_key(one, settings.values), []).append(one)
     meant: set[Key] = set()
     for key, errors in of_key.items():
         if errors[0]["type"] == "extra_forbidden":
@@ -27,7 +27,7 @@ def note(error: ValidationError, settings: Settings, model: type[BaseModel], mis
 
 
 def _sentence(error: Any, settings: Settings, model: type[BaseModel]) -> str:
-    key = _key(error["loc"], settings.values)
+    key = _key(error, settings.values)
     where, dotted = settings.where(key), ".".join(map(str, key)) or "the recipe"
     value = format_value(error["input"])
     if error["type"] == "extra_forbidden":
@@ -70,17 +70,18 @@ def _unknown(key: Key, model: type[BaseModel]) -> str:
     return f"'{'.'.join(section)}' has no key '{name}'{guess}"
 
 
-def _key(loc: tuple[str | int, ...], values: Any) -> Key:
+def _key(error: Any, values: Any) -> Key:
     """The key in the settings that pydantic means, without its own marks of union members."""
     key: list[str | int] = []
-    for part in loc:
+    absent = error["type"] in ("missing", "extra_forbidden")  # the others end with a key that there is, or with a mark
+    for part in error["loc"]:
         parts: dict[Any, Any] = dict(enumerate(values)) if isinstance(values, list) else {}
         if isinstance(values, dict):
             parts = values
         if part in parts:
             values = parts[part]
             key.append(part)
-        elif part == loc[-1] and isinstance(values, dict):
+        elif absent and part == error["loc"][-1] and isinstance(values, dict):
             key.append(part)
     return tuple(key)
 
@@ -89,6 +90,8 @@ def fields(model: type[BaseModel], key: Key) -> list[str]:
     """The names that may stand under `key`."""
     at = model
     for name in key:
+        if isinstance(name, int):  # in a list, whose members are of one kind
+            continue
         info = at.model_fields.get(str(name))
         inner = _models(info.annotation) if info else []
         if not inner:
@@ -101,7 +104,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """The option models within an annotation such as `Blur | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if get_origin(annotation) in (Union, UnionType, Annotated):  # a list's members have the keys of a single one
         return [model for part in get_args(annotation) for model in _models(part)]
     return []
 

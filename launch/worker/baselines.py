@@ -68,7 +68,7 @@ def _measured(suite: EvaluationSuite, key: str, world: World) -> Baselines | Non
 
 def _key(recipe: Recipe, data: PreparedData) -> str:
     """A hash of what the baselines depend on."""
-    views, test = recipe.data.views, data.test
+    views, test = recipe.data.groups[0], data.test
     assert test is not None, "without test images there is no suite"
     parts = [data.train.sha256, test.sha256, recipe.run.seed, views.size, views.mean, views.std, views.interpolation]
     sections = recipe.evaluate.knn, recipe.encoder, recipe.method

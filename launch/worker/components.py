@@ -10,19 +10,21 @@ from numpy.typing import NDArray
 from kilobatch.data.beton import BetonInfo, verify_beton
 from kilobatch.data.cpus import spare_threads
 from kilobatch.data.errors import UserError
-from kilobatch.data.loading.loader import Loader, LoaderWorker
+from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.loading.options import OrderOptions
 from kilobatch.data.sources.specs import is_beton
-from kilobatch.data.views.options import Views
+from kilobatch.data.views.groups import ViewGroups
 from kilobatch.launch.processes.exit_status import this_host
 from kilobatch.launch.recipes import method_options
-from kilobatch.launch.recipes.data import PreparedData, PreparedFile, prepare_data, used_of
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, class_counts, prepare_data, used_of
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
 from kilobatch.trainer.checkpoint.reader import Saved
+
+CLEAN_BATCH = 256  # images of a batch of clean ones
 
 
 def data_of(recipe: Recipe, world: World, given: PreparedData | None) -> PreparedData:
@@ -65,16 +67,22 @@ def method_of(recipe: Recipe, data: PreparedData, saved: Saved | None = None) ->
     the data that it is evaluated on.
     """
     torch.manual_seed(recipe.run.seed)
+    if saved is not None:
+        return pretrained.build_of_recipe(recipe, DataFacts(saved.meta["images"], saved.meta["classes"]))
+    return pretrained.build_of_recipe(recipe, facts_of(recipe, data))
+
+
+def facts_of(recipe: Recipe, data: PreparedData) -> DataFacts:
+    """The numbers of training images and classes, and of the labelled images of each class."""
     images = images_of(data)
-    extent = {"images": images.samples, "classes": len(images.classes)} | (saved.meta if saved else {})
-    return pretrained.build_of_recipe(recipe, extent["images"], extent["classes"])
+    return DataFacts(images.samples, len(images.classes), tuple(class_counts(recipe, data).tolist()))
 
 
 def loader_of(
     recipe: Recipe,
     data: PreparedData,
     world: World,
-    views: Views,
+    views: ViewGroups,
     batch: int,
     jigsaw: bool = False,
     labelled: NDArray[np.int64] | None = None,
@@ -118,6 +126,25 @@ def order_of(method: Method) -> Callable[[int], NDArray[np.int64] | None] | None
         return None if found is None else found.cpu().numpy()
 
     return order
+
+
+def clean_training_images(
+    recipe: Recipe, data: PreparedData, world: World, training: Loader, size: int | None
+) -> PlainLoader:
+    """This rank's block of the samples that `training` makes batches of, once each and unaugmented. size: pixels; None:
+    those of the views."""
+    views, rows = recipe.data.groups[0], training.own_block()
+    return PlainLoader(
+        data.train.beton,
+        size or views.size,
+        views.mean,
+        views.std,
+        loader_worker(recipe, world),
+        batch=CLEAN_BATCH,
+        interpolation=views.interpolation,
+        rows=rows,
+        fields=fields_of(recipe, data.train.beton),
+    )
 
 
 def loader_worker(recipe: Recipe, world: World) -> LoaderWorker:

@@ -66,7 +66,7 @@ def _compute(folder: Path, work: EmbeddingWork, world: World, parts: list[int]) 
     if not parts:
         return
     recipe = recipe_of(str(work.encoder))
-    method, views = load_resolved(work.encoder).to(world.device), recipe.data.views
+    method, views = load_resolved(work.encoder).to(world.device), recipe.data.groups[0]
     loader = PlainLoader(
         *(work.beton, views.size, views.mean, views.std, loader_worker(recipe, world)),
         batch=work.batch,
@@ -79,7 +79,7 @@ def _compute(folder: Path, work: EmbeddingWork, world: World, parts: list[int]) 
     collect_from_now_on()
     with representing(method) as represent:
         for batch in loader:
-            rows.append(represent(batch.views[0][:, 0]).cpu())
+            rows.append(represent(batch).cpu())
             heartbeat()
             if sum(map(len, rows)) == len(work.images(part)):
                 work.write(folder, part, np.concatenate([row.numpy() for row in rows]))

@@ -39,6 +39,6 @@ def load_encoder(where: str | PathLike[str]) -> LoadedEncoder:
     writes of this image, and that the evaluators see. Raises UserError where it is absent or damaged.
     """
     path = resolve_reference(fspath(where)).path
-    method, views = load_resolved(path), recipe_of(str(path)).data.views
+    method, views = load_resolved(path), recipe_of(str(path)).data.groups
     own = type(method).represent is Method.represent
-    return LoadedEncoder(method.encoder if own else Representation(method).eval(), Preprocess(views))
+    return LoadedEncoder(method.kept_encoder if own else Representation(method).eval(), Preprocess(views))

@@ -18,7 +18,7 @@ from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import fields_of, loader_of, loader_worker, method_of
+from kilobatch.launch.worker.components import CLEAN_BATCH, fields_of, loader_of, loader_worker, method_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -56,7 +56,7 @@ def suite_of(
     classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, test))
     numbers = class_numbers(classes, test_classes)
     assert numbers is not None, "prepare_data refuses test images of other classes"
-    views, options = recipe.data.views, recipe.evaluate
+    views, options = recipe.data.groups[0], recipe.evaluate
 
     used = used_of(recipe, data)
 
@@ -64,7 +64,7 @@ def suite_of(
         images = verify_beton(file.beton).samples if used is None else len(used)
         return PlainLoader(
             *(file.beton, views.size, views.mean, views.std, loader_worker(recipe, world)),
-            batch=256 if most is None else measurement.BATCH,
+            batch=CLEAN_BATCH if most is None else measurement.BATCH,
             interpolation=views.interpolation,
             used=used,
             rows=None if most is None else measurement.rows_of_rank(images, most),
@@ -187,7 +187,7 @@ def print_values(values: dict[str, float], recipe: Recipe, suite: EvaluationSuit
             console.print(f"linear: {chosen} are the best of {len(recipe.evaluate.linear.grid)}", soft_wrap=True)
         elif name in LABELS:
             options = recipe.evaluate.linear
-            protocol = options.protocol(linear.probe_views(recipe.data.views, options))
+            protocol = options.protocol(linear.probe_views(recipe.data.groups[0], options))
             label = LABELS[name].format(voting=voting(knn), linear=protocol)
             console.print(f"{label}{among}: {value:.2%}", soft_wrap=True)
     # The table of `moved` has the same numbers where it asks the same neighbours.

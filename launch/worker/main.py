@@ -28,7 +28,14 @@ from kilobatch.launch.recipes.references import refuse_other_teacher
 from kilobatch.launch.runs.final_evaluation import REST
 from kilobatch.launch.worker import error_file, flight_recorder
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import data_of, images_of, loader_of, method_of, order_of
+from kilobatch.launch.worker.components import (
+    clean_training_images,
+    data_of,
+    images_of,
+    loader_of,
+    method_of,
+    order_of,
+)
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
 from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed, evaluate_rest
@@ -47,12 +54,12 @@ from kilobatch.trainer.loop import Loop
 from kilobatch.trainer.monitor.learning import LearningFacts
 from kilobatch.trainer.monitor.monitor import Monitor
 from kilobatch.trainer.optim import optimizers
-from kilobatch.trainer.optim.options import scaled_lr
-from kilobatch.trainer.optim.schedules import lr_at
+from kilobatch.trainer.optim.schedules import rates_at
 from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.garbage import collect_from_now_on
 from kilobatch.trainer.ranks.skip_dynamo import skip_dynamo
 from kilobatch.trainer.step import NonFinite
+from kilobatch.trainer.training_features import TrainingFeatures
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -153,7 +160,7 @@ def _work(
         check = partial(refuse_other_teacher, recipe, images_of(data).classes)
         method.load_pretrained(PinnedReferences(run, check).load, fresh=saved is None)
     method.to(world.device)
-    torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; dropout is not
+    torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; what libraries draw is not
     if evaluators or arguments.rest:
         _exit_on_signals()
         collect_from_now_on()
@@ -195,7 +202,6 @@ def _build_loop(
     batch, images = recipe.data.batch, images_of(data)
     optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
     engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
-    base_rate = scaled_lr(recipe.optimizer, batch)
     labelled = labelled_of(recipe, data)
     if suite := suite_of(run, recipe, data, world, method, labelled):
         suite = with_baselines(suite, recipe, data, world, in_use=True)
@@ -203,15 +209,16 @@ def _build_loop(
     to_bf16 = recipe.engine.precision == "bf16" and world.device.type == "cuda"
     dtype, options = torch.bfloat16 if to_bf16 else torch.float32, recipe.data.order
     loader = loader_of(
-        recipe, data, world, recipe.data.views, batch, method.jigsaw, labelled, options, order_of(method), dtype
+        recipe, data, world, recipe.data.groups, batch, method.jigsaw, labelled, options, order_of(method), dtype
     )
     loop = Loop(
         engine=engine,
         loader=loader,
-        views=recipe.data.views,
+        views=recipe.data.groups[0],
         checkpoints=checkpoints,
         epochs=recipe.schedule.epochs,
-        learning_rate=lambda step: lr_at(recipe.schedule, base_rate, step, loader.steps_per_epoch),
+        features=TrainingFeatures(engine, partial(clean_training_images, recipe, data, world, loader), stop_requested),
+        rates=lambda step: rates_at(recipe.schedule, recipe.optimizer, batch, step, loader.steps_per_epoch),
         evaluate=partial(after_epoch, recipe, suite),
         stop_requested=stop_requested,
         monitor=None,

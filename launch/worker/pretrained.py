@@ -14,9 +14,10 @@ from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
 from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
 from kilobatch.trainer.checkpoint.exported_file import check_seal
 from kilobatch.trainer.checkpoint.reader import newest, open_saved
@@ -112,10 +113,12 @@ def load_resolved(path: Path) -> Method:
     return method.eval().requires_grad_(False)
 
 
-def build_of_recipe(recipe: Recipe, images: int, classes: int) -> Method:
+def build_of_recipe(recipe: Recipe, data: DataFacts) -> Method:
     """The recipe's method, prepared, initialised from torch's random state."""
     method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder))
-    method.prepare(images, classes)
+    method.prepare(data)
+    if recipe.engine.adversarial:
+        adversarial.add_norms(method)
     return method
 
 
@@ -136,9 +139,8 @@ def _from_checkpoint(path: Path) -> Method:
             f"checkpoint {path} does not say its {' or '.join(missing)}; name one that this version has made"
         )
     with torch.random.fork_rng(devices=[]):
-        method = build_of_recipe(
-            recipe_from(saved.meta["recipe"], str(path)), saved.meta["images"], saved.meta["classes"]
-        )
+        facts = DataFacts(saved.meta["images"], saved.meta["classes"])
+        method = build_of_recipe(recipe_from(saved.meta["recipe"], str(path)), facts)
     restore(method, saved.whole)
     return method
 
@@ -150,13 +152,13 @@ def _from_file(path: Path) -> Method:
         with safe_open(path, framework="pt") as file, torch.random.fork_rng(devices=[]):
             names = set(file.keys())
             if any(name.startswith(METHOD) for name in names):
-                method = build_of_recipe(recipe, int(metadata["images"]), int(metadata["classes"]))
+                method = build_of_recipe(recipe, DataFacts(int(metadata["images"]), int(metadata["classes"])))
                 own = {METHOD + name for name in method.own_buffers}
                 _refuse_differing(path, names, {METHOD + name for name in method.state_dict()} - own)
                 restore(method, file.get_tensor)
             else:
                 method = EncoderAlone(build.build_encoder(recipe.encoder))
-                _refuse_differing(path, names - {*FOREIGN}, set(method.encoder.state_dict()))
+                _refuse_differing(path, names - {*FOREIGN}, set(method.kept_encoder.state_dict()))
                 restore(method, lambda name: file.get_tensor(name.removeprefix(METHOD + ENCODER)))
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not hold what its recipe says ({error}); export it again") from None

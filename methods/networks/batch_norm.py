@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 # torch._foreach_* are private by name, but torch's own optimizers are made of them.
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,9 @@ class BatchNorm(nn.Module):
 
     A training forward does not change the running statistics: it adds to a sum, and commit() updates them once a step
     by the average over forwards and ranks. center=False leaves out the bias, affine=False the weight as well.
+
+    stand_in: a norm that computes in this one's place (`standing_in`). It is no submodule, so that the state dict has
+    its names once.
     """
 
     weight: Tensor
@@ -81,6 +85,7 @@ class BatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.mode, self.eps, self.momentum, self.counts = mode, eps, momentum, True
+        self.stand_in: tuple[BatchNorm, ...] = ()  # one at most
         if affine:
             self.weight = nn.Parameter(torch.ones(features))
         else:
@@ -94,6 +99,10 @@ class BatchNorm(nn.Module):
         self.register_buffer("pending_forwards", torch.zeros(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return next(iter(self.stand_in), self).normalised(x, self.counts)
+
+    def normalised(self, x: Tensor, counts: bool) -> Tensor:
+        """x (N, C, ...), normalised. counts: whether the running statistics will take this forward in."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if self.mode == "global" and collectives.world_size() > 1:
@@ -102,7 +111,7 @@ class BatchNorm(nn.Module):
             # With momentum 1 the "running" statistics become those of this batch, unbiased as torch keeps them.
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
-        if self.counts:
+        if counts and self.counts:
             self.pending_mean += mean
             self.pending_var += var
             self.pending_forwards += 1
@@ -119,6 +128,23 @@ def norms(module: nn.Module) -> list[BatchNorm]:
 def requires_whole_batch(module: nn.Module) -> bool:
     """True if a norm reads the global batch, so that a batch cannot be computed in chunks."""
     return any(norm.mode == "global" for norm in norms(module))
+
+
+def twins(module: nn.Module) -> nn.ModuleList:
+    """A second norm for each of the module's, as it is now, in order."""
+    return nn.ModuleList(copy.deepcopy(norm) for norm in norms(module))
+
+
+@contextmanager
+def standing_in(originals: Sequence[BatchNorm], twins: Sequence[BatchNorm]) -> Iterator[None]:
+    """Lets each twin compute in its original's place."""
+    try:
+        for norm, twin in zip(originals, twins, strict=True):
+            norm.stand_in = (twin,)
+        yield
+    finally:
+        for norm in originals:
+            norm.stand_in = ()
 
 
 @contextmanager
@@ -138,7 +164,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def commit(module: nn.Module) -> None:
     """Updates the running statistics by the pending ones' average over forwards and ranks. To be called once per step
     on every rank; one all-reduce for all norms. A norm without a forward since the last commit stays as it is, and so
-    does a momentum encoder's, which counts no forward.
+    does that of a momentum encoder without statistics of its own, which counts no forward.
     """
     tracking = [norm for norm in norms(module) if norm.counts]
     if not tracking:

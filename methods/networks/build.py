@@ -2,13 +2,22 @@
 
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.keyed_layers import use_keyed_layers
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.networks.vit import SIZES, ViT
 
 
 def build_encoder(options: EncoderOptions) -> Encoder:
-    """A freshly initialised encoder on the CPU; torch's random state decides its weights."""
+    """A freshly initialised encoder on the CPU; torch's random state decides its weights. Layers that draw in training
+    draw by the keys of samples."""
+    encoder = _network(options)
+    use_keyed_layers(encoder)
+    encoder.recomputes = options.checkpoint
+    return encoder
+
+
+def _network(options: EncoderOptions) -> Encoder:
     if options.name == "convnet":
         return ConvNet(options.times, options.norm)
     if options.name in SIZES:

@@ -53,6 +53,13 @@ class EncoderOptions(BaseModel):
             "squeeze per channel, 0.0625 in the papers; 0: none",
         ),
     ] = 0.0
+    checkpoint: Annotated[
+        bool,
+        Field(
+            description="ResNets and ViTs: a block keeps its input alone and is computed again in the backward; less "
+            "memory, about a third more time, same gradients"
+        ),
+    ] = False
 
     @property
     def times(self) -> int:
@@ -68,6 +75,10 @@ class EncoderOptions(BaseModel):
             )
         if self.name.startswith("vit") and self.width is not None:
             raise ValueError(f"width {self.width} for {self.name}: a ViT's is fixed; leave it null")
+        if self.checkpoint and self.name == "convnet":
+            raise ValueError(
+                "checkpoint true for convnet: it has no blocks; use engine.chunks to save memory, or false"
+            )
         if self.sk_ratio and self.name not in BOTTLENECKS:
             raise ValueError(
                 f"sk_ratio {self.sk_ratio:g} for {self.name}: selective kernels stand in bottlenecks; "

@@ -147,15 +147,38 @@ class ResNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def by_depth(self) -> list[tuple[str, ...]]:
+        """The stem and the four stages."""
+        return [("conv1", "bn1"), *((f"layer{i}",) for i in range(1, 5))]
+
     def forward(self, images: Tensor) -> Tensor:
+        x = self._stem(images)
+        for i in range(1, 5):
+            x = self._layer(i, x)
+        return x.mean((2, 3))
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The maps after layer1 to layer4, with 1, 2, 4 and 8 times the channels of the first."""
+        maps = [self._layer(1, self._stem(images))]
+        for i in range(2, 5):
+            maps.append(self._layer(i, maps[-1]))
+        return maps
+
+    def _stem(self, images: Tensor) -> Tensor:
         # Channels-last is faster everywhere. Only the input has it: DeepSpeed takes no channels-last parameters.
         x = images.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.stem != "cifar":
             x = _max_pool_same(x) if self.pads_as_tensorflow else F.max_pool2d(x, 3, 2, 1)
-        for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
-        return x.mean((2, 3))
+        return x
+
+    def _layer(self, i: int, x: Tensor) -> Tensor:
+        layer = self.get_submodule(f"layer{i}")
+        if not self.recomputes:
+            return layer(x)
+        for block in layer.children():
+            x = self.run(block, x)
+        return x
 
 
 def resnet(depth: int, width: int = 1, sk_ratio: float = 0.0) -> ResNet:

@@ -5,6 +5,7 @@ They have torchvision's parameter names, and no classifier. Authors' code: githu
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -39,7 +40,21 @@ class ViT(Encoder):
         nn.init.zeros_(self.get_parameter("conv_proj.bias"))
         nn.init.normal_(self.class_token, std=1e-6)
 
+    def by_depth(self) -> list[tuple[str, ...]]:
+        """The embedding and the blocks; not the last norm, which BEiT's and MAE's authors count to the head."""
+        layers = self.encoder.layers
+        return [("conv_proj", "class_token"), *((f"encoder.layers.{name}",) for name, _ in layers.named_children())]
+
     def forward(self, images: Tensor) -> Tensor:
+        return self._tokens(images)[:, 0]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """One map, of the patches' tokens after the last block and norm: (N, features, S / 16, S / 16)."""
+        side = images.shape[2] // PATCH
+        return [self._tokens(images)[:, 1:].transpose(1, 2).unflatten(2, (side, side))]
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """(N, 1 + patches, features): the class token, then the patches row by row."""
         height, width = images.shape[2:]
         if height != width or height % PATCH:
             nearest_size = max(PATCH, round(height / PATCH) * PATCH)
@@ -49,7 +64,7 @@ class ViT(Encoder):
             )
         patches = self.conv_proj(images).flatten(2).transpose(1, 2)  # (N, patches, features), row by row
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1)
-        return self.encoder(tokens + positions(height // PATCH, self.features, images.device))[:, 0]
+        return self.encoder(tokens + positions(height // PATCH, self.features, images.device), self.run)
 
 
 class Trunk(nn.Module):
@@ -60,8 +75,11 @@ class Trunk(nn.Module):
         )
         self.ln = nn.LayerNorm(features, EPSILON)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.ln(self.layers(tokens))
+    def forward(self, tokens: Tensor, run: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """run: computes a block."""
+        for block in self.layers:
+            tokens = run(block, tokens)
+        return self.ln(tokens)
 
 
 class Block(nn.Module):

@@ -3,7 +3,7 @@
 Authors' code: github.com/google-research/simclr, colabs/distillation_self_training.ipynb.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.teacher import Teacher
 from kilobatch.methods.options import Reference, TeacherPrecision
 from kilobatch.methods.papers.finetune import FineTune
+from kilobatch.methods.parameter_groups import ParameterGroup
 
 
 class Distill(FineTune):
@@ -40,7 +41,6 @@ class Distill(FineTune):
     """
 
     head_layers: ClassVar[int | str] = 0
-    unadapted: ClassVar[tuple[str, ...]] = ()  # the authors' notebook adapts all that has more than one dimension
     teacher_network: Teacher | None = None
 
     def __init__(
@@ -73,6 +73,9 @@ class Distill(FineTune):
                 "let one teach that was fine-tuned on the same classes"
             )
         self.teacher_network = Teacher(method, self.teacher_precision)
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        return ()  # the authors' notebook adapts all that has more than one dimension
 
     def target(self, batch: Batch) -> Tensors:
         assert self.teacher_network, "load_pretrained() comes first"

@@ -3,6 +3,7 @@
 Authors' code: github.com/google-research/simclr, run.py with --train_mode=finetune and --ft_proj_selector.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
-from kilobatch.methods.method import LoadMethod, Method, Tensors
+from kilobatch.methods.method import DataFacts, LoadMethod, Method, Tensors
 from kilobatch.methods.networks.classifier import Classifier, refuse_unlabelled
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import ProjectionHead, hidden_layers
 from kilobatch.methods.networks.options import LastLayerDim, refuse_layers
 from kilobatch.methods.options import Reference
+from kilobatch.methods.parameter_groups import ParameterGroup
 
 
 class FineTune(Method):
@@ -33,7 +35,6 @@ class FineTune(Method):
 
     views: ClassVar[int | None] = 1
     classifies: ClassVar[bool] = True
-    unadapted: ClassVar[tuple[str, ...]] = ("classifier.weight",)
     head_layers: ClassVar[int | str] = "layer"
     classifier: Classifier
 
@@ -55,18 +56,21 @@ class FineTune(Method):
             self.hidden_layers = ProjectionHead(encoder.features, width, dim, encoder.norm, layer).layers
         self.features = (dim or width) if layer else encoder.features  # the classifier's input
 
-    def prepare(self, images: int, classes: int) -> None:
-        if classes < 2:
+    def prepare(self, data: DataFacts) -> None:
+        if data.classes < 2:
             raise UserError(
-                f"data.train has {classes} classes, and there is nothing to tell apart; a folder: source needs a "
+                f"data.train has {data.classes} classes, and there is nothing to tell apart; a folder: source needs a "
                 "folder for each class"
             )
-        self.classes = classes
-        self.classifier = Classifier(self.features, classes, zero=self.start is not None)
+        self.classes = data.classes
+        self.classifier = Classifier(self.features, data.classes, zero=self.start is not None)
 
     def load_pretrained(self, load: LoadMethod, fresh: bool) -> None:
         if fresh and self.start is not None:
             _load_start(self, load(self.start))
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        return [ParameterGroup("classifier.weight", adapt=False)]
 
     def represent(self, images: Tensor) -> Tensor:
         return self.hidden_layers(self.encoder(images))
@@ -86,7 +90,7 @@ def _load_start(method: FineTune, source: Method) -> None:
     """Copies encoder and first head layers of the source, running statistics too. Raises UserError for a mismatch."""
     _copy(
         method.encoder,
-        source.encoder,
+        source.kept_encoder,
         f"method.start '{method.start}' has another encoder",
         "give this recipe the section encoder of what it starts from",
     )

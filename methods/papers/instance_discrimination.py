@@ -14,7 +14,7 @@ from kilobatch.data.batch import Batch
 from kilobatch.methods.losses.contrastive import bank_softmax
 from kilobatch.methods.losses.nce import NCE
 from kilobatch.methods.memories.memory_bank import MemoryBank
-from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import unit
 
@@ -49,8 +49,8 @@ class InstanceDiscrimination(Method):
         self.head = nn.Linear(encoder.features, dim)
         self.nce = NCE(noise, temperature) if form == "nce" else None
 
-    def prepare(self, images: int, classes: int) -> None:
-        self.bank = MemoryBank(images, self.dim)
+    def prepare(self, data: DataFacts) -> None:
+        self.bank = MemoryBank(data.images, self.dim)
 
     def embed(self, batch: Batch) -> Tensors:
         return {"v": unit(self.head(self.encoder(batch.views[0][:, 0])))[:, None]}  # (N, 1, D)

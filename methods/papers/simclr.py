@@ -4,6 +4,7 @@ Eq. 1, for the views i and j of an image, among the 2N views of a batch of N ima
 l_ij = -log( exp(sim(z_i, z_j) / tau) / sum over k != i of exp(sim(z_i, z_k) / tau) ), sim the cosine of two vectors.
 """
 
+from collections.abc import Sequence
 from math import log
 from typing import Annotated, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import ProjectionHead
 from kilobatch.methods.options import Operands
+from kilobatch.methods.parameter_groups import ParameterGroup
 
 
 class SimCLR(Method):
@@ -40,7 +42,7 @@ class SimCLR(Method):
 
     views: ClassVar[int | None] = 2
     head_layers: ClassVar[int | str] = "layers"
-    undecayed: ClassVar[tuple[str, ...]] = ("log_scale",)
+    pairwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,6 +72,9 @@ class SimCLR(Method):
         log_scale = self.log_scale[0]
         excess = (log_scale - log(LARGEST_SCALE)).clamp(min=0).detach()  # clamp itself has no gradient there
         return (excess - log_scale).exp()
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        return [] if self.log_scale is None else [ParameterGroup("log_scale", decay=0.0)]
 
     def embed(self, batch: Batch) -> Tensors:
         views = batch.views[0]

@@ -48,7 +48,7 @@ class Standard:
     build: Callable[[Mode], Method]
     formula: Loss
     constructions: tuple[Construction, ...] = ()
-    samples: int = 16  # of the global batch
+    samples: int = 24  # of the global batch
     views: int = 2
     labels: Callable[[int], Tensor] = no_labels
     held: Callable[[Method], Tensor] | None = None

@@ -1,12 +1,15 @@
 """The counter-based generator: its bits, its two forms, and what they depend on."""
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from kilobatch.data import tensor_rng
 from kilobatch.data.counter_rng import key, mix, uniform
 from kilobatch.data.numba_jit import exact, fast
 from kilobatch.data.tensor_rng import STEP_SALT, as_int64, child, keys, mix_batch, sample_keys, shift_right, uniforms
@@ -97,3 +100,16 @@ def test_exact_functions_stay_exact_where_fast_code_compiled_them_first():
     numbers = np.random.default_rng(0).random((1000, 3)).tolist()
     from_fast = [in_fast_code(*abc) for abc in numbers]  # compiles both
     assert [multiply_add(*abc) for abc in numbers] == from_fast == [a * b + c for a, b, c in numbers]
+
+
+def test_each_place_is_used_once():
+    """A second use would draw the same numbers again."""
+    text = Path(tensor_rng.__file__).read_text("utf-8")
+    places = re.findall(r"^(\w+) = ", text.partition("# Places")[2].partition("\n\n\n")[0], re.MULTILINE)
+    assert "NETWORK" in places and len({getattr(tensor_rng, name) for name in places}) == len(places)
+    root = Path(__file__).resolve().parents[2]
+    sources = [path for folder in ("data", "methods", "trainer", "launch") for path in (root / folder).rglob("*.py")]
+    code = "\n".join(path.read_text("utf-8") for path in sources)
+    for name in places:
+        uses = re.findall(rf"\b(?:child|uniforms)\(.*\b{name}\b", code)
+        assert len(uses) == 1, (name, uses)

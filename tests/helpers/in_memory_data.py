@@ -48,5 +48,10 @@ def clusters(samples: int, classes: int, seed: int, noise: float = 1.0) -> tuple
     return centres[labels] + noise * torch.randn(samples, 3, 8, 8, generator=generator), labels
 
 
+def pixels(batch: Batch) -> Tensor:
+    """(N, D) features that are the pixels of the first view."""
+    return flat(batch.views[0][:, 0])
+
+
 def flat(images: Tensor) -> Tensor:
     return images.flatten(1)

@@ -16,6 +16,7 @@ from kilobatch.data.beton_writer import write_samples
 from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import encode
+from kilobatch.data.views.groups import ViewGroups
 from kilobatch.data.views.options import Affine, Solarize, Views
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def write(path: Path, images: list[Image.Image]) -> Path:
 
 
 def loader(
-    beton: Path, views: Views = VIEWS, *, rank: int = 0, world: int = 1, threads: int = 1, **changed: Any
+    beton: Path, views: ViewGroups = VIEWS, *, rank: int = 0, world: int = 1, threads: int = 1, **changed: Any
 ) -> Loader:
     options: dict[str, Any] = {"batch": 8, "seed": 5}
     return Loader(beton, views, LoaderWorker(rank, world, threads, CPU), **{**options, **changed})

@@ -6,7 +6,7 @@ import torch
 
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.worker import pretrained
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.shard import Piece
 from kilobatch.trainer.checkpoint.writer import Checkpoints
@@ -18,7 +18,7 @@ def make_run(run: Path, changes: list[str], *steps: int, classes: int = 10, rand
     """Makes a run with checkpoints; returns the method as it was at the last. random: each has other random numbers in
     its tensors; else they are as the method was initialised."""
     recipe = resolve_recipe("demo", changes)
-    method = pretrained.build_of_recipe(recipe, images=20, classes=classes)
+    method = pretrained.build_of_recipe(recipe, DataFacts(20, classes))
     run.mkdir(exist_ok=True)
     (run / "recipe.yaml").write_text(recipe.dump_yaml())
     meta = {"recipe": recipe.model_dump(mode="json"), "images": 20, "classes": classes}

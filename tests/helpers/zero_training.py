@@ -1,6 +1,6 @@
 """A method with every kind of parameter, trained at ZeRO stages 0, 1 and 2 side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.methods.networks import batch_norm
+from kilobatch.methods.parameter_groups import ParameterGroup
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim import zero_partitions
 from kilobatch.trainer.optim.lars import LARS
@@ -28,8 +29,6 @@ class Net(Toy):
     """A network with convolutions, BatchNorm and other parameters that an optimizer may have: one that never gets a
     gradient, a frozen one, one that LARS does not adapt, one outside the encoder."""
 
-    unadapted = ("last.weight",)
-
     def __init__(self, mode: batch_norm.Mode) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
@@ -44,6 +43,9 @@ class Net(Toy):
         self.encoder[3].bias.requires_grad_(False)
         self.last = nn.Linear(12 * 4, 8)
         self.spare = nn.Parameter(torch.randn(5, 3))
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        return [ParameterGroup("last.weight", adapt=False)]
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         views = batch.views[0]

@@ -16,6 +16,7 @@ from kilobatch.trainer.checkpoint.reader import open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.divergence import describe_way_back
 from kilobatch.trainer.loop import Loop
+from kilobatch.trainer.optim.schedules import StepRates
 from kilobatch.trainer.step import NonFinite
 from tests.helpers.process_groups import run_ranks
 from tests.helpers.toy_method import own_batch, sgd_engine, toy
@@ -47,7 +48,7 @@ def loop(checkpoints: Checkpoints, steps: Steps, epochs: int, stop_after: int | 
         views=Views(size=8),
         checkpoints=checkpoints,
         epochs=epochs,
-        learning_rate=lambda step: 0.01,
+        rates=lambda step: StepRates(0.01),
         evaluate=lambda epoch: {},
         stop_requested=lambda: stop_after is not None and len(steps.taken) > stop_after,
         monitor=None,

@@ -56,7 +56,7 @@ def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list
     memories = [row for row in rows if row.name == f"{name}, what it remembers"]
     assert len(memories) == (2 * len(LAYOUTS) if has_memory else 0)
     wrong = {row.name: row for row in rows if not row.right}
-    assert len(wrong) == wrongs and all(row.error > 0.05 for row in wrong.values())
+    assert len(wrong) == wrongs and all(row.error > 0.04 for row in wrong.values())
     assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
 
 

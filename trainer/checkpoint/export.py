@@ -20,7 +20,6 @@ from kilobatch.trainer.checkpoint.exported_file import seal
 from kilobatch.trainer.checkpoint.reader import Saved, newest, open_saved
 
 METHOD = "method."
-PREFIX = METHOD + "encoder."
 
 
 def export(
@@ -50,8 +49,9 @@ def export(
         metadata = whole_metadata(recipe, saved.step, saved.meta.get("images", 0), saved.meta.get("classes", 0))
         metadata |= _class_names(saved)
     else:
-        tensors = {name.removeprefix(PREFIX): saved.whole(name) for name in saved.names() if name.startswith(PREFIX)}
-        tensors, loads_into = _with_public_names(tensors, recipe["encoder"], recipe["data"]["views"]["size"])
+        prefix = f"{METHOD}{saved.meta.get('kept', 'encoder')}."  # earlier versions kept `encoder` of any method
+        tensors = {name.removeprefix(prefix): saved.whole(name) for name in saved.names() if name.startswith(prefix)}
+        tensors, loads_into = _with_public_names(tensors, recipe["encoder"], first_group(recipe)["size"])
         metadata = _metadata(recipe, saved.step, "encoder", loads_into) | _class_names(saved)
     write(out, tensors, metadata)
     return metadata
@@ -63,9 +63,15 @@ def whole_metadata(recipe: dict[str, Any], step: int, images: int, classes: int)
     return {**metadata, "images": str(images), "classes": str(classes)}
 
 
+def first_group(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The options of the first group of views, by which images are prepared for the encoder."""
+    views = recipe["data"]["views"]
+    return views[0] if isinstance(views, list) else views
+
+
 def _metadata(recipe: dict[str, Any], step: int, content: str, loads_into: str) -> dict[str, str]:
     options = ("size", "mean", "std", "interpolation")  # that last one is absent in recipes of earlier versions
-    views = Views.model_validate({name: value for name, value in recipe["data"]["views"].items() if name in options})
+    views = Views.model_validate({name: value for name, value in first_group(recipe).items() if name in options})
     prepared = input_images(views)
     return {
         "format": "pt",

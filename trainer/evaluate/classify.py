@@ -9,7 +9,7 @@ from kilobatch.trainer.evaluate.linear import top_accuracies
 def evaluate(
     logits: Represent, test: Images, name: str, among: Sequence[int] | None = None
 ) -> Iterator[tuple[str, float]]:
-    """logits: images -> (N, classes). Yields NAME/top1 and NAME/top5 (0..1) over all ranks' test images.
+    """logits: of a batch, (N, classes). Yields NAME/top1 and NAME/top5 (0..1) over all ranks' test images.
 
     among: the classes that may be predicted; None: all.
     """

@@ -15,7 +15,7 @@ from kilobatch.methods.method import Method
 from kilobatch.trainer.ranks.heartbeat import heartbeat
 from kilobatch.trainer.ranks.phase import phase
 
-Represent = Callable[[Tensor], Tensor]  # (N, 3, H, W) float32 -> (N, D) float32
+Represent = Callable[[Batch], Tensor]  # a clean view of each of N samples -> (N, D) float32
 
 
 class Images(Protocol):
@@ -35,29 +35,35 @@ class Features:
 
 
 def representing(method: Method) -> AbstractContextManager[Represent]:
-    """A context that gives the method's represent(), without gradient and in evaluation mode.
+    """A context that gives the method's represent_batch(), without gradient and in evaluation mode.
 
     Every module's mode is restored afterwards.
     """
-    return _evaluated(method, method.represent)
+    return _evaluated(method, method.represent_batch)
 
 
 def classifying(method: Method) -> AbstractContextManager[Represent]:
     """A context that gives the method's logits(), as representing() does."""
-    return _evaluated(method, method.logits)
+    return _evaluated(method, lambda batch: method.logits(batch.views[0][:, 0]))
 
 
 @contextmanager
 def _evaluated(method: Method, output: Represent) -> Iterator[Represent]:
+    @torch.no_grad()
+    def evaluated(batch: Batch) -> Tensor:
+        return output(batch).float()
+
+    with evaluation_mode(method):
+        yield evaluated
+
+
+@contextmanager
+def evaluation_mode(method: Method) -> Iterator[None]:
+    """Has all modules in evaluation mode, and each in its own again afterwards."""
     training = {module: module.training for module in method.modules()}
     method.eval()
-
-    @torch.no_grad()
-    def evaluated(images: Tensor) -> Tensor:
-        return output(images).float()
-
     try:
-        yield evaluated
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -68,7 +74,7 @@ def extract(represent: Represent, images: Images) -> Features:
     parts: list[tuple[Tensor, Tensor]] = []
     done = 0
     for batch in images:
-        parts.append((represent(batch.views[0][:, 0]), batch.label))
+        parts.append((represent(batch), batch.label))
         done += len(batch) * collectives.world_size()
         phase("features of images", min(done, images.samples), images.samples)
         heartbeat()

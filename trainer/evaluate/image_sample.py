@@ -42,8 +42,8 @@ def collect(represent: Represent, images: Images, mean: Triple, std: Triple, mos
         heartbeat()
         selected = batch.index % stride == 0
         if selected.any():
-            views, label = batch.views[0][selected, 0], batch.label[selected]
-            part = represent(views), label, thumbnails(to_bytes(views, mean, std))
+            chosen = batch.rows(selected)
+            part = represent(chosen), chosen.label, thumbnails(to_bytes(chosen.views[0][:, 0], mean, std))
             parts.append(tuple(column.cpu() for column in part))
     return ImageSample(*(torch.cat(column) for column in zip(*gather_parts(parts), strict=True)))
 

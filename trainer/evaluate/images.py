@@ -1,11 +1,12 @@
 """Converts normalised images to bytes, and arranges them in pictures."""
 
 import io
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 Triple = tuple[float, float, float]
 
@@ -35,6 +36,12 @@ def grid(views: Tensor, columns: int = 8, side: int = 96) -> Tensor:
             top, left = i // columns * band + gap + v * (height + gap), gap + i % columns * (width + gap)
             canvas[:, top : top + height, left : left + width] = tiles[i, v]
     return canvas
+
+
+def stacked(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures (3, height, width) uint8 one below another, on white."""
+    width = max(picture.shape[2] for picture in pictures)
+    return torch.cat([pad(picture, (0, width - picture.shape[2]), value=255) for picture in pictures], 1)
 
 
 def png(image: Tensor) -> bytes:

@@ -76,7 +76,7 @@ def evaluate(
     logits, labels = [], []
     done = 0
     for batch in test:
-        logits.append(head(represent(batch.views[0][:, 0])).detach())
+        logits.append(head(represent(batch)).detach())
         labels.append(batch.label)
         done += len(batch) * collectives.world_size()
         phase("linear: test images", min(done, test.samples), test.samples)
@@ -102,7 +102,7 @@ def fit_heads(represent: Represent, train: Epochs, classes: int, options: Linear
     for epoch in range(options.epochs):
         phase("linear: epochs", epoch, options.epochs)
         for batch in train.epoch(epoch):
-            x = represent(batch.views[0][:, 0])
+            x = represent(batch)
             if heads is None:
                 heads = Heads(x.shape[1], classes, options, x.device)
             tried = heads.step(x, batch, lr_at(schedule, 1.0, step, train.steps_per_epoch))

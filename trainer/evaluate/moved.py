@@ -60,8 +60,8 @@ def evaluate(
     among: the classes whose votes count, None: all.
     """
 
-    def pixels(images: Tensor) -> Tensor:
-        return to_bytes(images, mean, std).flatten(1).float()
+    def pixels(batch: Batch) -> Tensor:
+        return to_bytes(batch.views[0][:, 0], mean, std).flatten(1).float()
 
     moved = Moved(test, mean, std)
     for name, represent in (("pixels", pixels), ("untrained", untrained), ("trained", trained)):

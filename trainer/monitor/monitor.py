@@ -13,7 +13,7 @@ from torch import Tensor
 from kilobatch.data.files import refusing_os_errors, write_whole
 from kilobatch.data.sources.path_names import printable, without_wnid
 from kilobatch.trainer.evaluate.image_sample import ImageSample
-from kilobatch.trainer.evaluate.images import Triple, grid, png, to_bytes
+from kilobatch.trainer.evaluate.images import Triple, grid, png, stacked, to_bytes
 from kilobatch.trainer.monitor.learning import LearningChecks, LearningFacts
 from kilobatch.trainer.monitor.metrics_file import truncate_metrics
 from kilobatch.trainer.monitor.progress_bar import Bar, Eta, Lines
@@ -140,12 +140,12 @@ class Monitor:
         """Prints a line on the terminal, above the bar."""
         self._display.say(text)
 
-    def images(self, views: Tensor, mean: Triple, std: Triple) -> None:
+    def images(self, views: Sequence[Tensor], mean: Triple, std: Triple) -> None:
         """Draws the first VIEWS_SHOWN samples, in TensorBoard and in pictures/views.png.
 
-        views (N, V, 3, H, W): normalised with mean and std.
+        views: of each group (N, V, 3, H, W), normalised with mean and std; each has a strip of the picture.
         """
-        picture = grid(to_bytes(views[:VIEWS_SHOWN].cpu(), mean, std))
+        picture = stacked([grid(to_bytes(group[:VIEWS_SHOWN].cpu(), mean, std)) for group in views])
         path = self.folder / "pictures" / "views.png"
         with refusing_os_errors(path):
             path.parent.mkdir(exist_ok=True)

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from kilobatch.data.errors import UserError, did_you_mean
-from kilobatch.methods import collectives
+from kilobatch.trainer.optim.norms import parameter_norms
 from kilobatch.trainer.optim.options import Dialect
 from kilobatch.trainer.optim.zero_partitions import Partition
 
-ROW = 1024  # elements whose squares are summed in fp32; the sums of such rows are added in fp64
 EPSILON = 1e-8  # in the denominators of bolts and larc, as their authors have it
 
 
@@ -151,9 +150,9 @@ class LARS(Optimizer):
         decay, trust = group["weight_decay"], group["trust_coefficient"]
         if self.dialect in ("google", "byol"):
             updates = list(torch._foreach_add(grads, weights, alpha=decay)) if weights else []
-            w, u = self._norms(weights, updates, part)
+            w, u = parameter_norms([weights, updates], part)
             return updates, torch.where((w > 0) & (u > 0), trust * w / u, 1.0)
-        w, g = self._norms(weights, grads, part)
+        w, g = parameter_norms([weights, grads], part)
         ratios = trust * w / (g + decay * w + EPSILON)
         if self.dialect == "larc":
             ratios = (ratios / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else torch.ones_like(ratios)
@@ -166,36 +165,6 @@ class LARS(Optimizer):
         torch._foreach_add_(updates, grads)
         return updates, ratios
 
-    def _norms(self, first: list[Tensor], second: list[Tensor], part: Partition | None) -> tuple[Tensor, Tensor]:
-        """(P,) and (P,): the two norms of each parameter, from whole tensors or from the fragments of all ranks."""
-        if part is None:
-            squared = torch.stack([squares(first), squares(second)])
-            dtype = first[0].dtype
-        else:
-            dtype = part.flat.dtype
-            squared = torch.zeros(2, len(part.names), dtype=torch.float64, device=part.flat.device)
-            if first:
-                squared[:, part.parameters] = torch.stack([squares(first), squares(second)])
-            squared = collectives.all_reduce_sum(squared)
-        a, b = squared.sqrt().to(dtype).unbind()
-        return a, b
-
     def trust_ratios(self) -> dict[str, Tensor]:
         """q of each adapted tensor in the last step, 0-dimensional, on the tensor's device."""
         return dict(self._ratios)
-
-
-def squares(tensors: list[Tensor]) -> Tensor:
-    """(P,) fp64: each tensor's squared 2-norm, to fp32's precision for any size, so that it does not depend on where
-    ZeRO splits the tensor. torch's own norm on a CPU adds one element after the other: 4e-5 off at 2.4 million."""
-    if tensors[0].is_cuda:  # on a GPU torch's norm adds by blocks, in one kernel for all tensors
-        return torch.stack(torch._foreach_norm(tensors)).double().square()
-    return torch.stack([_square(x.reshape(-1)) for x in tensors])
-
-
-def _square(x: Tensor) -> Tensor:
-    whole = len(x) // ROW * ROW
-    rest = torch.linalg.vector_norm(x[whole:]).double().square()
-    if not whole:
-        return rest
-    return torch.linalg.vector_norm(x[:whole].view(-1, ROW), dim=1).double().square().sum() + rest

@@ -25,9 +25,27 @@ class OptimizerOptions(BaseModel):
         default="none", description="linear: lr·B/256; sqrt: lr·√B; B global"
     )
     weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
+    final_weight_decay: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="what weight_decay goes to by a cosine, until the end; null: it stays",
+    )
     decay_norms: bool = Field(
         default=False,
         description="whether norms and biases are decayed, too, as in MoCo's, lemniscate's, lightly's code",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="parts that are not trained, by the beginnings of their parameters' names, such as encoder.layer1; "
+        "the running statistics of their norms go on",
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="the factor of the learning rate from each part of the encoder to the one before it; the last "
+        "part's own; 1: one rate for all",
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="lars, sgd: the weight of the steps before")
     nesterov: bool = Field(default=False, description="lars, sgd: look ahead by the momentum")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kilobatch.data.errors import UserError
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import BOTTLENECKS, WIDEST, EncoderOptions
@@ -159,7 +159,7 @@ def _method(
         return SimCLRV2(encoder, **sizes), {"name": "simclr_v2", **sizes}
     sizes = {"layer": after, "hidden": hidden, "dim": dim if after == layers else None}
     method = FineTune(encoder, **sizes)
-    method.prepare(0, classes)
+    method.prepare(DataFacts(0, classes))
     return method, {"name": "finetune", **sizes}
 
 

@@ -3,28 +3,28 @@
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, exact, fast
 from kilobatch.data.views.columns import ANGLE, SCALE, SHEAR, SHIFT_X, SHIFT_Y
-from kilobatch.data.views.draws import draw_value
 
 Matrix = tuple[Real, Real, Real, Real, Real, Real]
 
 
 @exact
-def matrix(key: Integer, plan: Floats, height: Integer, width: Integer) -> Matrix:
+def matrix(drawn: NDArray[np.float64], height: Integer, width: Integer) -> Matrix:
     """(a, b, c, d, e, f): pixel (x, y) of the moved image shows (a x + b y + c, d x + e y + f) of the image.
 
-    The inverse of: centre, shear along x, turn, scale, back, shift; torchvision's `affine`.
+    The inverse of: centre, shear along x, turn, scale, back, shift; torchvision's `affine`. drawn: as draw_all has it.
     """
-    angle = math.radians(draw_value(key, plan, ANGLE))
-    scale, shear = draw_value(key, plan, SCALE), draw_value(key, plan, SHEAR)
+    angle = math.radians(drawn[ANGLE])
+    scale, shear = drawn[SCALE], drawn[SHEAR]
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     a, b = cos - sin * shear, cos * shear + sin
     d, e = -sin, cos
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    from_x = middle_x + draw_value(key, plan, SHIFT_X) * width
-    from_y = middle_y + draw_value(key, plan, SHIFT_Y) * height
+    from_x = middle_x + drawn[SHIFT_X] * width
+    from_y = middle_y + drawn[SHIFT_Y] * height
     return a, b, middle_x - a * from_x - b * from_y, d, e, middle_y - d * from_x - e * from_y
 
 

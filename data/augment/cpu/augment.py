@@ -14,7 +14,7 @@ from kilobatch.data.augment.cpu.pillow_ops import NEVER, photometric
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, exact, fast
 from kilobatch.data.views import columns
 from kilobatch.data.views.columns import DO_CONTRAST, DO_HUE, ORDERS
-from kilobatch.data.views.draws import draw_value
+from kilobatch.data.views.draws import draw_all
 from kilobatch.data.views.options import Affine, Views
 
 BAND = 2048  # pixels: three planes of a band (24 KiB) stay in the first-level cache from one operation to the next
@@ -27,35 +27,29 @@ def scratch_length(views: Views) -> Integer:
 
 
 @fast
-def augment(
-    image: Bytes,
-    key: Integer,
-    plan: Floats,
-    out: Floats,
-    scratch: Floats,
-) -> None:
-    """One view: image (H, W, 3) contiguous -> out (3, H, W) contiguous, normalised; all draws depend on key alone.
+def augment(image: Bytes, drawn: NDArray[np.float64], plan: Floats, out: Floats, scratch: Floats) -> None:
+    """One view: image (H, W, 3) contiguous -> out (3, H, W) contiguous, normalised. drawn: as draw_all has it.
 
-    H and W are the views' size in the plan's options; scratch has the `scratch_length` of those views.
+    H and W are the views' size in the plan's options; scratch has the `scratch_length` of those views, or more.
     """
     height, width, _ = image.shape
     planes = out.reshape(3, height * width)
-    greyed, bytewise = draw_value(key, plan, columns.GREY) > 0, draw_value(key, plan, columns.PHOTOMETRIC) > 0
+    greyed, bytewise = drawn[columns.GREY] > 0, drawn[columns.PHOTOMETRIC] > 0
     grey_at_once = bool(greyed and not bytewise)
-    if draw_value(key, plan, columns.AFFINE) > 0:
-        move(image, matrix(key, plan, height, width), plan[columns.FILL], planes)
-        colour(image, False, grey_at_once, key, plan, planes)
+    if drawn[columns.AFFINE] > 0:
+        move(image, matrix(drawn, height, width), plan[columns.FILL], planes)
+        colour(image, False, grey_at_once, drawn, planes)
     else:
-        colour(image, True, grey_at_once, key, plan, planes)
+        colour(image, True, grey_at_once, drawn, planes)
     if bytewise:
-        photometric(planes, height, width, key, plan, scratch)
+        photometric(planes, height, width, drawn, scratch)
         if greyed:
             grey(planes[0], planes[1], planes[2])
 
-    solarized = draw_value(key, plan, columns.SOLARIZE) > 0
-    threshold = np.float32(draw_value(key, plan, columns.THRESHOLD)) if solarized else NEVER
-    blurred = draw_value(key, plan, columns.BLUR) > 0
-    weights = taps(draw_value(key, plan, columns.SIGMA), np.int64(plan[columns.RADIUS])) if blurred else scratch[:0]
+    solarized = drawn[columns.SOLARIZE] > 0
+    threshold = np.float32(drawn[columns.THRESHOLD]) if solarized else NEVER
+    blurred = drawn[columns.BLUR] > 0
+    weights = taps(drawn[columns.SIGMA], np.int64(plan[columns.RADIUS])) if blurred else scratch[:0]
     for channel in range(3):
         plane = planes[channel]
         if blurred:
@@ -64,7 +58,7 @@ def augment(
 
 
 @fast
-def colour(image: Bytes, loading: bool, greyed: bool, key: Integer, plan: Floats, planes: Floats) -> None:
+def colour(image: Bytes, loading: bool, greyed: bool, drawn: NDArray[np.float64], planes: Floats) -> None:
     """Jitter and, if `greyed`, grey, in place on planes (3, pixels); `loading`: these are first filled from the image.
 
     Runs over the image in bands: once for the operations before contrast, which needs the mean of all pixels, and once
@@ -72,11 +66,11 @@ def colour(image: Bytes, loading: bool, greyed: bool, key: Integer, plan: Floats
     """
     pixels = planes.shape[1]
     source = image.reshape(3 * pixels)
-    jittered = draw_value(key, plan, columns.JITTER) > 0
-    order = ORDERS[np.int64(draw_value(key, plan, columns.ORDER))]
+    jittered = drawn[columns.JITTER] > 0
+    order = ORDERS[np.int64(drawn[columns.ORDER])]
     factors = np.empty(4, np.float64)
     for operation in range(4):
-        factors[operation] = draw_value(key, plan, columns.BRIGHTNESS + operation)
+        factors[operation] = drawn[columns.BRIGHTNESS + operation]
     before = 0
     while order[before] != DO_CONTRAST:
         before += 1
@@ -126,8 +120,9 @@ def move_all(images: Bytes, keys: NDArray[np.uint64], plan: Floats, moved: Bytes
     count, height, width, _ = images.shape
     planes = np.empty((3, height * width), np.float32)
     for i in range(count):
-        if draw_value(keys[i], plan, columns.AFFINE) > 0:
-            move(images[i], matrix(keys[i], plan, height, width), plan[columns.FILL], planes)
+        drawn = draw_all(keys[i], keys[i], plan)
+        if drawn[columns.AFFINE] > 0:
+            move(images[i], matrix(drawn, height, width), plan[columns.FILL], planes)
             for channel in range(3):
                 for at in range(height * width):
                     moved[i, at // width, at % width, channel] = np.uint8(np.rint(planes[channel, at]))

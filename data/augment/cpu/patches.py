@@ -6,6 +6,7 @@ from kilobatch.data.augment.cpu.augment import augment
 from kilobatch.data.counter_rng import part_key, uniform
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, exact, fast
 from kilobatch.data.views.columns import FLIP_DRAW, GRID, JIGSAW_DRAW, PATCH, PATCH_DRAW, PATCH_FLIP, PATCHES
+from kilobatch.data.views.draws import draw_all
 
 
 @fast
@@ -23,7 +24,7 @@ def augment_patches(image: Bytes, key: Integer, plan: Floats, out: Floats, scrat
             patch[:] = part[:, ::-1]
         else:
             patch[:] = part
-        augment(patch, own, plan, coloured, scratch)
+        augment(patch, draw_all(own, own, plan), plan, coloured, scratch)
         y, x = place // GRID * side, place % GRID * side
         out[:, y : y + side, x : x + side] = coloured
 

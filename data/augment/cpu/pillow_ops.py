@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from kilobatch.data.numba_jit import Bytes, Floats, Integer, Real, exact, fast
 from kilobatch.data.views import columns
-from kilobatch.data.views.draws import draw_value
 
 LEVELS = 256
 NEVER = np.float32(256)  # a solarize threshold that no pixel reaches
@@ -19,12 +18,12 @@ Counts = NDArray[np.int64]
 
 
 @fast
-def photometric(planes: Floats, height: Integer, width: Integer, key: Integer, plan: Floats, scratch: Floats) -> None:
-    """Planes (3, height * width) in 0..255, in place; then they hold whole numbers. scratch: as long as a plane."""
+def photometric(planes: Floats, height: Integer, width: Integer, drawn: NDArray[np.float64], scratch: Floats) -> None:
+    """Planes (3, height * width) in 0..255, in place; then they hold whole numbers. drawn: as draw_all has it;
+    scratch: as long as a plane."""
     pixels = height * width
     room = scratch.view(np.uint8)
     rounded, sharpened = room[:pixels], room[pixels : 2 * pixels]
-    drawn = draw_all(key, plan)
     bits = np.int64(drawn[columns.BITS]) if drawn[columns.POSTERIZE] > 0 else 8
     sharpening, factor = drawn[columns.SHARPEN] > 0, np.float32(drawn[columns.SHARPNESS])
     threshold = np.float32(drawn[columns.EARLY_THRESHOLD]) if drawn[columns.SOLARIZE_EARLY] > 0 else NEVER
@@ -44,15 +43,6 @@ def photometric(planes: Floats, height: Integer, width: Integer, key: Integer, p
         if equalizing:
             equalize(counts, table)
         look_up(levels, table, planes[channel])
-
-
-@exact
-def draw_all(key: Integer, plan: Floats) -> NDArray[np.float64]:
-    """(VALUES,) of which those of these operations are drawn; in a loop, which compiles in less time than ten calls."""
-    drawn = np.empty(columns.VALUES, np.float64)
-    for value in range(columns.PHOTOMETRIC, columns.EQUALIZE + 1):
-        drawn[value] = draw_value(key, plan, value)
-    return drawn
 
 
 @fast

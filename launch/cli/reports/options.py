@@ -11,6 +11,7 @@ from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, schema
 from kilobatch.launch.recipes.settings import format_value
 
+UNIONS = ("anyOf", "oneOf", "allOf")
 LINE = 120  # characters of a line in documents
 NAMES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
 HEAD = """\
@@ -127,7 +128,7 @@ def _short(value: Any) -> Any:
 
 def _reference(described: dict[str, Any]) -> str | None:
     """The model that an option holds, if it holds one."""
-    parts = [described, *described.get("anyOf", ()), *described.get("allOf", ())]
+    parts = [described, *(part for union in UNIONS for part in described.get(union, ()))]
     return next((part["$ref"] for part in parts if "$ref" in part), None)
 
 
@@ -142,14 +143,14 @@ def _kind(described: dict[str, Any], named: dict[str, Any]) -> str:
     if "$ref" in described:
         inner = named[described["$ref"].rpartition("/")[2]]
         return "section" if "properties" in inner else _kind(inner, named)
-    for union in ("anyOf", "oneOf", "allOf"):
+    for union in UNIONS:
         if union in described:
             return " or ".join(dict.fromkeys(_kind(part, named) for part in described[union]))
     if "const" in described or "enum" in described:
         return " | ".join(map(format_value, described.get("enum", [described.get("const")])))
     if described["type"] == "array":
         parts = [_kind(part, named) for part in described.get("prefixItems", [described.get("items", {})])]
-        many = parts[0].replace("number", "numbers").replace("integer", "integers")
+        many = parts[0].replace("number", "numbers").replace("integer", "integers").replace("section", "sections")
         assert len({*parts}) == 1, described  # all pairs and triples are of one kind
         return f"{len(parts) if 'prefixItems' in described else 'list of'} {many}"
     return NAMES[described["type"]] + _bounds(described)

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.parity.standard import Construction, Standard, own_slice
 
-SAMPLES, CLASSES = 32, 5
+SAMPLES, CLASSES = 48, 5
 
 
 def labels(samples: int) -> Tensor:
@@ -19,7 +19,7 @@ def labels(samples: int) -> Tensor:
 
 def prepared(method: FineTune) -> FineTune:
     """The method, prepared, with random weights of the classifier, so that its logits differ."""
-    method.prepare(SAMPLES, CLASSES)
+    method.prepare(DataFacts(SAMPLES, CLASSES))
     nn.init.normal_(method.classifier.weight)
     return method
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from kilobatch.data.counter_rng import key, uniform
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.instance_discrimination import InstanceDiscrimination
 from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
 
-IMAGES, NOISE, MOMENTUM, PROXIMAL = 40, 12, 0.5, 0.3
+IMAGES, NOISE, MOMENTUM, PROXIMAL = 48, 12, 0.5, 0.3
 
 
 def build(mode: Mode) -> Method:
@@ -28,7 +28,7 @@ def build(mode: Mode) -> Method:
         proximal=PROXIMAL,
         dim=8,
     )
-    method.prepare(IMAGES, 1)
+    method.prepare(DataFacts(IMAGES, 1))
     return method
 
 

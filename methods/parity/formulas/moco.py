@@ -14,7 +14,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.moco import MoCo
 from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
 
-KEYS = 32
+KEYS = 48
 
 
 def build(mode: Mode) -> Method:

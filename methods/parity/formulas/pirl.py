@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.pirl import PIRL
@@ -17,7 +17,7 @@ PRETEXT = 0.3
 
 def build(mode: Mode) -> Method:
     method = PIRL(ConvNet(4, mode), form="softmax", temperature=TEMPERATURE, momentum=MOMENTUM, pretext=PRETEXT, dim=8)
-    method.prepare(IMAGES, 1)
+    method.prepare(DataFacts(IMAGES, 1))
     return method
 
 

@@ -15,7 +15,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.simclr_v2 import SimCLRV2
 from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
 
-SAMPLES, KEYS = 32, 48
+SAMPLES, KEYS = 48, 48
 
 
 def build(mode: Mode) -> Method:

@@ -15,7 +15,7 @@ from kilobatch.data.augment.device import augment
 from kilobatch.data.counter_rng import key
 from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
-from kilobatch.data.views.draws import draw_value
+from kilobatch.data.views.draws import draw_all, draw_value
 from kilobatch.data.views.options import (
     Affine,
     Blur,
@@ -69,7 +69,8 @@ def planar(images: NDArray[np.uint8], views: Views, first: int = 0) -> Tensor:
     out = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
     scratch = np.empty(cpu.scratch_length(views), np.float32)
     for i, image in enumerate(images):
-        cpu.augment(image, np.uint64(key(1, 2, first + i, 0)), views.plan(), out[i], scratch)
+        own = np.uint64(key(1, 2, first + i, 0))
+        cpu.augment(image, draw_all(own, own, views.plan()), views.plan(), out[i], scratch)
     return torch.from_numpy(out)
 
 
@@ -181,7 +182,8 @@ def test_both_back_ends_give_the_same_images(side: int, second: Second | None):
     scratch = np.empty(cpu.scratch_length(views), np.float32)
     for i in range(COUNT):
         for view in range(2):
-            cpu.augment(images[i, view], np.uint64(key(1, 2, i, view)), views.plans()[view], ours[i, view], scratch)
+            own, plan = np.uint64(key(1, 2, i, view)), views.plans()[view]
+            cpu.augment(images[i, view], draw_all(own, own, plan), plan, ours[i, view], scratch)
     difference = 255 * torch.tensor(views.std)[:, None, None] * (torch.from_numpy(ours) - theirs).abs()
     assert difference.mean((2, 3, 4)).max() < 0.05  # of 255, each image
     assert np.abs(ours[:, 0] - ours[:, 1]).mean() > 0.1
@@ -273,7 +275,8 @@ def test_the_second_view_has_its_own_blur_and_solarization(back_end):
         scratch = np.empty(cpu.scratch_length(views), np.float32)
         for i, image in enumerate(images):
             for view, plan in enumerate(views.plans()):
-                cpu.augment(image, np.uint64(key(1, 2, i, view)), plan, got[i, view].numpy(), scratch)
+                own = np.uint64(key(1, 2, i, view))
+                cpu.augment(image, draw_all(own, own, plan), plan, got[i, view].numpy(), scratch)
     solarized = torch.stack([F.solarize(x, 128) for x in channels_first(images)]).float() / 255
     torch.testing.assert_close(got[:, 1], solarized, rtol=0, atol=1e-5)
     assert torch.equal(got[:, 0], back_end(images, only(blur=views.blur)))

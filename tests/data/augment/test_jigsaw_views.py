@@ -14,6 +14,7 @@ from kilobatch.data.augment.jigsaw import augment_by_patch, jigsaw, patches
 from kilobatch.data.counter_rng import uniform
 from kilobatch.data.tensor_rng import keys, part_keys
 from kilobatch.data.views import columns
+from kilobatch.data.views.draws import draw_all
 from kilobatch.data.views.options import Blur, Crop, Jitter, Photometric, Second, Solarize, Views, patch_side
 from tests.data.augment.test_augment import channels_first, photos
 from tests.helpers.loaders import SAMPLES, loader, photo, write
@@ -136,7 +137,8 @@ def test_a_patch_is_a_view_of_its_own(form) -> None:
             upright = cut[i, place].permute(1, 2, 0)
             flipped = uniform(own, columns.FLIP_DRAW) < 0.5
             pixels = (upright.flip(1) if flipped else upright).contiguous().numpy()
-            cpu.augment(pixels, own, BY_PATCH.second_view().plan(), want, scratch)
+            plan = BY_PATCH.second_view().plan()
+            cpu.augment(pixels, draw_all(own, own, plan), plan, want, scratch)
             assert (made[i, place] - torch.from_numpy(want)).abs().mean() < 1e-3
 
 

@@ -16,7 +16,7 @@ from kilobatch.data.augment.device import augment
 from kilobatch.data.counter_rng import key
 from kilobatch.data.tensor_rng import keys
 from kilobatch.data.views import columns
-from kilobatch.data.views.draws import draw_values
+from kilobatch.data.views.draws import draw_all, draw_values
 from kilobatch.data.views.options import Jitter, Photometric, Solarize, Views
 from kilobatch.data.views.photometric import Posterize, Sharpness
 from tests.data.augment.test_augment import PHOTOMETRIC, batched, only, parameter, photos, planar
@@ -105,7 +105,8 @@ def differences(views: Views) -> Tensor:
     ours = np.empty((len(images), 3, SIDE, SIDE), np.float32)
     scratch = np.empty(cpu.scratch_length(views), np.float32)
     for i, image in enumerate(images):
-        cpu.augment(image, np.uint64(key(1, 2, i, 0)), views.plan(), ours[i], scratch)
+        own = np.uint64(key(1, 2, i, 0))
+        cpu.augment(image, draw_all(own, own, views.plan()), views.plan(), ours[i], scratch)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)[:, None]
     theirs = augment(pixels, keys(1, 2, torch.arange(len(images)), 1), views)[:, 0]
     return 255 * (torch.from_numpy(ours) - theirs).abs().mean((1, 2, 3))

@@ -141,7 +141,7 @@ def test_views_of_a_file_that_is_decoded_by_rows_are_those_of_the_whole(count: i
     made = []
     for some in (table, table._replace(checksum=np.empty(0, np.uint32))):
         images = ViewDecoder(beton, views, 5, 0, 1, CPU)
-        out, failed = np.zeros((24, count, 32, 32, 3), np.uint8), np.zeros(24, np.uint8)
+        out, failed = np.zeros(24 * count * 32 * 32 * 3, np.uint8), np.zeros(24, np.uint8)
         images.make_views(some, 3, np.arange(24), np.arange(24), out, failed)
         assert not failed.any()
         made.append(out)

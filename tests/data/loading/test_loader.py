@@ -96,11 +96,13 @@ def test_cropped_bytes_augmented_in_batches_are_the_planar_views(beton: Path, re
         next(one.epoch(0))
         table = one.beton.images.table
     assert table is not None
-    out = np.zeros((8, 2, 24, 24, 3), np.uint8)
+    out = np.zeros(8 * 2 * 24 * 24 * 3, np.uint8)
     failed = np.zeros(8, np.bool_)
     images.make_views(table, 0, batch.index.numpy(), batch.index.numpy(), out, failed)
     assert not failed.any()
-    views = augment(torch.from_numpy(out).permute(0, 1, 4, 2, 3), keys(5, 0, batch.index, 2), VIEWS)
+    views = augment(
+        torch.from_numpy(out).view(8, 2, 24, 24, 3).permute(0, 1, 4, 2, 3), keys(5, 0, batch.index, 2), VIEWS
+    )
     std = torch.tensor(VIEWS.std)[:, None, None]
     assert ((views - batch.views[0]) * std * 255).abs().mean() < 2
 

@@ -87,7 +87,7 @@ def test_the_same_features_by_every_way(made: Path, tmp_path: Path) -> None:
     for name, work in works.items():
         one, two = (features_in(tmp_path / ranks / name, work) for ranks in ("1", "2"))
         assert np.array_equal(one, two) and one.std() > 0.01, name
-        views = recipe_of(str(made / name)).data.views
+        views = recipe_of(str(made / name)).data.groups[0]
         images = PlainLoader(work.beton, 32, views.mean, views.std, LoaderWorker(0, 1, 1, CPU), batch=256)
         with representing(load_method(str(made / name))) as represent:
             evaluators = extract(represent, images)

@@ -48,7 +48,7 @@ def checked(file: Path, workers: int = 1) -> Recipe:
 def test_what_is_said_and_written_of_digits(tmp_path: Path) -> None:
     assert transcript(tmp_path, "init", "digits", "--gpu", "cpu") == (0, DIGITS)
     recipe = checked(tmp_path / "digits.yaml")
-    assert (recipe.encoder.name, recipe.data.batch, recipe.data.views.size) == ("convnet", 256, 32)
+    assert (recipe.encoder.name, recipe.data.batch, recipe.data.groups[0].size) == ("convnet", 256, 32)
     assert recipe.data.test == "digits" and recipe.evaluate.knn.k == 28
     assert [path.name for path in tmp_path.iterdir()] == ["digits.yaml"]  # no temporary file
     lines = (tmp_path / "digits.yaml").read_text().splitlines()
@@ -66,7 +66,7 @@ def test_a_folder_of_photographs(kilobatch: Callable[..., CommandResult], tmp_pa
     recipe = checked(tmp_path / "my_1_photos.yaml")
     assert recipe.data.train == f"folder:{tmp_path}/my #1: photos/train"
     assert recipe.data.test == f"folder:{tmp_path}/my #1: photos/val"
-    assert (recipe.encoder.name, recipe.data.views.size, recipe.engine.precision) == ("resnet18", 64, "fp32")
+    assert (recipe.encoder.name, recipe.data.groups[0].size, recipe.engine.precision) == ("resnet18", 64, "fp32")
     assert recipe.data.batch == 8 and recipe.evaluate.knn.k == 5
 
 

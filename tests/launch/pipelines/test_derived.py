@@ -58,7 +58,8 @@ def test_images_views_and_encoder_are_those_of_the_recipe(folder: Path) -> None:
     assert [stage.recipe_name for stage in plan.stages] == names
     for recipe in (second, third):
         assert (recipe.data.train, recipe.data.test) == (f"npz:{folder}/some.npz",) * 2
-        assert recipe.data.views.size == 96 and recipe.data.views.count == 1 and recipe.data.views.jitter is None
+        views = recipe.data.groups[0]
+        assert views.size == 96 and views.count == 1 and views.jitter is None
         assert recipe.data.labels.share == 0.1 and recipe.evaluate.final == ("classify",)
     assert second.encoder == first.encoder and first.encoder.sk_ratio and second.optimizer.lr == 0.002
     assert second.data.batch == 16 and second.data.unlabelled == "drop"  # of 20 labelled images

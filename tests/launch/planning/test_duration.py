@@ -122,7 +122,7 @@ def test_the_size_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         0.79 * 500**2, "photographs of 500 pixels on the longer side (--photo-side)"
     )
     assert "assumption" in of("npz:photos.npz").source
-    prepare("npz:photos.npz", "train", encoding_for_views(resolve_recipe("demo", []).data.views.size))
+    prepare("npz:photos.npz", "train", encoding_for_views(resolve_recipe("demo", []).data.groups[0].size))
     assert of("npz:photos.npz").pixels == 9600
     assert of("digits").pixels == 0
     gone = of("gone.beton")
@@ -130,7 +130,7 @@ def test_the_size_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_larger_photographs_take_more_of_the_loader() -> None:
-    views = resolve_recipe("simclr_imagenet", []).data.views
+    views = resolve_recipe("simclr_imagenet", []).data.groups[0]
     assert PHOTOS.seconds(views, True, None) == pytest.approx(2 / 4352)
     assert PHOTOS.seconds(views, False, None) == pytest.approx(2 / 2283)
     twice = Photos(2 * PHOTOS.pixels, "")

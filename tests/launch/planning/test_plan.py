@@ -33,8 +33,10 @@ def test_memory_is_within_a_tenth_of_what_real_steps_take(case: str, ranks: int)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("the demo")])
 def test_memory_of_larger_networks(case: str) -> None:
-    predicted, measured = both(*CASES[case], 2 if "ZeRO" in case else 1)
-    assert predicted == pytest.approx(measured, rel=0.1)
+    """At ZeRO 2 the copy of the gradients that is being sent is held at the peak in some runs alone: docs/plan.md."""
+    zero = "ZeRO" in case
+    predicted, measured = both(*CASES[case], 2 if zero else 1)
+    assert predicted == pytest.approx(measured, rel=0.12 if zero else 0.1)
 
 
 def tiny_step(name: str, ranks: int, samples: int, chunks: int = 1, changes: list[str] | None = None) -> Step:
@@ -71,7 +73,7 @@ def test_methods_whose_shapes_depend_on_data(name: str) -> None:
 def test_chunks_and_zero() -> None:
     """More chunks take less for activations, more kept graphs more; ZeRO shares the optimizer's state."""
     recipe = resolve_recipe("demo", [*TINY, "encoder.norm=local"])
-    cpu, views = find_machine("cpu"), recipe.data.views
+    cpu, views = find_machine("cpu"), recipe.data.groups[0]
     found = {c: run_fake_step(recipe, StepLayout(2, 32, c), 100, 10) for c in (2, 4)}
 
     def held(chunks: int, keep: int, zero: int = 0) -> dict[str, int]:
@@ -82,6 +84,60 @@ def test_chunks_and_zero() -> None:
     assert held(4, 1, 1)["optimizer"] == pytest.approx(held(4, 1, 0)["optimizer"] / 2, rel=0.01)
     once, twice = (found[4].flops(StepLayout(2, 32, 4), keep) for keep in (4, 0))
     assert twice - once == 4 * found[4].forward
+
+
+def test_frozen_parts_take_neither_gradient_nor_state() -> None:
+    """Half of the convolutions; and rates by depth make more groups of the same parameters."""
+    whole = tiny_step("demo", 2, 32)
+    freeze = f"optimizer.freeze=[{','.join(f'encoder.{kind}.{i}' for i in range(3) for kind in ('convs', 'norms'))}]"
+    found = tiny_step("demo", 2, 32, changes=[freeze])
+    frozen = 9 * (3 * 8 + 8 * 16 + 16 * 16) + 2 * (8 + 16 + 16)
+    assert whole.trained - found.trained == frozen and whole.tensors - found.tensors == 9
+    assert found.held["weights"] == whole.held["weights"] - 4 * frozen
+    assert found.held["frozen weights and statistics"] == whole.held["frozen weights and statistics"] + 4 * frozen
+    assert found.state == whole.state - 4 * (2 * frozen + 9)  # AdamW's moments, and a step count of each tensor
+    assert found.backward < 0.8 * whole.backward
+    assert found.moments["forward"]["activations"] < whole.moments["forward"]["activations"]
+    by_depth = tiny_step("demo", 2, 32, changes=["optimizer.layer_decay=0.5"])
+    assert len(by_depth.groups) == 2 * 7 and sum(by_depth.groups) == sum(whole.groups) == whole.trained
+    assert by_depth.state == whole.state
+
+
+def test_clipping_by_tensor_sends_norms_under_zero() -> None:
+    layout, photos = StepLayout(2, 32, 1), Photos(0.79 * 256**2, "photographs")
+    sent = []
+    for zero in (0, 1):
+        recipe = resolve_recipe("demo", [*TINY, "engine.clip=3", "engine.clip_by=tensor", f"engine.zero={zero}"])
+        found = run_fake_step(recipe, layout, 100, 10)
+        estimate = estimate_time(recipe, found, layout, 1, 2, find_machine("cpu"), None, 8, photos)
+        sent.append([one.calls for one in estimate.collectives if one.purpose == "clipping's norms"])
+    assert sent == [[], [2]]
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_blocks_that_are_computed_again(chunks: int) -> None:
+    """A graph of the blocks' inputs alone, and a forward more in the backward."""
+    tiny = ["encoder.name=resnet50", "encoder.width=null", "encoder.norm=local"]
+    plain, again = (tiny_step("demo", 1, 64, chunks, [*tiny, *more]) for more in ([], ["encoder.checkpoint=true"]))
+    assert again.kept < 0.4 * plain.kept
+    assert again.moments["backward"]["activations"] < 0.6 * plain.moments["backward"]["activations"]
+    assert again.forward == plain.forward
+    assert again.backward - plain.backward == pytest.approx(plain.forward, rel=0.1)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_adversarial_views_cost_a_forward_and_two_backwards_of_a_view(chunks: int) -> None:
+    """To find them, and to use them; in several chunks they are embedded twice to be found."""
+    local = ["encoder.norm=local"]
+    plain, more = (tiny_step("demo", 2, 32, chunks, [*local, *on]) for on in ([], ["engine.adversarial.epsilon=0.03"]))
+    assert more.forward == pytest.approx(1.5 * plain.forward, rel=0.01)
+    assert more.backward == pytest.approx(1.5 * plain.backward, rel=0.05)
+    forwards = 1 if chunks == 1 else 2
+    to_find = (forwards + 1) * plain.forward / 2  # a backward to the pixels alone takes as much as a forward
+    assert more.target == pytest.approx(to_find, rel=0.02)
+    assert more.trained > plain.trained and more.moments["attack"]["activations"] > 0
+    assert more.moments["forward"]["adversarial views"] == 32 * 3 * 32 * 32 * 4
+    assert more.sent.calls["loss", "all_gather"] > 2 * plain.sent.calls["loss", "all_gather"]
 
 
 def test_time_follows_from_operations_bytes_and_views() -> None:

@@ -23,8 +23,9 @@ def test_as_the_imported_class_says(name: str) -> None:
         if argument.kind is argument.KEYWORD_ONLY
     }
     assert repr(declared.arguments) == repr(imported)  # bounds have no equality of their own
-    read = declared.class_name, declared.views, declared.needs, declared.classifies, declared.head_layers
-    assert read == (cls.__name__, cls.views, cls.needs, cls.classifies, cls.head_layers)
+    read = declared.class_name, declared.views, declared.further_groups, declared.needs, declared.classifies
+    assert read == (cls.__name__, cls.views, cls.further_groups, cls.needs, cls.classifies)
+    assert declared.head_layers == cls.head_layers
 
 
 @pytest.fixture

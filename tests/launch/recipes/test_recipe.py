@@ -16,7 +16,7 @@ from kilobatch.launch.recipes.settings import Settings, dump, parse
 @pytest.mark.parametrize("name", catalogue.recipe_names())
 def test_resolved_recipe_reads_back_equal(name: str, tmp_path: Path):
     resolved = recipe.resolve_recipe(name, ["optimizer.lr=1e-7", "run.seed=3", "data.views.jitter=null"])
-    assert (resolved.optimizer.lr, resolved.run.seed, resolved.data.views.jitter) == (1e-7, 3, None)
+    assert (resolved.optimizer.lr, resolved.run.seed, resolved.data.groups[0].jitter) == (1e-7, 3, None)
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved.dump_yaml())
     assert recipe.load_recipe(path)[0] == resolved
@@ -175,7 +175,7 @@ def test_later_overrides_win_and_lists_are_replaced():
 
 
 def test_a_null_group_can_be_given_anew():
-    views = recipe.resolve_recipe("demo", ["data.views.crop.scale=[0.5, 1]"]).data.views
+    views = recipe.resolve_recipe("demo", ["data.views.crop.scale=[0.5, 1]"]).data.groups[0]
     assert views.crop is not None
     assert views.crop.scale == (0.5, 1.0)
 

@@ -44,6 +44,15 @@ def test_an_epoch_by_its_number(beton: str) -> None:
     assert not loaders.threads_of_loaders()
 
 
+def test_several_groups_come_as_a_tuple(beton: str) -> None:
+    groups = [VIEWS, Views(count=3, size=16)]
+    with ViewLoader(beton, 8, groups, 5, "cpu") as loader, loaders.loader(Path(beton), groups) as same:
+        for given, batch in zip(loader, same.epoch(0), strict=True):
+            large, small = given
+            assert large.shape == (2, 8, 3, 24, 24) and small.shape == (3, 8, 3, 16, 16)
+            assert all(torch.equal(a, b.transpose(0, 1)) for a, b in zip(given, batch.views, strict=True))
+
+
 def test_ranks_share_the_batch(beton: str) -> None:
     alone = epochs(beton, 5, 1)[0]
     ranks = run_ranks(2, epochs, beton, 5, 1)

@@ -77,6 +77,38 @@ def test_its_norms_use_their_own_batch_and_do_not_record_it() -> None:
     assert_close(method["online"].state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 
+def test_own_statistics_are_counted_once_a_step() -> None:
+    """By the average over chunks; they do not follow the online network's."""
+    method = nn.ModuleDict({"online": network()})
+    method["momentum"] = momentum = MomentumEncoder(method["online"], own_statistics=True)
+    for step in range(3):
+        for chunk in (0, 1):
+            momentum(images(10 * step + chunk))
+            method["online"](images(100 + 10 * step + chunk))
+            with batch_norm.frozen(method):
+                method["online"](images(100 + 10 * step + chunk))
+        batch_norm.commit(method)
+        momentum.follow(method["online"], 1.0)  # the parameters stay
+    alone = network()
+    for step in range(3):
+        for chunk in (0, 1):
+            alone(images(10 * step + chunk))
+        batch_norm.commit(alone)
+    assert_close(momentum.network.state_dict(), alone.state_dict(), rtol=0, atol=0)
+    assert momentum.network.get_buffer("1.num_batches_tracked") == 3
+    assert not torch.equal(momentum.network.get_buffer("1.running_mean"), method["online"].get_buffer("1.running_mean"))
+
+
+def test_with_own_statistics_it_takes_other_buffers() -> None:
+    online = nn.Sequential(BatchNorm(2, "local"))
+    online.register_buffer("scale", torch.ones(1))
+    momentum = MomentumEncoder(online, own_statistics=True)
+    for name in ("scale", "0.running_mean"):
+        online.get_buffer(name).fill_(3)
+    momentum.follow(online, 0.9)
+    assert momentum.network.get_buffer("scale") == 3 and not momentum.network.get_buffer("0.running_mean").any()
+
+
 def test_chunks_are_batches_of_their_own() -> None:
     momentum = MomentumEncoder(network())
     parts = torch.cat([momentum(images(seed)) for seed in range(3)])

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from kilobatch.data.augment.jigsaw import patches
 from kilobatch.data.batch import Batch, Clock, make_batch
 from kilobatch.data.counter_rng import key, uniform
+from kilobatch.methods.method import DataFacts
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.instance_discrimination import InstanceDiscrimination
 from kilobatch.methods.papers.pirl import PIRL
@@ -88,7 +89,7 @@ def test_instance_discrimination_trains_as_its_authors(form: str) -> None:
         momentum=MOMENTUM,
         dim=DIM,
     )
-    method.prepare(IMAGES, 1)
+    method.prepare(DataFacts(IMAGES, 1))
     method.double()
     theirs, lemniscate = copy.deepcopy(nn.Sequential(method.encoder, method.head)), NCEAverage(method.bank.rows)
     ours_optimizer = torch.optim.SGD(method.parameters(), LR)
@@ -110,7 +111,7 @@ def test_instance_discrimination_trains_as_its_authors(form: str) -> None:
 def test_pirl_trains_as_its_authors() -> None:
     torch.manual_seed(0)
     method = PIRL(ConvNet(2), noise=NOISE, temperature=TEMPERATURE, momentum=MOMENTUM, pretext=0.3, dim=DIM)
-    method.prepare(IMAGES, 1)
+    method.prepare(DataFacts(IMAGES, 1))
     method.double()
     theirs = copy.deepcopy(method)
     nce_average = NCEAverage(method.bank.rows)

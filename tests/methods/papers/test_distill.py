@@ -12,14 +12,16 @@ from torch.testing import assert_close
 from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
+from kilobatch.methods.method import DataFacts
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.distill import Distill
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.simclr_v2 import SimCLRV2
 from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.optim.optimizers import build_optimizer, parameter_groups
+from kilobatch.trainer.optim.optimizers import build_optimizer
 from kilobatch.trainer.optim.options import OptimizerOptions
+from kilobatch.trainer.optim.parameter_groups import parameter_groups
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.step import forward_backward
 from tests.helpers.process_groups import run_ranks
@@ -32,7 +34,7 @@ def teacher(classes: int = CLASSES) -> FineTune:
     """A teacher whose logits differ, with random running statistics."""
     torch.manual_seed(7)
     method = FineTune(ConvNet(3, "local"), layer=1, hidden=9)
-    method.prepare(100, classes)
+    method.prepare(DataFacts(100, classes))
     torch.nn.init.normal_(method.classifier.weight)
     for module in batch_norm.norms(method):
         torch.nn.init.normal_(module.running_mean, std=0.1)
@@ -43,7 +45,7 @@ def teacher(classes: int = CLASSES) -> FineTune:
 def student(source: Any = None, **options: Any) -> Distill:
     torch.manual_seed(0)
     method = Distill(ConvNet(2, "local"), teacher="runs/teacher", **options)
-    method.prepare(100, CLASSES)
+    method.prepare(DataFacts(100, CLASSES))
     method.load_pretrained(lambda where: {"runs/teacher": source or teacher()}[where], fresh=True)
     return method
 
@@ -119,7 +121,7 @@ def test_a_high_temperature_matches_logits_and_a_low_one_the_teachers_choice() -
 
 def test_lars_adapts_the_students_classifier_and_not_that_of_fine_tuning() -> None:
     for method, adapted in ((student(), True), (teacher(), False)):
-        groups = parameter_groups(method.requires_grad_(), 1e-4)
+        groups = parameter_groups(method.requires_grad_(), OptimizerOptions(weight_decay=1e-4))
         assert [group["adapt"] for group in groups if "classifier.weight" in group["names"]] == [adapted]
 
 
@@ -214,7 +216,7 @@ def test_a_start_gives_the_student_its_encoder_once() -> None:
     labelled = {"runs/teacher": teacher(), "runs/start": beginning}
     for fresh in (True, False):
         method = Distill(ConvNet(2, "local"), teacher="runs/teacher", start="runs/start")
-        method.prepare(100, CLASSES)
+        method.prepare(DataFacts(100, CLASSES))
         method.load_pretrained(lambda where: labelled[where], fresh)
         weights = method.encoder.state_dict()["convs.0.weight"]
         assert torch.equal(weights, beginning.encoder.state_dict()["convs.0.weight"]) == fresh

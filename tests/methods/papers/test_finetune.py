@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
-from kilobatch.methods.method import Method, Tensors
+from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
@@ -46,7 +46,7 @@ def pretrained(hidden: int = 7, seed: int = 5) -> SimCLRV2:
 def finetune(source: Method | None, fresh: bool = True, encoder: Encoder | None = None, **options: Any) -> FineTune:
     torch.manual_seed(0)
     method = FineTune(encoder or ConvNet(3), start=None if source is None else "runs/before", **options)
-    method.prepare(100, CLASSES)
+    method.prepare(DataFacts(100, CLASSES))
     method.load_pretrained(lambda where: {"runs/before": source}[where] or method, fresh)
     return method
 
@@ -172,7 +172,7 @@ def test_unlabelled_images_and_a_single_class_are_refused() -> None:
     with pytest.raises(UserError, match=r"2 of 10 images .*data.unlabelled=drop"):
         method.loss(method.embed(data), {}, data)
     with pytest.raises(UserError, match="1 classes"):
-        FineTune(ConvNet(3)).prepare(100, 1)
+        FineTune(ConvNet(3)).prepare(DataFacts(100, 1))
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd"])

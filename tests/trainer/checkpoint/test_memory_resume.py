@@ -14,6 +14,7 @@ from kilobatch.data.batch import Clock, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import share
+from kilobatch.methods.method import DataFacts
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.pirl import PIRL
@@ -36,7 +37,7 @@ def make_bank(seed: int = 0, images: int = IMAGES) -> Engine:
     """PIRL, whose memory bank has a row for each image; the images do not divide over the ranks."""
     torch.manual_seed(seed)
     method = PIRL(ConvNet(2, "global"), noise=20, temperature=0.2, dim=6)
-    method.prepare(images, 1)
+    method.prepare(DataFacts(images, 1))
     optimizer = build_optimizer(OptimizerOptions(name="sgd", lr=0.1), method, BANK_BATCH)
     return Engine(method, optimizer, EngineOptions(), torch.device("cpu"), BANK_BATCH // dist.get_world_size())
 

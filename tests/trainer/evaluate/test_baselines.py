@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.loading.loader import LoaderWorker, PlainLoader
 from kilobatch.data.sources.convert import convert
@@ -23,8 +24,9 @@ from kilobatch.trainer.evaluate.baselines.baselines_file import (
     write_all_baselines,
 )
 from kilobatch.trainer.evaluate.baselines.measurement import BaselinesFailed, accuracies, raw_pixels, rows_of_rank
+from kilobatch.trainer.evaluate.features import Represent
 from kilobatch.trainer.evaluate.options import KNNOptions
-from tests.helpers.in_memory_data import Block
+from tests.helpers.in_memory_data import Block, pixels
 from tests.helpers.process_groups import run_ranks
 
 OPTIONS = KNNOptions(k=7, temperature=0.05)
@@ -50,7 +52,12 @@ def measured(folder: Path) -> dict[str, float]:
         loader(folder / f"{split}.beton", most, rank, world)
         for split, most in zip(("train", "test"), MOST, strict=True)
     )
-    return accuracies({"pixels": raw_pixels(MEAN, STD), "untrained": encoder()}, train, test, OPTIONS, None)
+    network = encoder()
+    of: dict[str, Represent] = {
+        "pixels": raw_pixels(MEAN, STD),
+        "untrained": lambda batch: network(batch.views[0][:, 0]),
+    }
+    return accuracies(of, train, test, OPTIONS, None)
 
 
 def plain_knn(bank: NDArray, bank_label: NDArray, queries: NDArray, label: NDArray) -> float:
@@ -106,7 +113,7 @@ def test_a_bank_of_fewer_images_than_neighbours_and_large_images() -> None:
     """All of them vote; images of more than 64 pixels are reduced to that."""
     labels = torch.tensor([0, 1, 1])
     images = Block(torch.rand(3, 3, 80, 80), labels)
-    assert raw_pixels(MEAN, STD)(torch.zeros(2, 3, 80, 80)).shape == (2, 3 * 64 * 64)
+    assert raw_pixels(MEAN, STD)(make_batch(torch.zeros(2, 1, 3, 80, 80))).shape == (2, 3 * 64 * 64)
     found = accuracies({"pixels": raw_pixels(MEAN, STD)}, images, images, KNNOptions(k=200, temperature=1e-4), None)
     assert found == {"pixels": 1.0}
     among = accuracies({"pixels": raw_pixels(MEAN, STD)}, images, images, KNNOptions(k=200, temperature=1e-4), [1])
@@ -114,10 +121,10 @@ def test_a_bank_of_fewer_images_than_neighbours_and_large_images() -> None:
 
 
 def fails_on_one() -> str:
-    def fails(images: Tensor) -> Tensor:
+    def fails(batch: Batch) -> Tensor:
         if collectives.rank() == collectives.world_size() - 1:
             raise RuntimeError("no\nmemory")
-        return images.flatten(1)
+        return pixels(batch)
 
     images = Block(torch.rand(6, 3, 8, 8), torch.arange(6))
     try:

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.methods import collectives
 from kilobatch.trainer.evaluate import classify, fast_linear, knn, linear, moved
 from kilobatch.trainer.evaluate.class_subset import Relabelled, only_among
 from kilobatch.trainer.evaluate.features import Features, extract
 from kilobatch.trainer.evaluate.options import FastLinearOptions, KNNOptions, LinearOptions
-from tests.helpers.in_memory_data import Block, Shuffled, clusters, flat
+from tests.helpers.in_memory_data import Block, Shuffled, clusters, flat, pixels
 from tests.helpers.process_groups import run_ranks
 
 CLASSES, AMONG = 12, [1, 4, 5, 7, 9, 11]
@@ -56,17 +57,17 @@ SLOW, FAST = LinearOptions(epochs=3, batch=60, lr=0.05), FastLinearOptions(l2=0.
 def values(among: list[int] | None) -> dict[str, float]:
     train, test = Block(*TRAIN), asked()
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    found = dict(knn.evaluate(flat, train, test, KNNOptions(k=K, temperature=TEMPERATURE), among))
-    found |= dict(linear.evaluate(flat, Shuffled(*TRAIN, batch=60), test, CLASSES, SLOW, among))
-    found |= dict(fast_linear.evaluate(flat, train, test, CLASSES, FAST, among))
+    found = dict(knn.evaluate(pixels, train, test, KNNOptions(k=K, temperature=TEMPERATURE), among))
+    found |= dict(linear.evaluate(pixels, Shuffled(*TRAIN, batch=60), test, CLASSES, SLOW, among))
+    found |= dict(fast_linear.evaluate(pixels, train, test, CLASSES, FAST, among))
     found |= dict(classify.evaluate(prior, test, "classify", among))
-    return found | dict(moved.evaluate(flat, flat, train, test, mean, std, among))
+    return found | dict(moved.evaluate(pixels, pixels, train, test, mean, std, among))
 
 
-def prior(images: Tensor) -> Tensor:
+def prior(batch: Batch) -> Tensor:
     """Logits of a poor classifier, which prefers the classes that the test does not have."""
     bonus = torch.tensor([0.0 if number in AMONG else 9.0 for number in range(CLASSES)])
-    return images.flatten(1)[:, :CLASSES] + bonus
+    return pixels(batch)[:, :CLASSES] + bonus
 
 
 def test_labels_are_the_trainings() -> None:
@@ -79,14 +80,14 @@ def test_all_evaluators_predict_these_classes_alone() -> None:
     assert got["knn/top1"] == brute_force_knn(True)
     assert free["knn/top1"] == brute_force_knn(False)
     x = flat(TEST[0])
-    head = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, SLOW).head
-    bank = extract(flat, Block(*TRAIN))
+    head = linear.fit(pixels, Shuffled(*TRAIN, batch=60), CLASSES, SLOW).head
+    bank = extract(pixels, Block(*TRAIN))
     mean, scale = fast_linear.moments(bank.x)
     weight, bias = fast_linear.fit(Features((bank.x - mean) / scale, bank.label), CLASSES, FAST)
     for name, logits in (
         ("linear", head(x).detach()),
         ("fast_linear", (x - mean) / scale @ weight.T + bias),
-        ("classify", prior(TEST[0])),
+        ("classify", prior(make_batch(TEST[0][:, None]))),
     ):
         for k, share in brute_force_top(logits).items():
             assert got[f"{name}/top{k}"] == pytest.approx(share), (name, k)

@@ -5,13 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from kilobatch.data.batch import make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method
 from kilobatch.trainer.evaluate import knn
 from kilobatch.trainer.evaluate.features import Features, extract, gather_parts, gather_rows, representing
 from kilobatch.trainer.evaluate.options import KNNOptions
-from tests.helpers.in_memory_data import Block, clusters, flat
+from tests.helpers.in_memory_data import Block, clusters, flat, pixels
 from tests.helpers.process_groups import run_ranks
 
 CLASSES, K, TEMPERATURE = 5, 20, 0.07
@@ -72,8 +73,8 @@ def uneven() -> Uneven:
     """Fewer rows than ranks: some shards and some blocks of queries are empty."""
     images, labels = torch.eye(2)[:, :, None, None].expand(2, 2, 2, 2), torch.tensor([0, 1])
     options = KNNOptions(k=1)
-    shares = [share for _, share in knn.evaluate(flat, Block(images, labels), Block(images, labels), options)]
-    features = extract(flat, Block(images, labels))
+    shares = [share for _, share in knn.evaluate(pixels, Block(images, labels), Block(images, labels), options)]
+    features = extract(pixels, Block(images, labels))
     parts = gather_parts([(torch.tensor([collectives.rank()]),)] * collectives.rank())
     return (
         shares,
@@ -139,8 +140,8 @@ def test_features_are_of_evaluation_mode_and_modes_are_put_back() -> None:
     method.encoder.get_submodule("0").eval()
     before = [module.training for module in method.modules()]
     with pytest.raises(RuntimeError, match="stop here"), representing(method) as represent:
-        x = represent(torch.ones(3, 3, 2, 2))
-        assert torch.equal(x, represent(torch.ones(3, 3, 2, 2)))
+        x = represent(make_batch(torch.ones(3, 1, 3, 2, 2)))
+        assert torch.equal(x, represent(make_batch(torch.ones(3, 1, 3, 2, 2))))
         assert not x.requires_grad
         raise RuntimeError("stop here")
     assert [module.training for module in method.modules()] == before

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from kilobatch.data.batch import make_batch
+from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.errors import UserError
 from kilobatch.data.views.options import Crop, Photometric, Views
 from kilobatch.trainer.evaluate import fast_linear, linear
 from kilobatch.trainer.evaluate.features import Features, extract
 from kilobatch.trainer.evaluate.options import SEARCHED_RATES, FastLinearOptions, LinearOptions
-from tests.helpers.in_memory_data import Block, Shuffled, clusters, flat
+from tests.helpers.in_memory_data import Block, Shuffled, clusters, flat, pixels
 from tests.helpers.process_groups import run_ranks
 
 CLASSES = 6
@@ -24,14 +24,14 @@ FAST = FastLinearOptions(l2=0.05)
 
 
 def slow() -> tuple[Tensor, dict[str, float]]:
-    head = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, SLOW).head
-    values = dict(linear.evaluate(flat, Shuffled(*TRAIN, batch=60), Block(*TEST), CLASSES, SLOW))
+    head = linear.fit(pixels, Shuffled(*TRAIN, batch=60), CLASSES, SLOW).head
+    values = dict(linear.evaluate(pixels, Shuffled(*TRAIN, batch=60), Block(*TEST), CLASSES, SLOW))
     return head.weight.detach(), values
 
 
 def fast() -> tuple[Tensor, dict[str, float]]:
-    weight, _ = fast_linear.fit(extract(flat, Block(*TRAIN)), CLASSES, FAST)
-    return weight, dict(fast_linear.evaluate(flat, Block(*TRAIN), Block(*TEST), CLASSES, FAST))
+    weight, _ = fast_linear.fit(extract(pixels, Block(*TRAIN)), CLASSES, FAST)
+    return weight, dict(fast_linear.evaluate(pixels, Block(*TRAIN), Block(*TEST), CLASSES, FAST))
 
 
 def both() -> tuple[tuple[Tensor, dict[str, float]], tuple[Tensor, dict[str, float]]]:
@@ -75,13 +75,13 @@ def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:
     """Against softmax regression written without autograd."""
     options = LinearOptions(epochs=3, batch=60, lr=0.05, momentum=0.9)
     loader = Shuffled(*TRAIN, batch=60)
-    head = linear.fit(flat, loader, CLASSES, options).head
+    head = linear.fit(pixels, loader, CLASSES, options).head
     weight = torch.zeros(CLASSES, 192, dtype=torch.float64)
     velocity, step, total = torch.zeros_like(weight), 0, 3 * loader.steps_per_epoch
     bias, bias_velocity = torch.zeros(CLASSES, dtype=torch.float64), torch.zeros(CLASSES, dtype=torch.float64)
     for epoch in range(3):
         for batch in loader.epoch(epoch):
-            x = flat(batch.views[0][:, 0]).double()
+            x = pixels(batch).double()
             lr = 0.05 * 60 / 256 * (1 + torch.cos(torch.tensor(torch.pi * step / total, dtype=torch.float64))) / 2
             error = (x @ weight.T + bias).softmax(1) - torch.eye(CLASSES, dtype=torch.float64)[batch.label]
             gradient, bias_gradient = error.T @ x / len(x), error.mean(0)
@@ -98,7 +98,7 @@ def test_slow_probe_is_sgd_with_nesterov_and_a_cosine() -> None:
 def test_slow_probe_is_torchs_sgd(protocol: dict[str, Any], falls: dict[str, Any]) -> None:
     options = LinearOptions(epochs=3, batch=60, lr=0.05, **protocol, **falls)
     loader = Shuffled(*TRAIN, batch=60)
-    ours = linear.fit(flat, loader, CLASSES, options).head
+    ours = linear.fit(pixels, loader, CLASSES, options).head
     theirs = torch.nn.Linear(192, CLASSES).double()
     for parameter in theirs.parameters():
         torch.nn.init.zeros_(parameter)
@@ -113,7 +113,7 @@ def test_slow_probe_is_torchs_sgd(protocol: dict[str, Any], falls: dict[str, Any
     for epoch in range(3):
         for batch in loader.epoch(epoch):
             optimizer.zero_grad()
-            cross_entropy(theirs(flat(batch.views[0][:, 0]).double()), batch.label).backward()
+            cross_entropy(theirs(pixels(batch).double()), batch.label).backward()
             optimizer.step()
             if not falls:
                 by_steps.step()
@@ -128,9 +128,9 @@ GRID = LinearOptions(epochs=4, batch=60, lr=(3e3, 0.05), weight_decay=(0.0, 0.01
 
 
 def searched() -> tuple[Tensor, dict[str, float]]:
-    fitted = linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, GRID)
+    fitted = linear.fit(pixels, Shuffled(*TRAIN, batch=60), CLASSES, GRID)
     return fitted.head.weight.detach(), dict(
-        linear.evaluate(flat, Shuffled(*TRAIN, batch=60), Block(*TEST), CLASSES, GRID)
+        linear.evaluate(pixels, Shuffled(*TRAIN, batch=60), Block(*TEST), CLASSES, GRID)
     )
 
 
@@ -139,7 +139,7 @@ def test_search_is_the_best_rates_training_on_any_ranks() -> None:
     assert values["linear/lr"] == 0.05 and 0.5 < values["linear/held_out"] <= 1
     alone = GRID.model_copy(update={"lr": values["linear/lr"], "weight_decay": values["linear/weight_decay"]})
     torch.testing.assert_close(
-        weight, linear.fit(flat, Shuffled(*TRAIN, batch=60), CLASSES, alone).head.weight.detach()
+        weight, linear.fit(pixels, Shuffled(*TRAIN, batch=60), CLASSES, alone).head.weight.detach()
     )
     for of_rank, got in run_ranks(2, searched):
         torch.testing.assert_close(of_rank, weight, rtol=1e-4, atol=1e-6)
@@ -158,12 +158,12 @@ def test_held_out_images_choose_and_teach_nothing() -> None:
     for labels in (label, other):
         heads = linear.Heads(192, CLASSES, GRID, torch.device("cpu"))
         for batch in Shuffled(images, labels, batch=60).epoch(0):
-            right.append(heads.step(flat(batch.views[0][:, 0]), batch, 1.0))
+            right.append(heads.step(pixels(batch), batch, 1.0))
         weights.append(heads.weight.chunk(2))
     assert torch.equal(weights[0][1], weights[1][1])
     assert not torch.equal(weights[0][0], weights[1][0])
     assert not torch.equal(torch.stack(right[:5]).sum(0), torch.stack(right[5:]).sum(0))
-    _, counted = linear.fit_heads(flat, Shuffled(images, label, batch=60), CLASSES, GRID)
+    _, counted = linear.fit_heads(pixels, Shuffled(images, label, batch=60), CLASSES, GRID)
     assert (counted[0] == held.sum()).all()  # of four epochs the last alone chooses
 
 
@@ -179,8 +179,8 @@ def test_too_few_images_to_choose_by() -> None:
 def test_search_finds_the_rate_of_features_of_any_scale(scale: float) -> None:
     """Within a point of the best of the rates, each trained by itself: MoCo's features are small."""
 
-    def small(images: Tensor) -> Tensor:
-        return flat(images) * scale
+    def small(batch: Batch) -> Tensor:
+        return pixels(batch) * scale
 
     def top1(options: LinearOptions) -> float:
         found = linear.evaluate(small, Shuffled(*MANY, batch=256), Block(*MANY_TEST, batch=500), CLASSES, options)

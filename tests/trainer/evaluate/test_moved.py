@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.data.sources.specs import open_source
 from kilobatch.trainer.evaluate import moved
 from kilobatch.trainer.evaluate.features import gather_rows
 from kilobatch.trainer.evaluate.image_sample import ImageSample, collect
 from kilobatch.trainer.evaluate.images import to_bytes
 from kilobatch.trainer.evaluate.picture import _rows_of_many_classes, draw
-from tests.helpers.in_memory_data import Block
+from tests.helpers.in_memory_data import Block, pixels
 from tests.helpers.process_groups import run_ranks
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
@@ -29,13 +30,13 @@ def digits(split: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor,
     return (images / 255 - mean) / std, torch.tensor([label for _, label in rows]), list(source.classes)
 
 
-def mass(images: Tensor) -> Tensor:
+def mass(batch: Batch) -> Tensor:
     """A poor representation: the sums of rows. Those of columns are another."""
-    return images.mean(1).sum(2)
+    return batch.views[0][:, 0].mean(1).sum(2)
 
 
-def columns(images: Tensor) -> Tensor:
-    return images.mean(1).sum(1)
+def columns(batch: Batch) -> Tensor:
+    return batch.views[0][:, 0].mean(1).sum(1)
 
 
 def evaluated() -> tuple[dict[str, float], Tensor, ImageSample]:
@@ -96,7 +97,7 @@ def test_queries_are_of_as_many_classes_as_possible() -> None:
 
 def test_large_images_become_thumbnails() -> None:
     images = torch.zeros(4, 3, 96, 96)
-    sample = collect(lambda x: x.flatten(1)[:, :2], Block(images, torch.arange(4)), MEAN, STD, most=3)
+    sample = collect(lambda batch: pixels(batch)[:, :2], Block(images, torch.arange(4)), MEAN, STD, most=3)
     assert sample.image.shape == (2, 3, 64, 64)
     assert sample.label.tolist() == [0, 2]
     assert sample.image[0, :, 0, 0].tolist() == [128, 102, 76]  # the mean, in bytes (76.5 rounds to even)

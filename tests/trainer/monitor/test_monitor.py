@@ -127,7 +127,7 @@ def test_views_are_drawn_as_they_were(tmp_path: Path) -> None:
     views = (images / 255 - mean) / std
     assert torch.equal(to_bytes(views, MEAN, STD), images)
     monitor = Monitor(tmp_path, 1, 0, 1, quiet())
-    monitor.images(views, MEAN, STD)
+    monitor.images([views], MEAN, STD)
     monitor.picture(7, tmp_path / "pictures" / "views.png")
     monitor.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -140,6 +140,18 @@ def test_views_are_drawn_as_they_were(tmp_path: Path) -> None:
     assert picture.shape == (2 * (2 * 98 + 6) - 4, 8 * 98 + 2, 3)  # 16 samples in two bands, 32 px enlarged thrice
     assert np.array_equal(picture[3:99:3, 3:99:3], images[0, 0].permute(1, 2, 0))
     assert np.array_equal(picture[101:197:3, 101:197:3], images[1, 1].permute(1, 2, 0))
+
+
+def test_each_group_of_views_has_a_strip(tmp_path: Path) -> None:
+    groups = [torch.rand(8, count, 3, size, size) for count, size in ((2, 96), (3, 40))]
+    monitor = Monitor(tmp_path, 1, 0, 1, quiet())
+    monitor.images(groups, (0, 0, 0), (1, 1, 1))
+    monitor.close()
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "views.png")).transpose(2, 0, 1)
+    first, second = (grid(to_bytes(group, (0, 0, 0), (1, 1, 1))).numpy() for group in groups)
+    assert np.array_equal(picture[:, : first.shape[1]], first)
+    assert np.array_equal(picture[:, first.shape[1] :, : second.shape[2]], second)
+    assert (picture[:, first.shape[1] :, second.shape[2] :] == 255).all() and first.shape[2] > second.shape[2]
 
 
 def test_grid_of_large_views_is_not_enlarged() -> None:

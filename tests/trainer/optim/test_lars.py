@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kilobatch.data.errors import UserError
-from kilobatch.trainer.optim.lars import LARS, squares
+from kilobatch.trainer.optim.lars import LARS
+from kilobatch.trainer.optim.norms import squares
 
 LR, MOMENTUM, DECAY, TRUST = 0.7, 0.9, 1e-2, 0.02
 STEPS = 20

@@ -11,6 +11,7 @@ import torch
 from kilobatch.data.errors import UserError
 from kilobatch.launch.cli.convert import import_tensorflow
 from kilobatch.launch.worker.pretrained import load_method
+from kilobatch.methods.method import DataFacts
 from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.networks.resnet import ResNet
@@ -151,7 +152,7 @@ def test_selective_kernels_with_both_heads(tmp_path: Path, capsys: pytest.Captur
     assert "left out: global_step, head_supervised/linear_layer/dense/bias, " in capsys.readouterr().out
     found = read_variables(Bundle(tmp_path / "model"), 1, False)
     fine_tuned = FineTune(build_encoder(EncoderOptions.model_validate(found.encoder)), layer=1)
-    fine_tuned.prepare(0, 5)
+    fine_tuned.prepare(DataFacts(0, 5))
     fine_tuned.load_state_dict({name.removeprefix("method."): tensor for name, tensor in found.tensors.items()})
     agree(fine_tuned.eval().logits(ours), wanted["logits"])
 

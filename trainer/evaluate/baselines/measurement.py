@@ -46,7 +46,7 @@ def rows_of_rank(images: int, most: int) -> NDArray[np.int64]:
 
 def raw_pixels(mean: Triple, std: Triple) -> Represent:
     """The pixels as features, of images that were normalised with mean and std; larger images are reduced."""
-    return lambda images: thumbnails(to_bytes(images, mean, std)).flatten(1)
+    return lambda batch: thumbnails(to_bytes(batch.views[0][:, 0], mean, std)).flatten(1)
 
 
 def accuracies(
@@ -80,8 +80,7 @@ def _features(of: Mapping[str, Represent], images: Images) -> list[tuple[Tensor,
     """(labels, features of each representation) of each batch, on the CPU."""
     parts: list[tuple[Tensor, ...]] = []
     for batch in images:
-        views = batch.views[0][:, 0]
-        parts.append((batch.label.cpu(), *(represent(views).cpu() for represent in of.values())))
+        parts.append((batch.label.cpu(), *(represent(batch).cpu() for represent in of.values())))
         heartbeat()
     return parts
 
