@@ -22,7 +22,8 @@ encoder:
 TOLD = """kilobatch: 5 mistakes:
   override 'optimizer.lr' is not of the form section.key=value, such as optimizer.lr=4.8
   my.yaml line 5: 'method' has no key 'temprature'; did you mean 'temperature'?
-  override 'engine.b=2': 'engine' has no key 'b'; known: adversarial, chunks, clip, clip_by, compile, keep, precision, zero
+  override 'engine.b=2': 'engine' has no key 'b'; known: adversarial, chunks, clip, clip_by, compile, \
+keep, precision, zero
   my.yaml line 3: data.batch is many; it should be a valid integer
   my.yaml line 7: encoder.name is renet50; it should be 'resnet18', 'resnet34', 'resnet50', 'resnet101', \
 'resnet152', 'vit_small', 'vit_base' or 'convnet'; did you mean 'resnet50'?
