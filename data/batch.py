@@ -99,7 +99,7 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         fields = {name: change(x) for name, x in self.fields.items()}
         index, label, keys = change(self.index), change(self.label), change(self.keys)
-        return Batch(tuple(change(x) for x in self.views), index, label, keys, self.clock, fields or {})
+        return Batch(tuple(change(x) for x in self.views), index, label, keys, self.clock, fields)
 
 
 def blank(samples: int, groups: Sequence[ViewShape], fields: Mapping[str, tuple[int, ...]] | None = None) -> Batch:

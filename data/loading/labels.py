@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kilobatch.data.beton import read_labels, read_names, verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import LabelOptions, OrderOptions
-from kilobatch.data.loading.sampling import epoch_order, long_tail
+from kilobatch.data.loading.sampling import epoch_order, images_by_class, long_tail
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.path_names import composed, escaped
 from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of, is_beton, labels_of
@@ -47,8 +47,7 @@ def balanced_share(labels: NDArray[np.int64], classes: int, part: float, seed: i
     images; and a smaller part lies within a larger one of the same seed.
     """
     rounds = np.empty(len(labels), np.int64)  # the round in which each image would be taken
-    for label in range(classes):
-        members = np.flatnonzero(labels == label)
+    for label, members in images_by_class(labels).items():
         rounds[members[epoch_order(seed, label, len(members))]] = np.arange(len(members))
     place = np.empty(classes, np.int64)  # of each class within a round
     place[epoch_order(seed, classes, classes)] = np.arange(classes)

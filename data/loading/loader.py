@@ -194,11 +194,6 @@ class Loader:
             step_keys = sample_keys(self.seed, epoch * self.steps_per_epoch + step, made.names)
             yield Batch(views, made.index, label, step_keys, fields=made.fields)
 
-    def own_block(self) -> NDArray[np.int64]:
-        """This rank's block of the samples that batches are made of: the blocks in rank order are all of them, once."""
-        block = rank_block(self.samples, self.worker.rank, self.worker.world)
-        return block if self.sampler.used is None else self.sampler.used[block]
-
     def close(self) -> None:
         if self.prefetcher is not None:
             self.prefetcher.close()

@@ -25,7 +25,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
 def balanced_order(seed: int, epoch: int, labels: Indices, length: int) -> Indices:
     """(length,) places in `labels` (n,): in every run of as many as there are classes each class comes once, in an
     order of its own. A class's images are shuffled anew when all of them have come."""
-    members = _by_class(labels)
+    members = images_by_class(labels)
     turns = -(-length // len(members))
     columns = []
     for label, places in members.items():
@@ -43,7 +43,7 @@ def class_batches(seed: int, epoch: int, labels: Indices, steps: int, classes: i
     twice in a batch; what a round leaves over is another part each time. A class of fewer than `images` images has some
     of them several times.
     """
-    members = _by_class(labels)
+    members = images_by_class(labels)
     chosen = _draws(steps, classes, len(members), seed, epoch, CLASSES_OF_BATCHES).ravel()  # places among the classes
     by_class = np.argsort(chosen, kind="stable")
     visits = np.bincount(chosen, minlength=len(members))
@@ -56,7 +56,7 @@ def class_batches(seed: int, epoch: int, labels: Indices, steps: int, classes: i
 
 def long_tail(labels: Indices, ratio: float, form: Literal["exponential", "step"], seed: int) -> Indices:
     """The samples of a long-tailed part, ascending: options.LongTailed says which. labels: (samples,)."""
-    members = _by_class(labels)
+    members = images_by_class(labels)
     place, last = np.arange(len(members)), max(1, len(members) - 1)
     shares = ratio ** -(place / last if form == "exponential" else (place >= len(members) // 2).astype(float))
     counts = np.array([len(places) for places in members.values()])
@@ -155,7 +155,7 @@ class Sampler:
         return order
 
 
-def _by_class(labels: Indices) -> dict[int, Indices]:
+def images_by_class(labels: Indices) -> dict[int, Indices]:
     """The places in `labels`, ascending, of each class that has any."""
     present, starts = np.unique(np.sort(labels), return_index=True)
     return dict(zip(present.tolist(), np.split(np.argsort(labels, kind="stable"), starts[1:]), strict=True))

@@ -4,7 +4,6 @@ torch."""
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from kilobatch.data.errors import warn
 from kilobatch.data.files import describe_bytes
 from kilobatch.data.views.groups import pixels_of_views
 from kilobatch.launch.planning.answer import Answer, Request
+from kilobatch.launch.processes import parent_death
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.import_path import import_variables
 from kilobatch.launch.recipes.data import PreparedData
@@ -113,7 +113,7 @@ class Question:
         module = "kilobatch.launch.planning.answer"
         arguments = [str(self._folder), request.model_dump_json(), self._data.model_dump_json()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kilobatch.launch.processes.parent_death", str(os.getpid()), module, *arguments],
+            parent_death.command(module, *arguments),
             env=os.environ | import_variables() | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=self._written,

@@ -4,13 +4,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from kilobatch.launch.processes import parent_death
 from kilobatch.launch.processes.events import StopRequested
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.processes.import_path import import_variables
@@ -69,12 +69,11 @@ def serve_store(listening: socket.socket | None, group: WorkerGroup) -> Iterator
         yield
         return
     descriptor = listening.detach()
-    arguments = [str(os.getpid()), "kilobatch.trainer.ranks.store_server", str(descriptor), str(group.port)]
     # It inherits the blocked signals: SLURM sends them to all processes of a job, and the workers end first.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT})
     try:
         server = subprocess.Popen(
-            [sys.executable, "-m", "kilobatch.launch.processes.parent_death", *arguments],
+            parent_death.command("kilobatch.trainer.ranks.store_server", str(descriptor), str(group.port)),
             env=os.environ | import_variables(),
             stdin=subprocess.DEVNULL,
             pass_fds=[descriptor],

@@ -21,6 +21,11 @@ from kilobatch.trainer.ranks.garbage import collect_later
 _PR_SET_PDEATHSIG = 1
 
 
+def command(module: str, *arguments: str) -> list[str]:
+    """The command of a process that runs this module and dies with the one that starts it."""
+    return [sys.executable, "-m", __name__, str(os.getpid()), module, *arguments]
+
+
 def main() -> None:
     launcher, module = int(sys.argv[1]), sys.argv[2]
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:

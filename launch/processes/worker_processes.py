@@ -4,7 +4,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilobatch.data.cpus import spare_threads
-from kilobatch.launch.processes import failure_files
+from kilobatch.launch.processes import failure_files, parent_death
 from kilobatch.launch.processes.import_path import import_variables
 from kilobatch.launch.processes.output import WorkerOutput, tell
 from kilobatch.launch.processes.process_state import describe_process, thread_states
@@ -185,7 +184,7 @@ def _start(
     environment: dict[str, str], output: WorkerOutput, heartbeat_end: int, command: list[str]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "kilobatch.launch.processes.parent_death", str(os.getpid()), *command],
+        parent_death.command(*command),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output.workers_end,

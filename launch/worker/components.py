@@ -128,22 +128,26 @@ def order_of(method: Method) -> Callable[[int], NDArray[np.int64] | None] | None
     return order
 
 
-def clean_training_images(
-    recipe: Recipe, data: PreparedData, world: World, training: Loader, size: int | None
+def clean_loader(
+    recipe: Recipe,
+    world: World,
+    beton: Path,
+    *,
+    batch: int = CLEAN_BATCH,
+    size: int | None = None,
+    used: NDArray[np.int64] | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> PlainLoader:
-    """This rank's block of the samples that `training` makes batches of, once each and unaugmented. size: pixels; None:
-    those of the views."""
-    views, rows = recipe.data.groups[0], training.own_block()
+    """A loader of unaugmented images, prepared as the first group of views says. size: pixels; None: that group's;
+    batch, used, rows: as PlainLoader has them."""
+    views = recipe.data.groups[0]
     return PlainLoader(
-        data.train.beton,
-        size or views.size,
-        views.mean,
-        views.std,
-        loader_worker(recipe, world),
-        batch=CLEAN_BATCH,
+        *(beton, size or views.size, views.mean, views.std, loader_worker(recipe, world)),
+        batch=batch,
         interpolation=views.interpolation,
+        used=used,
         rows=rows,
-        fields=fields_of(recipe, data.train.beton),
+        fields=fields_of(recipe, beton),
     )
 
 

@@ -13,12 +13,11 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.data.sources.progress_bar import progress_bar
 from kilobatch.launch.processes.exit_status import INTERRUPTED
 from kilobatch.launch.recipes.references import recipe_of
 from kilobatch.launch.worker import flight_recorder
-from kilobatch.launch.worker.components import fields_of, loader_worker
+from kilobatch.launch.worker.components import clean_loader
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.pretrained import load_resolved
 from kilobatch.launch.worker.process_group import World, group_timeout, world_from_environment
@@ -66,14 +65,9 @@ def _compute(folder: Path, work: EmbeddingWork, world: World, parts: list[int]) 
     if not parts:
         return
     recipe = recipe_of(str(work.encoder))
-    method, views = load_resolved(work.encoder).to(world.device), recipe.data.groups[0]
-    loader = PlainLoader(
-        *(work.beton, views.size, views.mean, views.std, loader_worker(recipe, world)),
-        batch=work.batch,
-        interpolation=views.interpolation,
-        rows=np.concatenate([work.images(part) for part in parts]),
-        fields=fields_of(recipe, work.beton),
-    )
+    method = load_resolved(work.encoder).to(world.device)
+    rows_of_parts = np.concatenate([work.images(part) for part in parts])
+    loader = clean_loader(recipe, world, work.beton, batch=work.batch, rows=rows_of_parts)
     waiting, rows = iter(parts), list[Tensor]()
     part = next(waiting)
     collect_from_now_on()

@@ -18,7 +18,7 @@ from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import CLEAN_BATCH, fields_of, loader_of, loader_worker, method_of
+from kilobatch.launch.worker.components import clean_loader, loader_of, method_of
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -61,15 +61,11 @@ def suite_of(
     used = used_of(recipe, data)
 
     def clean(file: PreparedFile, used: NDArray[np.int64] | None = None, most: int | None = None) -> PlainLoader:
+        if most is None:
+            return clean_loader(recipe, world, file.beton, used=used)
         images = verify_beton(file.beton).samples if used is None else len(used)
-        return PlainLoader(
-            *(file.beton, views.size, views.mean, views.std, loader_worker(recipe, world)),
-            batch=CLEAN_BATCH if most is None else measurement.BATCH,
-            interpolation=views.interpolation,
-            used=used,
-            rows=None if most is None else measurement.rows_of_rank(images, most),
-            fields=fields_of(recipe, file.beton),
-        )
+        rows = measurement.rows_of_rank(images, most)
+        return clean_loader(recipe, world, file.beton, batch=measurement.BATCH, used=used, rows=rows)
 
     def untrained() -> Method:
         states = random_state(world.device)  # the training goes on with them

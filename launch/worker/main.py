@@ -20,6 +20,7 @@ import torch.distributed as dist
 from kilobatch.data import triton_support
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.files import is_full_disk
+from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.launch.processes.exit_status import INTERRUPTED
 from kilobatch.launch.recipes import changes
 from kilobatch.launch.recipes.data import PreparedData, data_sha256, labelled_of
@@ -29,7 +30,7 @@ from kilobatch.launch.runs.final_evaluation import REST
 from kilobatch.launch.worker import error_file, flight_recorder
 from kilobatch.launch.worker.baselines import with_baselines
 from kilobatch.launch.worker.components import (
-    clean_training_images,
+    clean_loader,
     data_of,
     images_of,
     loader_of,
@@ -211,13 +212,17 @@ def _build_loop(
     loader = loader_of(
         recipe, data, world, recipe.data.groups, batch, method.jigsaw, labelled, options, order_of(method), dtype
     )
+
+    def clean(size: int | None) -> PlainLoader:
+        return clean_loader(recipe, world, data.train.beton, size=size, used=loader.sampler.used)
+
     loop = Loop(
         engine=engine,
         loader=loader,
         views=recipe.data.groups[0],
         checkpoints=checkpoints,
         epochs=recipe.schedule.epochs,
-        features=TrainingFeatures(engine, partial(clean_training_images, recipe, data, world, loader), stop_requested),
+        features=TrainingFeatures(engine, clean, stop_requested),
         rates=lambda step: rates_at(recipe.schedule, recipe.optimizer, batch, step, loader.steps_per_epoch),
         evaluate=partial(after_epoch, recipe, suite),
         stop_requested=stop_requested,

@@ -1,30 +1,28 @@
 """Results of a method's hook before an epoch: the same on any ranks, once an epoch, and whole or not at all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.data.loading.loader import Loader
-from kilobatch.data.views.options import Views
 from kilobatch.methods import collectives
 from kilobatch.methods.method import EpochFeatures, Tensors
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
-from kilobatch.trainer.loop import Loop
-from kilobatch.trainer.optim.schedules import StepRates
 from kilobatch.trainer.training_features import TrainingFeatures
 from tests.helpers.in_memory_data import Block
 from tests.helpers.process_groups import run_ranks
-from tests.helpers.toy_method import Toy, own_batch, sgd_engine
+from tests.helpers.toy_loop import PER_EPOCH, Steps, toy_loop
+from tests.helpers.toy_method import Toy, sgd_engine
 
-PER_EPOCH, EPOCHS, SAMPLES = 3, 3, 9  # samples: unequal blocks, of which one has a batch more
+EPOCHS, SAMPLES = 3, 9  # samples: unequal blocks, of which one has a batch more
 IMAGES = torch.randn(SAMPLES, 3, 6, 6, generator=torch.Generator().manual_seed(3))
 
 
@@ -59,46 +57,15 @@ def gathered(index: Tensor) -> list[int]:
     return [i for i in collectives.gather(padded).tolist() if i >= 0]
 
 
-class Steps:
-    """Batches in memory, each step's its own."""
-
-    steps_per_epoch = PER_EPOCH
-
-    def __init__(self) -> None:
-        self.taken: list[int] = []
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        for step in range(epoch * PER_EPOCH + first_step, (epoch + 1) * PER_EPOCH):
-            self.taken.append(step)
-            yield own_batch(step)
-
-
 def trained(folder: Path, stop: Callable[[Steps, Centred], bool] = lambda steps, method: False) -> dict[str, Any]:
     """A training from the newest checkpoint on. stop: whether this rank has received a signal."""
     torch.manual_seed(0)
     method, steps = Centred(), Steps()
     engine = sgd_engine(method)
     with Checkpoints(folder, CheckpointOptions(keep_last=9), collectives.rank(), collectives.world_size()) as saving:
-        loop = Loop(
-            engine=engine,
-            loader=cast(Loader, steps),
-            views=Views(size=8),
-            checkpoints=saving,
-            epochs=EPOCHS,
-            rates=lambda step: StepRates(0.01),
-            evaluate=lambda epoch: {},
-            stop_requested=lambda: stop(steps, method),
-            monitor=None,
-            log_every=1,
-            recipe={},
-            images=0,
-            classes=["a"],
-            images_sha256="",
-            data_sha256="",
-            features=TrainingFeatures(
-                engine, lambda size: Block(IMAGES, torch.zeros(SAMPLES), 2), lambda: stop(steps, method)
-            ),
-        )
+        asked = partial(stop, steps, method)
+        features = TrainingFeatures(engine, lambda size: Block(IMAGES, torch.zeros(SAMPLES), 2), asked)
+        loop = toy_loop(engine, saving, steps, EPOCHS, asked, features)
         saved = list_checkpoints(folder)
         finished = loop.run(loop.restore(open_saved(max(saved.values()))) if saved else 0)
     state = {name: x.clone() for name, x in method.state_dict().items()}

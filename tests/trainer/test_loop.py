@@ -1,64 +1,27 @@
 """The loop ends where its steps are done or past, and its checkpoints record what a diverged training goes back to."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from kilobatch.data.batch import Batch
-from kilobatch.data.loading.loader import Loader
-from kilobatch.data.views.options import Views
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.checkpoint.reader import open_saved
 from kilobatch.trainer.checkpoint.writer import Checkpoints
 from kilobatch.trainer.divergence import describe_way_back
 from kilobatch.trainer.loop import Loop
-from kilobatch.trainer.optim.schedules import StepRates
 from kilobatch.trainer.step import NonFinite
 from tests.helpers.process_groups import run_ranks
-from tests.helpers.toy_method import own_batch, sgd_engine, toy
-
-PER_EPOCH = 3
-
-
-@dataclass
-class Steps:
-    """Three batches an epoch, in memory; `poisoned`: the steps whose images are no numbers."""
-
-    poisoned: int = -1
-    taken: list[int] = field(default_factory=list)
-    steps_per_epoch: int = PER_EPOCH
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        for step in range(epoch * PER_EPOCH + first_step, (epoch + 1) * PER_EPOCH):
-            self.taken.append(step)
-            batch = own_batch(step)
-            if step == self.poisoned:
-                batch.views[0][:] = float("nan")
-            yield batch
+from tests.helpers.toy_loop import Steps, toy_loop
+from tests.helpers.toy_method import sgd_engine, toy
 
 
 def loop(checkpoints: Checkpoints, steps: Steps, epochs: int, stop_after: int | None = None) -> Loop:
-    return Loop(
-        engine=sgd_engine(toy()),
-        loader=cast(Loader, steps),
-        views=Views(size=8),
-        checkpoints=checkpoints,
-        epochs=epochs,
-        rates=lambda step: StepRates(0.01),
-        evaluate=lambda epoch: {},
-        stop_requested=lambda: stop_after is not None and len(steps.taken) > stop_after,
-        monitor=None,
-        log_every=1,
-        recipe={},
-        images=0,
-        classes=["a"],
-        images_sha256="",
-        data_sha256="",
-    )
+    def stop() -> bool:
+        return stop_after is not None and len(steps.taken) > stop_after
+
+    return toy_loop(sgd_engine(toy()), checkpoints, steps, epochs, stop)
 
 
 def run(folder: Path, epochs: int, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
