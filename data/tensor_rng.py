@@ -14,6 +14,7 @@ UNIT = 1.0 / (1 << 53)  # of 53 random bits, as many as a float64 in [0, 1) hold
 STEP_SALT = 0x5851F42D4C957F2D  # keeps the keys of steps apart from those of epochs
 # Places, the first below the keys of samples. Each is used once in the project.
 NETWORK = 0x6E6574  # layers of networks, methods/networks/keyed_layers.py
+PARTNERS = 0x706169  # methods/partners.py
 
 
 def keys(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:

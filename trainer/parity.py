@@ -12,20 +12,20 @@ from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks import batch_norm, keyed_layers
 from kilobatch.methods.parity.lookup import standard
-from kilobatch.methods.parity.standard import Construction, Loss, Standard
+from kilobatch.methods.parity.standard import Arrange, Construction, Loss, Standard, by_method
 from kilobatch.trainer.chunking import Chunking
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import EngineOptions
 from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import forward_backward, join
+from kilobatch.trainer.training_features import TrainingFeatures
 
 Norm = Literal["fixed", "global", "local"]  # fixed: with the running statistics, so each sample is normalised alone
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
 RANKS = 1, 2, 3, 4
-SIDE = 12
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ def _rows(name: str, expected: Standard, ranks: int, got: "_Table") -> Iterator[
             if memory is not None and want.memory is not None:
                 yield _row(f"{name}, what it remembers", layout, precision, memory, want.memory, right=True)
     for construction, gradient in zip(expected.constructions, got.constructions, strict=False):
-        layout, want = ParityLayout("fixed", ranks, 1), _reference(expected, construction.formula, "fixed", 1)
+        layout, want = (
+            ParityLayout("fixed", ranks, 1),
+            _reference(expected, construction.formula, "fixed", 1, construction.arrange),
+        )
         yield _row(construction.name, layout, "fp64", gradient, want.gradient, right=construction.right)
 
 
@@ -134,8 +137,9 @@ def _method(expected: Standard, mode: Norm) -> Method:
 def _batch(expected: Standard) -> Batch:
     """The global batch."""
     generator, samples = torch.Generator().manual_seed(1), expected.samples
-    views = torch.randn(samples, expected.views, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
-    return make_batch(views, label=expected.labels(samples), clock=HALF_WAY)
+    shapes = [(samples, group.count, 3, group.size, group.size) for group in expected.groups]
+    views = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return make_batch(views, label=expected.labels(samples), clock=HALF_WAY, fields=expected.fields(samples))
 
 
 class _StepResult(NamedTuple):
@@ -145,17 +149,22 @@ class _StepResult(NamedTuple):
     memory: Tensor | None
 
 
-def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int) -> _StepResult:
+def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int, arrange: Arrange = by_method) -> _StepResult:
     """The formula in one process by autograd, with torch's own BatchNorm in place of this project's."""
     method = _method(expected, mode)
     for name, ours in list(method.named_modules()):
         if isinstance(ours, batch_norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
-    chunks = _batch(expected).chunks(parts)
+    whole = _batch(expected)
+    _begin_epoch(PlainEngine(method, len(whole)), whole)
+    batch = arrange(method, whole)
+    chunks = batch.chunks(parts)
     z = join([_embed(method, part) for part in chunks])
     t = join([_target(method, part) for part in chunks])
-    formula(method, z, t).backward()
-    return _StepResult(_flat(method), _sorted(expected.remembered(method, z, t)) if expected.remembered else None)
+    formula(method, z, t, batch).backward()
+    return _StepResult(
+        _flat(method), _sorted(expected.remembered(method, z, t, batch)) if expected.remembered else None
+    )
 
 
 class _TorchNorm(nn.BatchNorm2d):
@@ -169,6 +178,23 @@ def _torch_norm(ours: batch_norm.BatchNorm) -> nn.BatchNorm2d:
     theirs.weight.requires_grad_(isinstance(ours.weight, nn.Parameter))
     theirs.bias.requires_grad_(ours.bias is not None)
     return theirs
+
+
+def _begin_epoch(engine: Engine, whole: Batch) -> None:
+    """Calls the method's hook before an epoch. whole: the global batch, whose samples are the training data here."""
+    with torch.no_grad():
+        engine.method.before_epoch(0, TrainingFeatures(engine, lambda size: _Block(whole), lambda: False))
+
+
+class _Block:
+    """This rank's block of a batch's samples, of each its first view."""
+
+    def __init__(self, whole: Batch) -> None:
+        self.samples, self._whole = len(whole), whole.replaced(views=tuple(x[:, :1] for x in whole.views[:1]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = torch.arange(self.samples).tensor_split(collectives.world_size())[collectives.rank()]
+        yield from map(self._whole.rows, own.split(5))
 
 
 class PlainEngine(Engine):
@@ -234,7 +260,9 @@ def _table(expected: Standard, work: str) -> _Table:
         for precision, dtype in DTYPE.items():
             method = _method(expected, layout.norm).to(dtype)
             batch = mine.to(dtype)
-            outcome = forward_backward(PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept), batch)
+            engine = PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept)
+            _begin_epoch(engine, _batch(expected).to(dtype))
+            outcome = forward_backward(engine, batch)
             gradient = collectives.mean(_flat(method))
             method.update(outcome.z, outcome.t, outcome.batch)
             memory = _sorted(collectives.gather(expected.held(method))) if expected.held else None
@@ -249,7 +277,9 @@ def _table(expected: Standard, work: str) -> _Table:
 
 def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:
     method = _method(expected, "fixed")
-    construction.loss(method, _embed(method, mine), _target(method, mine)).backward()
+    _begin_epoch(PlainEngine(method, len(mine)), _batch(expected))
+    batch = construction.arrange(method, mine)
+    construction.loss(method, _embed(method, batch), _target(method, batch), batch).backward()
     return collectives.mean(_flat(method))
 
 

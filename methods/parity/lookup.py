@@ -14,7 +14,9 @@ def known() -> list[str]:
 
 
 def standard(method: str) -> Standard:
-    """The standard of a method. Raises UserError if it has none."""
+    """The standard of a method, by its name or that of a module with a STANDARD. Raises UserError if it has none."""
+    if "." in method:
+        return importlib.import_module(method).STANDARD
     if method not in known():
         raise UserError(f"there is no parity table for '{method}'{choices(method, known())}")
     return importlib.import_module(f"kilobatch.methods.parity.formulas.{method}").STANDARD

@@ -5,17 +5,19 @@ with other options, is in <name>_<form>.py. A formula uses nothing of the method
 gradients in closed form, nothing of methods.losses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.options import Mode
 
-Loss = Callable[[Method, Tensors, Tensors], Tensor]  # method, z, t -> 0-dim
+Loss = Callable[[Method, Tensors, Tensors, Batch], Tensor]  # method, z, t, batch -> 0-dim
+Arrange = Callable[[Method, Batch], Batch]
 TEMPERATURE = 0.2
 
 
@@ -24,15 +26,34 @@ def no_labels(samples: int) -> Tensor:
     return torch.zeros(samples, dtype=torch.int64)
 
 
+def no_fields(samples: int) -> dict[str, Tensor]:
+    """Fields for a method that needs none."""
+    return {}
+
+
+def by_method(method: Method, batch: Batch) -> Batch:
+    """The batch as the method itself arranges it."""
+    return method.arrange(batch)
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """A group of views: how many of each sample, and the pixels of their sides."""
+
+    count: int = 2
+    size: int = 12
+
+
 @dataclass(frozen=True)
 class Construction:
-    """A way to compute a loss on several ranks. loss: of one rank's samples; formula: the loss of all samples in one
-    process, which it should equal; right: True if the two have the same gradient."""
+    """A way to compute a loss on several ranks. loss: of one rank's samples, as `arrange` arranges them; formula: the
+    loss of all samples in one process, which it should equal; right: True if the two have the same gradient."""
 
     name: str
     loss: Loss
     formula: Loss
     right: bool
+    arrange: Arrange = by_method
 
 
 @dataclass(frozen=True)
@@ -42,17 +63,19 @@ class Standard:
 
     formula: the loss of all samples in one process. held: the rows (m, D) of a rank's memory; remembered: the rows of
     all ranks after one update, in any order, computed by plain code in one process from the method before the update,
-    z and t. views: of each sample; labels: (samples,) int64, of all samples, from their number.
+    z, t and the batch. groups: of views; labels: (samples,) int64, of all samples, from their number; fields: (samples,
+    ...) each, likewise.
     """
 
     build: Callable[[Mode], Method]
     formula: Loss
     constructions: tuple[Construction, ...] = ()
     samples: int = 24  # of the global batch
-    views: int = 2
+    groups: tuple[GroupShape, ...] = (GroupShape(),)
     labels: Callable[[int], Tensor] = no_labels
+    fields: Callable[[int], Mapping[str, Tensor]] = no_fields
     held: Callable[[Method], Tensor] | None = None
-    remembered: Callable[[Method, Tensors, Tensors], Tensor] | None = None
+    remembered: Loss | None = None
 
 
 def own_slice(z: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -11,7 +12,7 @@ from kilobatch.methods.papers.distill import Distill
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.parity.formulas import finetune
 from kilobatch.methods.parity.formulas.finetune import SAMPLES, cross_entropies, prepared
-from kilobatch.methods.parity.standard import Construction, Standard, own_slice
+from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, own_slice
 
 TEMPERATURE, ALPHA = 0.7, 0.6
 
@@ -42,22 +43,20 @@ def sums(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, Tenso
     return cross_entropies(student[labelled], label[labelled]).sum(), by_teacher
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    n = len(z["logits"])
-    by_label, by_teacher = sums(z["logits"], t["logits"], labels(SAMPLES)[collectives.local_rows(n)])
-    return ((1 - ALPHA) * by_label + ALPHA * by_teacher) / n
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+    by_label, by_teacher = sums(z["logits"], t["logits"], batch.label)
+    return ((1 - ALPHA) * by_label + ALPHA * by_teacher) / len(batch)
 
 
-def _labelled_mean(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def _labelled_mean(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The first sum divided by the number of this rank's labelled images."""
-    n = len(z["logits"])
-    label = labels(SAMPLES)[collectives.local_rows(n)]
-    by_label, by_teacher = sums(z["logits"], t["logits"], label)
-    return (1 - ALPHA) * by_label / (label >= 0).sum() + ALPHA * by_teacher / n
+    by_label, by_teacher = sums(z["logits"], t["logits"], batch.label)
+    return (1 - ALPHA) * by_label / (batch.label >= 0).sum() + ALPHA * by_teacher / len(batch)
 
 
-def _whole(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    by_label, by_teacher = sums(own_slice(z["logits"]), collectives.gather(t["logits"]), labels(SAMPLES))
+def _whole(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+    student, teacher, label = own_slice(z["logits"]), collectives.gather(t["logits"]), collectives.gather(batch.label)
+    by_label, by_teacher = sums(student, teacher, label)
     return ((1 - ALPHA) * by_label + ALPHA * by_teacher) / SAMPLES
 
 
@@ -70,6 +69,6 @@ STANDARD = Standard(
         Construction("whole loss on every rank, own slice", _whole, formula, False),
     ),
     samples=SAMPLES,
-    views=1,
+    groups=(GroupShape(1),),
     labels=labels,
 )

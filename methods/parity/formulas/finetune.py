@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
-from kilobatch.methods.parity.standard import Construction, Standard, own_slice
+from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, own_slice
 
 SAMPLES, CLASSES = 48, 5
 
@@ -34,9 +35,8 @@ def cross_entropies(logits: Tensor, label: Tensor) -> Tensor:
     return -(e[torch.arange(len(e)), label] / e.sum(1)).log()
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
-    n = len(z["logits"])
-    return cross_entropies(z["logits"], labels(SAMPLES)[collectives.local_rows(n)]).mean()
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
+    return cross_entropies(z["logits"], batch.label).mean()
 
 
 STANDARD = Standard(
@@ -46,12 +46,12 @@ STANDARD = Standard(
         Construction("the mean of each rank's own images", formula, formula, True),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: cross_entropies(own_slice(z["logits"]), labels(SAMPLES)).mean(),
+            lambda method, z, t, batch: cross_entropies(own_slice(z["logits"]), collectives.gather(batch.label)).mean(),
             formula,
             False,
         ),
     ),
     samples=SAMPLES,
-    views=1,
+    groups=(GroupShape(1),),
     labels=labels,
 )

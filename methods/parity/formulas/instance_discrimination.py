@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.data.counter_rng import key, uniform
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method, Tensors
@@ -57,7 +58,7 @@ def all_rows(method: Method) -> Tensor:
     return rows.transpose(0, 1).flatten(0, 1)
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     v = z["v"][:, 0]
     return nce_formula(v, held(method), 0) + _proximal(v, held(method), 0)
 
@@ -66,20 +67,20 @@ def held(method: Method) -> Tensor:
     return cast(InstanceDiscrimination, method).bank.rows
 
 
-def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The bank with the rows of the step's images moved and scaled to length 1."""
     rows, v = held(method).clone(), z["v"][:, 0].detach()
     rows[: len(v)] = F.normalize(MOMENTUM * rows[: len(v)] + (1 - MOMENTUM) * v, dim=1)
     return rows
 
 
-def _z_of_rank(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def _z_of_rank(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The loss with a constant Z estimated from this rank's images alone."""
     v, first = z["v"][:, 0], collectives.rank() * len(z["v"])
     return nce_formula(v, all_rows(method), first) + _proximal(v, all_rows(method), first)
 
 
-def _whole_loss(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def _whole_loss(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     v, rows = own_slice(z["v"][:, 0]), all_rows(method)
     return nce_formula(v, rows, 0) + _proximal(v, rows, 0)
 

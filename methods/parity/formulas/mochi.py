@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.data.counter_rng import key, uniform
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
@@ -60,7 +61,7 @@ def mochi_formula(q: Tensor, k: Tensor, keys: Tensor, first: int, mixed_from: Te
     return torch.stack(losses).mean()
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     return mochi_formula(z["q"], t["k"], held(method), 0)
 
 
@@ -70,7 +71,7 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "the queue of all ranks on every rank",
-            lambda method, z, t: mochi_formula(
+            lambda method, z, t, batch: mochi_formula(
                 z["q"], t["k"], collectives.gather(held(method)), collectives.rank() * len(z["q"])
             ),
             formula,
@@ -78,7 +79,7 @@ STANDARD = Standard(
         ),
         Construction(
             "mixed from the own rank's part of the queue",
-            lambda method, z, t: mochi_formula(
+            lambda method, z, t, batch: mochi_formula(
                 z["q"], t["k"], collectives.gather(held(method)), collectives.rank() * len(z["q"]), held(method)
             ),
             formula,
@@ -86,7 +87,7 @@ STANDARD = Standard(
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: mochi_formula(
+            lambda method, z, t, batch: mochi_formula(
                 own_slice(z["q"]), collectives.gather(t["k"]), collectives.gather(held(method)), 0
             ),
             formula,

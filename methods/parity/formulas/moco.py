@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method, Tensors
@@ -29,7 +30,7 @@ def infonce_formula(q: Tensor, k: Tensor, keys: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64))
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The loss against this rank's part of the queue, which is the whole queue in one process."""
     return infonce_formula(z["q"], t["k"], held(method))
 
@@ -38,7 +39,7 @@ def held(method: Method) -> Tensor:
     return cast(MoCo, method).queue.keys
 
 
-def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """Algorithm 1: the step's keys replace the oldest. Before the step the queue goes from the oldest to the newest."""
     return torch.cat([held(method), t["k"][:, 0]])[-KEYS:]
 
@@ -49,7 +50,7 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "the queue of all ranks on every rank",
-            lambda method, z, t: infonce_formula(z["q"], t["k"], collectives.gather(held(method))),
+            lambda method, z, t, batch: infonce_formula(z["q"], t["k"], collectives.gather(held(method))),
             formula,
             True,
         ),
@@ -61,7 +62,7 @@ STANDARD = Standard(
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: infonce_formula(
+            lambda method, z, t, batch: infonce_formula(
                 own_slice(z["q"]), collectives.gather(t["k"]), collectives.gather(held(method))
             ),
             formula,

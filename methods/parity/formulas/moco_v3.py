@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -16,7 +17,7 @@ def build(mode: Mode) -> Method:
     return MoCoV3(ConvNet(4, mode), temperature=TEMPERATURE, dim=8, hidden=32)
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """Chen et al., algorithm 1: loss = ctr(q1, k2) + ctr(q2, k1), all samples in one process."""
     return _symmetric(z["q"], t["k"], 0)
 
@@ -36,14 +37,16 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "own queries, keys gathered without gradient",  # they carry none
-            lambda method, z, t: _symmetric(z["q"], no_gradient(t["k"]), collectives.rank() * len(z["q"])),
+            lambda method, z, t, batch: _symmetric(z["q"], no_gradient(t["k"]), collectives.rank() * len(z["q"])),
             formula,
             True,
         ),
-        Construction("keys of the own rank only", lambda method, z, t: _symmetric(z["q"], t["k"], 0), formula, False),
+        Construction(
+            "keys of the own rank only", lambda method, z, t, batch: _symmetric(z["q"], t["k"], 0), formula, False
+        ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: _symmetric(own_slice(z["q"]), collectives.gather(t["k"]), 0),
+            lambda method, z, t, batch: _symmetric(own_slice(z["q"]), collectives.gather(t["k"]), 0),
             formula,
             False,
         ),

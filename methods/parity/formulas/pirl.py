@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -28,7 +29,7 @@ def softmax_formula(v: Tensor, rows: Tensor, first: int) -> Tensor:
     return PRETEXT * jigsaw + (1 - PRETEXT) * image
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     return softmax_formula(z["v"], held(method), 0)
 
 
@@ -38,19 +39,21 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "the bank of all ranks on every rank",
-            lambda method, z, t: softmax_formula(z["v"], all_rows(method), collectives.rank() * len(z["v"])),
+            lambda method, z, t, batch: softmax_formula(z["v"], all_rows(method), collectives.rank() * len(z["v"])),
             formula,
             True,
         ),
         Construction(
             "the rows of the own rank's images only",
-            lambda method, z, t: softmax_formula(z["v"], all_rows(method)[collectives.local_rows(len(z["v"]))], 0),
+            lambda method, z, t, batch: softmax_formula(
+                z["v"], all_rows(method)[collectives.local_rows(len(z["v"]))], 0
+            ),
             formula,
             False,
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: softmax_formula(own_slice(z["v"]), all_rows(method), 0),
+            lambda method, z, t, batch: softmax_formula(own_slice(z["v"]), all_rows(method), 0),
             formula,
             False,
         ),

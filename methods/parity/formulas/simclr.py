@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -103,7 +104,7 @@ def _off_diagonal(x: Tensor) -> Tensor:
 
 
 def _of_method(loss: Pairing) -> Loss:
-    def loss_of_method(method: Method, z: Tensors, t: Tensors) -> Tensor:
+    def loss_of_method(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         z1, z2 = z["z"].unbind(1)
         return loss(z1, z2)
 

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -18,7 +19,7 @@ def build(mode: Mode) -> Method:
     return SimCLR(ConvNet(4, mode), temperature=TEMPERATURE, dim=8, loss="clip", learn_temperature=True)
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     z1, z2 = z["z"].unbind(1)
     return clip_formula(z1, z2, temperature(method))
 
@@ -29,7 +30,7 @@ def temperature(method: Method) -> Tensor:
     return torch.exp(-scale)
 
 
-def fixed_temperature(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def fixed_temperature(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The formula with a temperature that has no gradient."""
     z1, z2 = z["z"].unbind(1)
     return clip_formula(z1, z2, temperature(method).detach())
@@ -41,14 +42,14 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "whole loss on every rank, gather whose backward sums",
-            lambda method, z, t: formula(method, {"z": collectives.gather(z["z"])}, t),
+            lambda method, z, t, batch: formula(method, {"z": collectives.gather(z["z"])}, t, batch),
             formula,
             True,
         ),
         # The temperature's gradient would be whole while the weights' would be a quarter, so it has none here.
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: fixed_temperature(method, {"z": own_slice(z["z"])}, t),
+            lambda method, z, t, batch: fixed_temperature(method, {"z": own_slice(z["z"])}, t),
             fixed_temperature,
             False,
         ),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
@@ -31,7 +32,7 @@ def formula_with_keys(z: Tensor, keys: Tensor) -> Tensor:
     return F.cross_entropy(logits, own_columns.roll(len(z)))
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The loss with this rank's part of the queue, which is the whole queue in one process."""
     return formula_with_keys(z["z"], held(method))
 
@@ -40,7 +41,7 @@ def held(method: Method) -> Tensor:
     return cast(Queue, cast(SimCLRV2, method).queue).keys
 
 
-def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The step's keys replace the oldest. Before the step the queue goes from the oldest to the newest."""
     return torch.cat([held(method), t["key"]])[-KEYS:]
 
@@ -57,19 +58,19 @@ STANDARD = Standard(
         ),
         Construction(
             "the batch of all ranks, the own rank's part of the queue",
-            lambda method, z, t: formula_with_keys(collectives.gather(z["z"]), held(method)),
+            lambda method, z, t, batch: formula_with_keys(collectives.gather(z["z"]), held(method)),
             formula,
             False,
         ),
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t: formula_with_keys(own_slice(z["z"]), collectives.gather(held(method))),
+            lambda method, z, t, batch: formula_with_keys(own_slice(z["z"]), collectives.gather(held(method))),
             formula,
             False,
         ),
         Construction(
             "whole loss on every rank, gather whose backward sums",
-            lambda method, z, t: formula_with_keys(collectives.gather(z["z"]), collectives.gather(held(method))),
+            lambda method, z, t, batch: formula_with_keys(collectives.gather(z["z"]), collectives.gather(held(method))),
             formula,
             True,
         ),
