@@ -55,6 +55,7 @@ class ProtocolToy(Method):
     further_groups: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     kept: ClassVar[str] = "teacher.network"
+    encoder: Net
     counts: Tensor
     center: Tensor
     cluster: Tensor
@@ -65,7 +66,7 @@ class ProtocolToy(Method):
         super().__init__()
         self.encoder = Net(norm)
         self.head = nn.Linear(DIM, DIM)
-        self.text = nn.Embedding(WORDS, DIM)
+        self.table = nn.Embedding(WORDS, DIM)
         self.prototypes = nn.Parameter(torch.randn(CLUSTERS, DIM))
         self.temperature = nn.Parameter(torch.tensor([TEMPERATURE]))
         self.frozen = nn.Parameter(torch.ones(3))
@@ -113,7 +114,7 @@ class ProtocolToy(Method):
         """(n, D) of one caption of each sample, by its key."""
         captions = batch.fields["tokens"]
         which = (uniforms(child(batch.keys, CAPTION), torch.zeros_like(batch.keys)) * CAPTIONS).long()
-        return self.text(captions[torch.arange(len(batch)), which]).mean(1)
+        return self.table(captions[torch.arange(len(batch)), which]).mean(1)
 
     def target(self, batch: Batch) -> Tensors:
         return {"t": unit(self.teacher(batch.views[0][:, 1]))}
@@ -142,7 +143,7 @@ class ProtocolToy(Method):
         return [
             ParameterGroup("prototypes", from_epoch=1.5),
             ParameterGroup("frozen", from_epoch=float("inf")),
-            ParameterGroup("text", lr=0.5, schedule=False, decay=2.0),
+            ParameterGroup("table", lr=0.5, schedule=False, decay=2.0),
             ParameterGroup("head", adapt=False),
         ]
 

@@ -110,7 +110,7 @@ def train(
         return None if found is None else found.numpy()
 
     def clean(size: int | None) -> Images:
-        return PlainLoader(beton, size or 12, (0.5,) * 3, (0.2,) * 3, worker, batch=FEATURES)
+        return PlainLoader(beton, size or 12, VIEWS[0].mean, VIEWS[0].std, worker, batch=FEATURES)
 
     loading = Loader(beton, VIEWS, worker, batch=SAMPLES, seed=3, order=order, fields=("tokens",))
     saving = Checkpoints(folder, CheckpointOptions(every_steps=2, every_minutes=None, keep_last=9), rank, world)

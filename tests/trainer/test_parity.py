@@ -17,11 +17,12 @@ METHODS = {
     "finetune": (False, 1),
     "distill": (False, 2),
 }
+TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, list[ParityRow]]:
-    return parity_tables("simclr", *METHODS)
+    return parity_tables("simclr", TOY, *METHODS)
 
 
 @pytest.fixture
@@ -58,6 +59,17 @@ def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list
     wrong = {row.name: row for row in rows if not row.right}
     assert len(wrong) == wrongs and all(row.error > 0.04 for row in wrong.values())
     assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
+
+
+def test_every_place_of_the_protocol_is_exact(tables: dict[str, list[ParityRow]]) -> None:
+    rows = tables[TOY]
+    assert [row for row in rows if not row.ok] == []
+    assert [sum(row.name == name for row in rows) for name in (TOY, f"{TOY}, what it remembers")] == [
+        2 * len(LAYOUTS)
+    ] * 2
+    right, wrong = (row for row in rows if row.name.startswith("partners"))
+    assert right.right and wrong.name == "partners among a rank's whole batch"
+    assert wrong.error > 0.04 and not wrong.right
 
 
 def test_an_unknown_method_is_refused() -> None:

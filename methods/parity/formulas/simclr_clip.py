@@ -49,7 +49,7 @@ STANDARD = Standard(
         # The temperature's gradient would be whole while the weights' would be a quarter, so it has none here.
         Construction(
             "whole loss on every rank, own slice",
-            lambda method, z, t, batch: fixed_temperature(method, {"z": own_slice(z["z"])}, t),
+            lambda method, z, t, batch: fixed_temperature(method, {"z": own_slice(z["z"])}, t, batch),
             fixed_temperature,
             False,
         ),
