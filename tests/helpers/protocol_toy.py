@@ -55,7 +55,7 @@ class ProtocolToy(Method):
     further_groups: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     kept: ClassVar[str] = "teacher.network"
-    encoder: Net
+    encoder: Net  # pyright: ignore[reportIncompatibleVariableOverride]
     counts: Tensor
     center: Tensor
     cluster: Tensor
