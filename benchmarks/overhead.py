@@ -119,7 +119,7 @@ def pairs(folder: Path, recipe: Recipe, width: int, epochs: int) -> Tensor:
         method = simclr(width)
         optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
         loop = Loop(
-            engine=Engine(method, optimizer, recipe.engine, device, batch),
+            engine=Engine(method, optimizer, recipe.engine.decided("fp32").options(), device, batch),
             loader=loader,
             views=recipe.data.groups[0],
             checkpoints=checkpoints,

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from kilobatch.data.batch import blank, make_batch
 from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
-from kilobatch.launch.planning.machines import find_machine
+from kilobatch.launch.planning.machines import find_machine, on_machine
 from kilobatch.launch.planning.memory import peak_memory
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe
 from kilobatch.launch.worker.pretrained import build_of_recipe
@@ -57,6 +57,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
 
 
 def predicted(recipe: Recipe, ranks: int) -> int:
+    recipe = on_machine(recipe, find_machine("cpu"))
     layout = StepLayout(ranks, recipe.data.batch // ranks, int(recipe.engine.chunks))
     keep = recipe.engine.keep if isinstance(recipe.engine.keep, int) else layout.chunks
     peak = peak_memory(
@@ -72,7 +73,7 @@ def predicted(recipe: Recipe, ranks: int) -> int:
 
 def measured(name: str, changes: list[str]) -> int:
     """Bytes that this rank takes."""
-    recipe = resolve_recipe(name, changes)
+    recipe = on_machine(resolve_recipe(name, changes), find_machine("cpu"))
     n = recipe.data.batch // collectives.world_size()
     pixels = [torch.randn_like(group) for group in blank(n, recipe.data.groups).views]
     batch = make_batch(pixels, label=torch.arange(n) % CLASSES)
@@ -81,7 +82,7 @@ def measured(name: str, changes: list[str]) -> int:
         engine = Engine(
             method,
             optimizers.build_optimizer(recipe.optimizer, method, recipe.data.batch),
-            recipe.engine,
+            recipe.engine.options(),
             torch.device("cpu"),
             n,
         )

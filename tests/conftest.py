@@ -2,6 +2,7 @@
 tests of a file stay together, as they share what is dear to make), and leaves those out that start processes themselves
 (--quick, as make quick does)."""
 
+import os
 import sys
 from collections.abc import Generator
 from multiprocessing.process import BaseProcess
@@ -44,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")  # without bf16: one precision on every machine
     collect_later()
     if config.getoption("--quick"):
         config.pluginmanager.register(ProcessGuard())

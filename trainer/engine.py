@@ -222,7 +222,8 @@ class Engine:
 
 def autocast(precision: str, device: str) -> torch.autocast:
     """The autocast context of engine.precision ("fp32", "bf16" or "fp16") on this kind of device; off in fp32."""
-    return torch.autocast(device, AUTOCAST.get(precision), enabled=precision != "fp32")
+    dtype = None if precision == "fp32" else AUTOCAST[precision]
+    return torch.autocast(device, dtype, enabled=dtype is not None)
 
 
 def _initialize(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ZERO_OPTIMIZERS = ("lars", "sgd", "adamw")
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class AdversarialOptions(BaseModel):
@@ -21,13 +22,11 @@ class AdversarialOptions(BaseModel):
 
 
 class EngineOptions(BaseModel):
-    """Recipe section `engine`."""
+    """The engine's options: those of recipe section `engine`, with a precision that is decided."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of autocast; parameters are always fp32"
-    )
+    precision: Precision = "fp32"
     zero: Literal[0, 1, 2] = Field(
         default=0,
         description="DeepSpeed's ZeRO stage; 1: a rank has its share of the optimizer's state; 2: and of the gradients",
@@ -85,6 +84,24 @@ class EngineOptions(BaseModel):
         if self.keep != "auto" and self.chunks != "auto" and self.keep > self.chunks:
             raise ValueError(f"keep {self.keep} is more than chunks {self.chunks}; use at most that, or auto")
         return self
+
+
+class EngineSection(EngineOptions):
+    """Recipe section `engine`."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="auto",
+        description="of autocast; parameters are always fp32; auto: bf16 where all workers' devices have units for it, "
+        "else fp32, and for the whole run as at its start",
+    )
+
+    def decided(self, precision: Precision) -> "EngineSection":
+        """With this precision where it is auto."""
+        return self.model_copy(update={"precision": precision}) if self.precision == "auto" else self
+
+    def options(self) -> EngineOptions:
+        """For an engine; the precision has to be decided."""
+        return EngineOptions(**self.model_dump())
 
 
 def zero_problem(zero: int, optimizer: str) -> str | None:

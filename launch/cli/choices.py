@@ -97,8 +97,8 @@ def choose(seen: Survey, place: Place, base_name: str, base: Recipe, batch: int 
     }
     if chunks > 1:
         chosen["engine.chunks"] = Choice(chunks, f"parts of a worker's batch, so that it fits into {place.name}")
-    if place.cpu and base.engine.precision != "fp32":
-        chosen["engine.precision"] = Choice("fp32", "most CPUs gain nothing by fewer bits")
+    if place.cpu and base.engine.precision not in ("auto", "fp32"):
+        chosen["engine.precision"] = Choice("auto", "bf16 where the CPU has units for it, else fp32")
     elif place.name.startswith("v100") and base.engine.precision == "bf16":
         chosen["engine.precision"] = Choice("fp16", "a V100 has no bfloat16")
     if seen.test:

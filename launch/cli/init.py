@@ -19,7 +19,7 @@ from kilobatch.launch.cli.choices import Choice, Choices, Place, as_recipe, choo
 from kilobatch.launch.cli.survey import Survey, survey
 from kilobatch.launch.planning.answer import BASE, SHARE, Request, gpu_memory
 from kilobatch.launch.planning.fit import Fit, FitSearch, ways_out
-from kilobatch.launch.planning.machines import Machine, find_machine, ranks_per_node
+from kilobatch.launch.planning.machines import Machine, find_machine, on_machine, ranks_per_node
 from kilobatch.launch.planning.question import is_small
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes.checks import check
@@ -113,6 +113,7 @@ def _fitting(seen: Survey, machine: Machine, place: Place, base_name: str) -> Ch
     if place.cpu and is_small(recipe, request):
         return chosen
     tell(f"finding what fits into the memory of {place.name}, by a step of {recipe.encoder.name} without its pixels")
+    recipe = on_machine(recipe, machine)
     search = FitSearch(recipe, machine, seen.images, seen.classes)
     fit = search.best(recipe, place.workers)
     if fit.fits:

@@ -20,7 +20,7 @@ from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import describe_bytes
 from kilobatch.launch.planning.fit import FitSearch, ways_out
-from kilobatch.launch.planning.machines import FRAGMENTS, RESERVED, Machine, find_machine
+from kilobatch.launch.planning.machines import FRAGMENTS, RESERVED, Machine, find_machine, on_machine
 from kilobatch.launch.planning.memory import ASSUMED_PART, waiting_bytes
 from kilobatch.launch.recipes.data import PreparedData
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
@@ -78,6 +78,7 @@ def answers(recipe: Recipe, request: Request, images: int, classes: int, gpu: in
     """
     has = request.has if gpu is None else gpu
     machine = find_machine("cpu") if gpu is None else find_machine("a100")
+    recipe = on_machine(recipe, machine)
     search = FitSearch(recipe, machine, images, classes)
     search.machine = replace(machine, memory=_most(recipe, request, machine, has))
     fit = search.best(recipe, request.nodes * request.workers)

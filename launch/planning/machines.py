@@ -7,8 +7,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kilobatch.data.cpus import has_bf16_units
 from kilobatch.data.errors import UserError, choices
 from kilobatch.data.files import cache_root, parse_json
+from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.trainer.options import Precision
 
 GIB = 2**30
 
@@ -161,3 +164,15 @@ def _read_bench(file: Path, machine: str) -> Measured:
     content = parse_json(file.read_bytes())
     when = f" on {content['time']}" if "time" in content else ""
     return Measured.model_validate({**content["rates"], "described": f"{machine}{when}"})
+
+
+def precision_on(machine: Machine) -> Precision:
+    """What engine.precision auto is on this machine: bf16 where it has units for it. A CPU is this machine's."""
+    if machine.bandwidth is None:
+        return "bf16" if has_bf16_units() else "fp32"
+    return "fp32" if machine.name.startswith("v100") else "bf16"
+
+
+def on_machine(recipe: Recipe, machine: Machine) -> Recipe:
+    """The recipe with the precision that it has on this machine."""
+    return recipe.model_copy(update={"engine": recipe.engine.decided(precision_on(machine))})

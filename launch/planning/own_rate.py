@@ -3,7 +3,7 @@
 import os
 
 from kilobatch.data.cpus import spare_threads
-from kilobatch.launch.planning.machines import VIEWS_PER_CORE, Measured
+from kilobatch.launch.planning.machines import VIEWS_PER_CORE, Measured, find_machine, precision_on
 from kilobatch.launch.recipes.recipe import Recipe
 
 SECONDS, IMAGES = 2.0, 16  # of the measurement, after a first pass; what it passes through the encoder
@@ -19,12 +19,12 @@ def measure_own_rate(recipe: Recipe) -> Measured:
     from kilobatch.trainer.bench.rates import best
     from kilobatch.trainer.engine import autocast
 
-    size = recipe.data.groups[0].size
+    size, precision = recipe.data.groups[0].size, precision_on(find_machine("cpu"))
     with torch.random.fork_rng(devices=[]):
         encoder, images = build_encoder(recipe.encoder), torch.randn(IMAGES, 3, size, size)
 
     def forward_and_backward() -> None:
-        with autocast(recipe.engine.precision, "cpu"), drawing(encoder, torch.arange(IMAGES)):
+        with autocast(recipe.engine.decided(precision).precision, "cpu"), drawing(encoder, torch.arange(IMAGES)):
             features = encoder(images)
         features.float().sum().backward()
         encoder.zero_grad()

@@ -77,6 +77,7 @@ def make_plan(
 
     Raises UserError for a run that does not fit, with the smallest change with which it does.
     """
+    recipe = machines.on_machine(recipe, machine)
     search = FitSearch(recipe, machine, images, classes)
     fit = search.best(recipe, nodes * gpus)
     if fit.memory.total > fit.limit:

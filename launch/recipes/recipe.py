@@ -22,7 +22,7 @@ from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.evaluate.options import EvaluateOptions
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.optim.schedules import ScheduleOptions
-from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.options import EngineSection
 
 
 class Recipe(BaseModel):
@@ -40,7 +40,7 @@ class Recipe(BaseModel):
     encoder: EncoderOptions
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
-    engine: EngineOptions
+    engine: EngineSection
     checkpoint: CheckpointOptions
     evaluate: EvaluateOptions
     run: RunOptions

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.files import read_model, refusing_os_errors, write_whole
+from kilobatch.trainer.options import Precision
 
 FILE = "identity.json"
 FORMER_REFERENCES = "trained.json"  # in which earlier versions kept the references
@@ -77,7 +78,8 @@ class Identity(BaseModel):
 
     recorded: when, ISO 8601 in UTC; step: of the training at that time, more than 0 for a run that began before there
     was such a file; data_sha256: of the training images and of which of them have labels; recipe: resolved; references:
-    by the name that the recipe gives them; branched_from: None: it began by itself.
+    by the name that the recipe gives them; branched_from: None: it began by itself; precision: that the training began
+    with, where the recipe has auto.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,6 +94,7 @@ class Identity(BaseModel):
     references: dict[str, ReferenceIdentity] = {}
     accepted: list[AcceptedChanges] = []
     branched_from: BranchOrigin | None = None
+    precision: Precision | None = None
 
 
 def read_identity(run: Path) -> Identity | None:
@@ -127,3 +130,12 @@ def add_reference(run: Path, where: str, found: ReferenceIdentity) -> None:
     assert recorded is not None, "a training records what it is before it loads anything"
     references = {**read_references(run), where: found}
     write_identity(run, recorded.model_copy(update={"references": references}))
+
+
+def pin_precision(run: Path, found: Precision) -> Precision:
+    """The precision that the run's training began with; `found`, which is written down, where it begins now."""
+    recorded = read_identity(run)
+    assert recorded is not None, "a training records what it is before it computes anything"
+    if recorded.precision is None:
+        write_identity(run, recorded.model_copy(update={"precision": found}))
+    return recorded.precision or found

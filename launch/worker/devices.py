@@ -6,10 +6,14 @@ torch is loaded only where the machine may have a GPU: in a launcher it takes se
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kilobatch.data.errors import UserError
+from kilobatch.data.cpus import has_bf16_units
+from kilobatch.data.errors import UserError, warn
 from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.runs import identity
+from kilobatch.trainer.options import Precision
 from kilobatch.trainer.ranks.gpu_driver import has_gpu_driver
 
 if TYPE_CHECKING:
@@ -37,6 +41,39 @@ def pick_device(device: Literal["auto", "cpu", "cuda"], local_rank: int) -> torc
         return torch.device("cpu")
     _refuse_more_than(_gpus(), local_rank + 1)
     return torch.device("cuda", local_rank)
+
+
+def with_precision(run: Path, recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with the precision of the run's training: where it says auto, the one that it began with, which is the
+    least that any rank's device had units for. All ranks call it together."""
+    if recipe.engine.precision != "auto":
+        return recipe
+    from kilobatch.methods import collectives
+
+    least = least_precision(device)
+    precision: Precision = collectives.from_rank_0(lambda: identity.pin_precision(run, least))
+    if precision != least == "fp32" and collectives.rank() == 0:
+        warn(
+            f"this run began in {precision}, for which a worker's device has no units now: it goes on so, but slowly; "
+            "use machines like those that it began on"
+        )
+    return recipe.model_copy(update={"engine": recipe.engine.decided(precision)})
+
+
+def least_precision(device: torch.device) -> Precision:
+    """The precision that every rank's device has units for. All ranks call it together."""
+    import torch
+
+    from kilobatch.methods import collectives
+
+    lacks = torch.tensor([int(not _has_bf16_units(device))], device=device)
+    return "fp32" if collectives.all_reduce_max(lacks).item() else "bf16"
+
+
+def _has_bf16_units(device: torch.device) -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else has_bf16_units()
 
 
 def _on_gpus(device: Literal["auto", "cpu", "cuda"]) -> bool:

@@ -37,6 +37,7 @@ from kilobatch.launch.worker.components import (
     method_of,
     order_of,
 )
+from kilobatch.launch.worker.devices import with_precision
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
 from kilobatch.launch.worker.final_evaluation import EvaluationAfterTraining, EvaluationFailed, evaluate_rest
@@ -171,6 +172,7 @@ def _work(
     if arguments.rest:
         evaluate_rest(run, recipe, data, world, method, saved)
         return True
+    recipe = with_precision(run, recipe, world.device)
     with Checkpoints(run / "checkpoints", recipe.checkpoint, world.rank, world.size) as checkpoints:
         loop, suite = _build_loop(run, recipe, data, world, method, checkpoints, stop_requested, former_data)
         collect_from_now_on()
@@ -202,7 +204,7 @@ def _build_loop(
     """The training, whose loader is to be closed, and the models and images for its evaluators."""
     batch, images = recipe.data.batch, images_of(data)
     optimizer = optimizers.build_optimizer(recipe.optimizer, method, batch)
-    engine = Engine(method, optimizer, recipe.engine, world.device, batch // world.size)
+    engine = Engine(method, optimizer, recipe.engine.options(), world.device, batch // world.size)
     labelled = labelled_of(recipe, data)
     if suite := suite_of(run, recipe, data, world, method, labelled):
         suite = with_baselines(suite, recipe, data, world, in_use=True)
@@ -257,7 +259,7 @@ def _train(
         if saved:
             loop.monitor.say(_describe_start(step, loop, saved))
         if step < loop.steps:
-            loop.monitor.say(_describe_training(loop.steps - step, loop.loader.steps_per_epoch, recipe.data.batch))
+            loop.monitor.say(_describe_training(loop.steps - step, loop.loader.steps_per_epoch, recipe))
     try:
         with recording_error():
             finished = loop.run(step)
@@ -282,9 +284,10 @@ def _describe_start(step: int, loop: Loop, saved: Saved) -> str:
     return f"{saved.folder.name} is of step {step} of {loop.steps}{past}: no step is left to train"
 
 
-def _describe_training(steps: int, per_epoch: int, batch: int) -> str:
-    what = f"{steps:,} {'step' if steps == 1 else 'steps'} of {batch:,} images, {per_epoch:,} an epoch"
-    return f"training: {what}; the first one takes longer than the others"
+def _describe_training(steps: int, per_epoch: int, recipe: Recipe) -> str:
+    what = f"{steps:,} {'step' if steps == 1 else 'steps'} of {recipe.data.batch:,} images, {per_epoch:,} an epoch"
+    precision = "" if recipe.engine.precision == "fp32" else f" in {recipe.engine.precision}"
+    return f"training{precision}: {what}; the first one takes longer than the others"
 
 
 def _newest(run: Path) -> Saved | None:

@@ -64,7 +64,7 @@ class ProtocolToy(Method):
 
     def __init__(self, norm: Mode) -> None:
         super().__init__()
-        self.encoder = Net(norm)
+        self.encoder = Net(norm)  # pyright: ignore
         self.head = nn.Linear(DIM, DIM)
         self.table = nn.Embedding(WORDS, DIM)
         self.prototypes = nn.Parameter(torch.randn(CLUSTERS, DIM))

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import Batch, make_batch
+from kilobatch.data.cpus import has_bf16_units
 from kilobatch.methods.networks import batch_norm, build
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.papers.simclr import SimCLR
@@ -12,19 +13,28 @@ from kilobatch.trainer.bench.rates import BenchRow, best, gemm
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.optim import optimizers
 from kilobatch.trainer.optim.options import OptimizerOptions
-from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.options import EngineOptions, Precision
 from kilobatch.trainer.step import check_finite, forward_backward
 
 
 def rows(device: torch.device) -> tuple[list[BenchRow], float]:
-    """The rows, and the floating-point operations a second of the whole step.
+    """The rows in each precision that the device has units for, and the floating-point operations a second of the whole
+    step in the last of them, which is the one that engine.precision auto stands for.
 
     Needs a process group of this process alone.
     """
     on_gpu = device.type == "cuda"
+    table, rate = _rows_in("fp32", device)
+    if torch.cuda.get_device_capability(device) >= (8, 0) if on_gpu else has_bf16_units():
+        in_bf16, rate = _rows_in("bf16", device)
+        table += in_bf16
+    return table, rate
+
+
+def _rows_in(precision: Precision, device: torch.device) -> tuple[list[BenchRow], float]:
+    on_gpu = device.type == "cuda"
     samples, side = (128, 224) if on_gpu else (128, 32)
     options = EncoderOptions(name="resnet50" if on_gpu else "convnet")
-    precision = "bf16" if on_gpu else "fp32"
     torch.manual_seed(0)
     method = SimCLR(build.build_encoder(options)).to(device)
     engine = Engine(
@@ -40,7 +50,7 @@ def rows(device: torch.device) -> tuple[list[BenchRow], float]:
     operations = count.get_total_flops()
     encoder_alone = best(lambda: encoder_pass(engine, batch.views[0]), device, 2)
     whole_step = best(lambda: train_step(engine, batch), device, 2)
-    peak = gemm(device, torch.bfloat16 if on_gpu else torch.float32)
+    peak = gemm(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     what = f"{options.name}, {side} pixels, {precision}"
     table = [
         BenchRow(
