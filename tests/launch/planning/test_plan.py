@@ -21,7 +21,7 @@ from kilobatch.trainer.costs import collective_time
 from kilobatch.trainer.costs.collective_time import Link
 from tests.launch.conftest import CommandResult
 
-TINY = ["data.batch=64", "data.views.size=32", "encoder.name=convnet", "encoder.width=8"]
+TINY = ["data.batch=64", "data.views.size=32", "encoder.name=convnet", "encoder.width=8", "engine.precision=fp32"]
 
 
 @pytest.mark.parametrize(("case", "ranks"), [("the demo in 4 chunks, 2 kept", 1), ("the demo, 256 images", 2)])
