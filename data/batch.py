@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.tensor_rng import sample_keys
 
 
@@ -102,13 +103,13 @@ class Batch:
         return Batch(tuple(change(x) for x in self.views), index, label, keys, self.clock, fields)
 
 
-def blank(samples: int, groups: Sequence[ViewShape], fields: Mapping[str, tuple[int, ...]] | None = None) -> Batch:
+def blank(samples: int, groups: Sequence[ViewShape], fields: Sequence[ArrayForm] = ()) -> Batch:
     """A batch of the shapes that these options make, with zeros: the one place that knows them without any data.
 
-    fields: the shape of each, without the sample axis; they are int64.
+    fields: the form of each, of one sample: as the note of a .beton states it.
     """
     views = [torch.zeros(samples, group.count, 3, group.size, group.size) for group in groups]
-    more = {name: torch.zeros(samples, *shape, dtype=torch.int64) for name, shape in (fields or {}).items()}
+    more = {form.name: torch.zeros(samples, *form.shape, dtype=getattr(torch, form.dtype.name)) for form in fields}
     label = torch.zeros(samples, dtype=torch.int64)
     return make_batch(views, torch.arange(samples), label, clock=HALF_WAY, fields=more)
 

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read_short_sides, verify_beton
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.loading.labels import labelled_samples, used_samples
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
-from kilobatch.data.sources.specs import Split, absolute_spec
+from kilobatch.data.sources.specs import Split, absolute_spec, field_forms
 from kilobatch.data.views.groups import largest_side
-from kilobatch.launch.recipes import references
+from kilobatch.launch.recipes import method_options, references
 from kilobatch.launch.recipes.recipe import Recipe
 
 
@@ -80,6 +81,25 @@ def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
     classes = len(verify_beton(data.train.beton).classes)
     known = labels if some is None else labels[some]
     return np.bincount(known[known >= 0], minlength=classes)
+
+
+def needed_fields(recipe: Recipe) -> list[ArrayForm]:
+    """The forms of the fields that the recipe's method reads, from data.train, which need not be converted yet.
+
+    Raises UserError where the data are not there, or lack one.
+    """
+    needs, spec = sorted(method_options.declared(recipe.method.name).needs), recipe.data.train
+    if not needs:
+        return []
+    try:
+        forms = {form.name: form for form in field_forms(spec, "train")}
+    except UserError as error:
+        raise UserError(
+            f"method {recipe.method.name} reads {', '.join(needs)}, whose shapes are those of data.train, and {error}"
+        ) from error
+    if missing := [name for name in needs if name not in forms]:
+        raise UserError(f"data.train '{spec}' has no {', '.join(missing)}, which method {recipe.method.name} reads")
+    return [forms[name] for name in needs]
 
 
 def data_sha256(recipe: Recipe, data: PreparedData) -> str:
