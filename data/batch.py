@@ -89,6 +89,10 @@ class Batch:
         """With views of this type."""
         return self.replaced(views=tuple(x.to(dtype) for x in self.views))
 
+    def on(self, device: torch.device) -> "Batch":
+        """With all tensors on this device."""
+        return self._each(lambda x: x.to(device))
+
     def replaced(self, **changes: Any) -> "Batch":
         """With other values of these attributes."""
         return replace(self, **changes)

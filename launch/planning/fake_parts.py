@@ -1,4 +1,5 @@
-"""The parts of a method's step on fake tensors: arranging, targets, adversarial views, forward, loss, backward, update."""
+"""The parts of a method's step on fake tensors: arranged batch, targets, adversarial views, forward, loss, backward,
+update."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 no torch."""
 
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read
 from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.loading.labels import labelled_samples, used_samples
+from kilobatch.data.loading.options import LabelOptions, OrderOptions
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
@@ -66,12 +67,31 @@ def prepare_data(recipe: Recipe) -> PreparedData:
 
 def used_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The samples of data.train that make up the training images, which data.order may choose; None: all."""
-    return used_samples(data.train.beton, recipe.data.order)
+    return _chosen(recipe, data)[0]
 
 
 def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The training images that have labels, ascending; None: all have."""
-    return labelled_samples(data.train.beton, recipe.data.labels, used_of(recipe, data))
+    return _chosen(recipe, data)[1]
+
+
+Choice = tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
+
+
+def _chosen(recipe: Recipe, data: PreparedData) -> Choice:
+    """What used_of and labelled_of return."""
+    labels = recipe.data.labels
+    if labels.list is not None:  # the list may be another one by now
+        used = used_samples(data.train.beton, recipe.data.order)
+        return used, labelled_samples(data.train.beton, labels, used)
+    return _chosen_by_labels(data.train, recipe.data.order, labels)
+
+
+@lru_cache(maxsize=2)
+def _chosen_by_labels(train: PreparedFile, order: OrderOptions | None, labels: LabelOptions) -> Choice:
+    """Is asked several times while a worker starts, and each time would read and sort the labels of all images."""
+    used = used_samples(train.beton, order)
+    return used, labelled_samples(train.beton, labels, used)
 
 
 def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from kilobatch.data.sources.specs import open_source
 from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
 from kilobatch.launch.recipes.data import needed_fields
 from kilobatch.launch.recipes.recipe import resolve_recipe
+from kilobatch.trainer.bench import loader, step
 from tests.helpers.paper_files import WORDS, add_paper
 from tests.launch.conftest import CommandResult
 
@@ -41,13 +42,13 @@ def test_a_step_has_the_fields_of_the_data_and_what_the_method_arranges(data: st
 
 
 def test_the_command_finds_the_fields_in_the_data(data: str, kilobatch: Callable[..., CommandResult]):
-    with_data = kilobatch("plan", "demo", *CHANGES, f"data.train={data}")
+    with_data = kilobatch("plan", "demo", *CHANGES, f"data.train={data}", "--gpu", "a100")
     assert with_data.code == 0 and "arranged samples" in with_data.out, with_data.err
-    absent = kilobatch("plan", "demo", *CHANGES, "data.train=npz:elsewhere.npz", "--images", "24")
+    absent = kilobatch("plan", "demo", *CHANGES, "data.train=npz:elsewhere.npz", "--images", "24", "--gpu", "a100")
     assert absent.code == 2
     assert "method words reads tokens, weight, whose shapes are those of data.train, and npz:elsewhere" in absent.err
     assert "there is no such file" in absent.err
-    other = kilobatch("plan", "demo", *CHANGES, "data.train=digits", "--images", "24")
+    other = kilobatch("plan", "demo", *CHANGES, "data.train=digits", "--images", "24", "--gpu", "a100")
     assert "data.train 'digits' has no tokens, weight, which method words reads" in other.err
 
 
@@ -55,3 +56,17 @@ def test_a_batch_without_fields_is_of_no_use_to_such_a_method(data: str):
     recipe = resolve_recipe("demo", [*CHANGES, f"data.train={data}"])
     with pytest.raises(KeyError, match="tokens"):
         run_fake_step(recipe, StepLayout(2, 8, 1), 24, 2)
+
+
+def test_bench_measures_the_step_of_such_a_method(
+    data: str, kilobatch: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
+):
+    for measured in (loader, step):
+        monkeypatch.setattr(measured, "SECONDS", 0.0)
+    result = kilobatch("bench", "demo", *CHANGES, f"data.train={data}", "--device", "cpu")
+    assert result.code == 0, result.err
+    printed = " ".join(result.out.split())
+    assert "1 x 16" in printed and "words step" in printed, result.out
+    assert "written" not in result.out and not (Path("cache") / "bench").exists()
+    refused = kilobatch("bench", "demo", "--out", "here.json")
+    assert refused.code == 2 and "leave --out or the recipe out" in refused.err
