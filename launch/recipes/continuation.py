@@ -119,7 +119,7 @@ def _refuse_other_tensors(run: Path, recipe: Recipe, data: PreparedData, found: 
     torch where there are such changes: the method is built as it was, and as it would be."""
     images = verify_beton(data.train.beton)
     extents = changes.recorded_extent(run), (images.samples, len(images.classes))
-    shaping = [change for change in found if change.name.startswith(("method.", "encoder."))]
+    shaping = [change for change in found if change.name.startswith(("method.", "encoder.", "engine.adversarial"))]
     if extents[0] not in (None, extents[1]):
         shaping += [change for change in found if change.name.endswith("data.train")]
     if not shaping or not changes.newest_step(run):
@@ -168,9 +168,12 @@ def _built(recipe: Recipe, extent: tuple[int, int]) -> "Method":
     """The recipe's method. extent: how many images and classes it is for."""
     from kilobatch.methods.method import DataFacts
     from kilobatch.methods.networks.build import build_encoder
+    from kilobatch.trainer.adversarial import add_norms
 
     method = method_options.build_method(recipe.method, build_encoder(recipe.encoder))
     method.prepare(DataFacts(*extent))
+    if recipe.engine.adversarial:
+        add_norms(method)
     return method
 
 

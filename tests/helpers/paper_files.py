@@ -29,7 +29,8 @@ class Words(Method):
 
     def __init__(self, encoder: Encoder, *, dim: int = 8) -> None:
         super().__init__()
-        self.encoder, self.head, self.words = encoder, nn.Linear(encoder.features, dim), nn.Embedding(50, dim)
+        self.encoder, self.words = encoder, nn.Embedding(50, dim)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(encoder.features, dim))
 
     def arrange(self, batch: Batch) -> Batch:
         assert not torch.is_grad_enabled()

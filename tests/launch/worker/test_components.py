@@ -26,9 +26,11 @@ from kilobatch.launch.recipes.data import (
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe, with_images
 from kilobatch.launch.worker import components, evaluation
 from kilobatch.launch.worker.components import data_of
+from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
+from kilobatch.methods.networks.keyed_layers import KeyedDropout
 from kilobatch.trainer.evaluate.options import EvaluateOptions
 from tests.helpers.paper_files import WORDS, add_paper
 from tests.helpers.process_groups import run_ranks
@@ -229,3 +231,13 @@ def test_a_method_that_represents_fields_too_needs_them_of_all_images(tmp_path: 
     fields = {"tokens": np.zeros((2, 5), np.int64), "weight": np.zeros(2)}
     convert(Arrays(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), NAMES[:2], fields), one, progress=False)
     components.refuse_missing_fields(asked, ByWords(), "data.test", one)
+
+
+def test_dropout_of_a_head_draws_by_the_samples_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_paper(monkeypatch, tmp_path / "papers", "words", WORDS)
+    asked = resolve_recipe("demo", ["method.name=words", "encoder.width=2", "data.views.count=1"])
+    head = build_of_recipe(asked, DataFacts(4, 3)).get_submodule("head.0")
+    assert isinstance(head, KeyedDropout) and head.rate == 0.2
+    add_paper(monkeypatch, tmp_path / "others", "words", WORDS.replace("nn.Dropout(0.2)", "nn.AlphaDropout(0.2)"))
+    with pytest.raises(UserError, match="the method's layer head.0 is a AlphaDropout, which draws from torch's gen"):
+        build_of_recipe(asked, DataFacts(4, 3))
