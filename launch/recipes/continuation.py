@@ -107,7 +107,7 @@ class Continuation:
         """Whether the command line names the option of a change, a part of it, or the section that it is in."""
         options = [tuple(change.name.rpartition(" ")[2].split("."))]  # "images of data.train" are of data.train
         if change.name.startswith("labelled"):
-            options.append(("data", "labels"))
+            options += [("data", "labels"), ("data", "order")]  # a long tail leaves others of them
         typed = [key_of(text) for text in self.overrides]
         typed += [("method",)] if ("method", "name") in typed else []
         return any(all(a == b for a, b in zip(key, option, strict=False)) for key in typed for option in options)

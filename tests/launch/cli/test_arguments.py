@@ -48,7 +48,7 @@ MESSAGES = {
     "bench --device tpu": "--device is 'tpu': it should be one of 'auto', 'cpu', 'cuda'",
     "convert a b.beton --split tset": "--split is 'tset': it should be one of 'train', 'test'",
     "export r a.safetensors b": "does not know what to do with 'b': it takes RUN OUT; kilobatch export --help",
-    "status x y": "does not know what to do with 'y': it takes RUN; kilobatch status --help",
+    "verify simclr y": "does not know what to do with 'y': it takes METHOD; kilobatch verify --help",
     "eval r --knn=3": "option '--knn' does not take a value; kilobatch eval --help",
     "--quiet": "No such option: --quiet; kilobatch COMMAND --help",
 }

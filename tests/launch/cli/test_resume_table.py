@@ -27,6 +27,7 @@ from tests.helpers.in_process_runs import (
     weights,
     write_images,
 )
+from tests.helpers.own_cache import own_cache
 from tests.helpers.process_groups import run_ranks
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "resume.md"
@@ -226,7 +227,7 @@ def written(run: Path) -> dict[str, bytes]:
 
 
 def observe(folder: Path) -> dict[str, tuple[str, str, str]]:
-    os.environ["KILOBATCH_CACHE"] = str(folder / "cache")
+    os.environ["KILOBATCH_CACHE"] = own_cache(folder / "cache")
     runs: dict[str, tuple[Path, dict]] = {}
     for name, more in ((MADE, []), (BLOCKS, RESNET)):
         run = train_tiny(folder / name, "encoder.norm=local", "engine.chunks=2", *more)
