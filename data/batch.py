@@ -55,10 +55,10 @@ HALF_WAY = Clock(1, 4, 2)  # after this step half of the training is done
 class Batch:
     """This rank's n samples of one global batch; n is the same on every rank.
 
-    views: of each group of views (n, V, 3, H, W) floating, normalised; () where the samples are no images. index: (n,)
-    int64, the samples' places in the data set. label: (n,) int64, -1 for a sample without one. keys: (n,) int64, each
-    sample's chance in this step, by which a method draws (data/tensor_rng.py); fields: further tensors by name, (n,
-    ...), of the data or of Method.arrange.
+    views: of each group of views (n, V, 3, H, W) floating, normalised; () where the samples are no images, as in
+    batches that are made by hand: a loader's always have views. index: (n,) int64, the samples' places in the data set.
+    label: (n,) int64, -1 for a sample without one. keys: (n,) int64, each sample's chance in this step, by which a
+    method draws (data/tensor_rng.py); fields: further tensors by name, (n, ...), of the data or of Method.arrange.
     """
 
     views: tuple[Tensor, ...]

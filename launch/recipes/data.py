@@ -13,7 +13,7 @@ from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read
 from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.loading.labels import labelled_samples, used_samples
-from kilobatch.data.loading.options import LabelOptions, OrderOptions
+from kilobatch.data.loading.options import DataOptions
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
@@ -84,14 +84,18 @@ def _chosen(recipe: Recipe, data: PreparedData) -> Choice:
     if labels.list is not None:  # the list may be another one by now
         used = used_samples(data.train.beton, recipe.data.order)
         return used, labelled_samples(data.train.beton, labels, used)
-    return _chosen_by_labels(data.train, recipe.data.order, labels)
+    return _chosen_by_labels(data.train.model_dump_json(), recipe.data.model_dump_json())
 
 
 @lru_cache(maxsize=2)
-def _chosen_by_labels(train: PreparedFile, order: OrderOptions | None, labels: LabelOptions) -> Choice:
-    """Is asked several times while a worker starts, and each time would read and sort the labels of all images."""
-    used = used_samples(train.beton, order)
-    return used, labelled_samples(train.beton, labels, used)
+def _chosen_by_labels(train: str, options: str) -> Choice:
+    """Is asked several times while a worker starts, and each time would read and sort the labels of all images.
+
+    train: a PreparedFile in JSON; options: the section `data`, likewise.
+    """
+    beton, data = PreparedFile.model_validate_json(train).beton, DataOptions.model_validate_json(options)
+    used = used_samples(beton, data.order)
+    return used, labelled_samples(beton, data.labels, used)
 
 
 def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:

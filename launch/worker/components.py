@@ -144,7 +144,7 @@ def order_of(method: Method) -> Callable[[int], NDArray[np.int64] | None] | None
 
 def _refuse_differing_orders(method: Method, epoch: int, order: NDArray[np.int64] | None) -> None:
     """Raises ValueError, on all ranks, where the ranks' orders differ: some samples would come twice, others never."""
-    number = -1 if order is None else zlib.crc32(np.ascontiguousarray(order, np.int64))
+    number = -1 if order is None else zlib.crc32(order.astype(np.int64).tobytes())
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
     highest, lowest = collectives.all_reduce_max(torch.tensor([number, -number], device=device)).tolist()
     if highest != -lowest:
