@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     seconds = best(lambda: train_step(engine, batch), device)
     count, kept = engine.chunking.decide(batch)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan")
-    part = batch.views[0][: options.batch // count]
+    part = batch.first(options.batch // count)
     alone = best(lambda: encoder_pass(engine, part), device) * count
     rate = f"{seconds:.3f} {options.batch / seconds:,.0f}"
     print("batch | chunks, kept | seconds a step, images a second | GiB at the peak | of the bare encoder's rate")

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.tensor_rng import sample_keys
 
 
@@ -54,10 +55,10 @@ HALF_WAY = Clock(1, 4, 2)  # after this step half of the training is done
 class Batch:
     """This rank's n samples of one global batch; n is the same on every rank.
 
-    views: of each group of views (n, V, 3, H, W) floating, normalised; () where the samples are no images. index: (n,)
-    int64, the samples' places in the data set. label: (n,) int64, -1 for a sample without one. keys: (n,) int64, each
-    sample's chance in this step, by which a method draws (data/tensor_rng.py); fields: further tensors by name, (n,
-    ...), of the data or of Method.arrange.
+    views: of each group of views (n, V, 3, H, W) floating, normalised; () where the samples are no images, as in
+    batches that are made by hand: a loader's always have views. index: (n,) int64, the samples' places in the data set.
+    label: (n,) int64, -1 for a sample without one. keys: (n,) int64, each sample's chance in this step, by which a
+    method draws (data/tensor_rng.py); fields: further tensors by name, (n, ...), of the data or of Method.arrange.
     """
 
     views: tuple[Tensor, ...]
@@ -88,6 +89,10 @@ class Batch:
         """With views of this type."""
         return self.replaced(views=tuple(x.to(dtype) for x in self.views))
 
+    def on(self, device: torch.device) -> "Batch":
+        """With all tensors on this device."""
+        return self._each(lambda x: x.to(device))
+
     def replaced(self, **changes: Any) -> "Batch":
         """With other values of these attributes."""
         return replace(self, **changes)
@@ -102,13 +107,13 @@ class Batch:
         return Batch(tuple(change(x) for x in self.views), index, label, keys, self.clock, fields)
 
 
-def blank(samples: int, groups: Sequence[ViewShape], fields: Mapping[str, tuple[int, ...]] | None = None) -> Batch:
+def blank(samples: int, groups: Sequence[ViewShape], fields: Sequence[ArrayForm] = ()) -> Batch:
     """A batch of the shapes that these options make, with zeros: the one place that knows them without any data.
 
-    fields: the shape of each, without the sample axis; they are int64.
+    fields: the form of each, of one sample: as the note of a .beton states it.
     """
     views = [torch.zeros(samples, group.count, 3, group.size, group.size) for group in groups]
-    more = {name: torch.zeros(samples, *shape, dtype=torch.int64) for name, shape in (fields or {}).items()}
+    more = {form.name: torch.zeros(samples, *form.shape, dtype=getattr(torch, form.dtype.name)) for form in fields}
     label = torch.zeros(samples, dtype=torch.int64)
     return make_batch(views, torch.arange(samples), label, clock=HALF_WAY, fields=more)
 

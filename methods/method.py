@@ -48,6 +48,12 @@ class EpochFeatures(Protocol):
 
     def __call__(self, embed: Callable[[Tensor], Tensor], size: int | None = None) -> tuple[Tensor, Tensor]: ...
 
+    def go_on(self, work: str, done: int, total: int) -> None:
+        """Shows that work on the features is done in part, such as the rounds of k-means, which may take minutes. All
+        ranks call it together; without it the run may be taken for one that hangs. Ends before_epoch by an exception
+        where a rank was told to stop."""
+        ...
+
 
 class Method(nn.Module):
     """A paper's method: its networks, its equation and its memories.
@@ -101,12 +107,16 @@ class Method(nn.Module):
 
         Called before the first step of each epoch, and again where a run is resumed there; not where it is resumed
         within an epoch, as the checkpoint holds the results. So it draws by (seed, epoch) alone, keeps results in
-        buffers, and fills them last: a signal may end it before, by an exception from `features`.
+        buffers, and fills them last: a signal may end it before, by an exception from `features`. Where more than
+        seconds pass after the features have come, it calls features.go_on.
         """
 
     def epoch_order(self, epoch: int) -> Tensor | None:
-        """The sample indices of an epoch, in order, as many as it has; None: the recipe's order. Called where the epoch
-        begins, or goes on after a resume; it has to be the same on all ranks."""
+        """The sample indices of an epoch, in order, as many as it has; None: the recipe's order.
+
+        Called where the epoch begins, after before_epoch, and again where it goes on after a resume. It has to be the
+        same each time and on all ranks, so it is made of the seed, the epoch and what before_epoch has kept, and not of
+        what update changes."""
         return None
 
     def forward(self, batch: Batch) -> Tensors:

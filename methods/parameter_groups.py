@@ -1,5 +1,6 @@
 """Parameters that are trained otherwise than the rest: at another rate, with another decay, later, or never."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,3 +25,11 @@ class ParameterGroup:
     def holds(self, name: str) -> bool:
         """Whether the parameter of this name is below the prefix."""
         return self.prefix in ("", name) or name.startswith(f"{self.prefix}.")
+
+
+REST = ParameterGroup("")
+
+
+def rule_of(name: str, exceptions: Sequence[ParameterGroup]) -> ParameterGroup:
+    """The first exception that holds the parameter of this name; REST where none does."""
+    return next((group for group in exceptions if group.holds(name)), REST)

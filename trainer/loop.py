@@ -141,18 +141,20 @@ class Loop:
         if self.monitor:
             self.monitor.count(len(batch) * collectives.world_size(), waited)
         if done % self.log_every == 0 or done in (1, self.steps):
-            self._log(done, outcome, rates.lr)
+            self._log(done, outcome, rates)
         if self.monitor:
             self.monitor.progress(done)
         if (due or self.checkpoints.due_by_steps(done)) and not stop and done < self.steps:
             self._save(done, wait=False)
         return stop
 
-    def _log(self, done: int, outcome: StepOutput, lr: float) -> None:
+    def _log(self, done: int, outcome: StepOutput, rates: StepRates) -> None:
         loss = collectives.mean(outcome.loss.double())
         if not self.monitor:
             return
-        values = {"train/loss": loss.item(), "train/lr": lr, "train/epoch": done / self.loader.steps_per_epoch}
+        values = {"train/loss": loss.item(), "train/lr": rates.lr, "train/epoch": done / self.loader.steps_per_epoch}
+        if rates.decay is not None:  # it goes by a schedule
+            values["train/weight_decay"] = rates.decay
         scalars = self.engine.scalars() | self.engine.method.scalars()
         values |= {f"train/{name}": value for name, value in scalars.items()}
         z = self.engine.method.measured(outcome.z, outcome.t)

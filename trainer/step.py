@@ -100,7 +100,8 @@ def forward_backward(engine: Engine, batch: Batch) -> StepOutput:
                 z_chunk = _embed(engine, parts[k])
         # The sum of z * g has the gradient g with respect to z, and is a scalar that the engine can scale like a loss.
         terms += [(z_chunk[name] * g[k]).sum() for name, g in by_leaf.items() if z_chunk[name].requires_grad]
-        engine.backward(torch.stack(terms).sum())
+        if terms:  # else all of embed is frozen, and the loss's own parameters have been trained with another chunk
+            engine.backward(torch.stack(terms).sum())
         terms = []
     set_random_state(rng_after, engine.device)
     return StepOutput(loss.detach(), _detached(adversarial.split(z)[0]), t, batch)

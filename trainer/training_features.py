@@ -46,6 +46,11 @@ class TrainingFeatures:
                 heartbeat()
         return torch.cat(index), torch.cat(rows)
 
+    def go_on(self, work: str, done: int, total: int) -> None:
+        phase(work, done, total)
+        heartbeat()
+        self._agree(None)
+
     def _agree(self, batch: Batch | None) -> bool:
         """Whether any rank has a batch left. Raises Stopped, on all of them, where one was told to stop."""
         flags = torch.tensor([int(self._stop_requested()), int(batch is not None)])

@@ -157,8 +157,12 @@ class Sampler:
 
 def images_by_class(labels: Indices) -> dict[int, Indices]:
     """The places in `labels`, ascending, of each class that has any."""
-    present, starts = np.unique(np.sort(labels), return_index=True)
-    return dict(zip(present.tolist(), np.split(np.argsort(labels, kind="stable"), starts[1:]), strict=True))
+    # NumPy sorts numbers of 16 bits by their digits, several times as fast as those of 64.
+    small = len(labels) > 0 and labels.min() >= 0 and labels.max() < 2**16
+    places = np.argsort(labels.astype(np.uint16) if small else labels, kind="stable")
+    ordered = labels[places]
+    first = np.append(True, ordered[1:] != ordered[:-1])
+    return dict(zip(ordered[first].tolist(), np.split(places, np.flatnonzero(first)[1:]), strict=True))
 
 
 def _draws(draws: int, each: int, items: int, *key: int) -> Indices:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kilobatch.data.beton_layout import FIELD
+from kilobatch.data.beton_layout import FIELD, ArrayForm
 from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrays import Arrays
@@ -53,6 +53,12 @@ def fields_of_npz(path: Path, split: str) -> list[str]:
     """Names of the fields that open_npz will find."""
     with _open(path) as file:
         return list(_fields(file, _keys(file, path, split)[0]))
+
+
+def forms_of_npz(path: Path, split: str) -> list[ArrayForm]:
+    """Names, types and shapes of the fields that open_npz will find, from the headers of their arrays."""
+    with _open(path) as file:
+        return [_form(file, path, key, name) for name, key in _fields(file, _keys(file, path, split)[0]).items()]
 
 
 def classes_of_npz(path: Path) -> list[str]:
@@ -134,6 +140,18 @@ def _field(
     if (size := array[0].nbytes) > Writer.PAGE:
         raise UserError(f"npz:{path}: {key} has {size:,} bytes for an image; {Writer.PAGE:,} are allowed, {leave}")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _form(file: np.lib.npyio.NpzFile, path: Path, key: str, name: str) -> ArrayForm:
+    assert file.zip is not None
+    try:
+        with file.zip.open(f"{key}.npy") as header:
+            old = np.lib.format.read_magic(header)[0] == 1
+            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(header)
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UserError(f"npz:{path}: {key} is damaged ({error}); write the file again") from None
+    return ArrayForm(name, dtype.newbyteorder("<"), shape[1:])
 
 
 def _array(file: np.lib.npyio.NpzFile, path: Path, key: str) -> NDArray:

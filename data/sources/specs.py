@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.beton import read_labels, verify_beton
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.errors import UserError, nearest
 from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folder, open_cifar
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.image_files import EncodedImage
-from kilobatch.data.sources.npz import classes_of_npz, fields_of_npz, labels_of_npz, open_npz
+from kilobatch.data.sources.npz import classes_of_npz, fields_of_npz, forms_of_npz, labels_of_npz, open_npz
 from kilobatch.data.sources.path_names import composed, existing_path, printable
 from kilobatch.data.sources.splits import Split as Split
 
@@ -139,6 +140,14 @@ def field_names(spec: str, split: Split) -> list[str]:
         return [field.name for field in verify_beton(_path(spec, spec)).fields]
     scheme, where = _parse(spec)
     return sorted(fields_of_npz(where, split)) if scheme == "npz" else []
+
+
+def field_forms(spec: str, split: Split) -> list[ArrayForm]:
+    """Names, types and shapes of these arrays; as count_images. Reads none of their numbers."""
+    if is_beton(spec):
+        return [field.form for field in verify_beton(_path(spec, spec)).fields]
+    scheme, where = _parse(spec)
+    return forms_of_npz(where, split) if scheme == "npz" else []
 
 
 def class_names(spec: str, split: Split) -> list[str]:

@@ -33,7 +33,7 @@ EXAMPLES = {
         "kilobatch plan demo",
         "kilobatch plan simclr_imagenet --gpu a100 --nodes 4 --gpus-per-node 8 --images 1281167",
     ],
-    "bench": ["kilobatch bench", "kilobatch bench --out here.json"],
+    "bench": ["kilobatch bench", "kilobatch bench --out here.json", "kilobatch bench demo data.batch=64"],
     "eval": ["kilobatch eval first --knn evaluate.knn.k=20", "kilobatch eval first --linear --test val.beton"],
     "embed": ["kilobatch embed first folder:photos features.npz", "kilobatch embed encoder.safetensors digits out.npz"],
     "convert": [

@@ -73,8 +73,7 @@ def _unexpected(words: list[str], context: Any) -> str:
     if changes := [word for word in words if is_override(word)]:
         return f"'{changes[0]}' changes a recipe, and kilobatch {name} takes no changes; {_takers(context)} do"
     places = [param.name.upper() for param in context.command.params if param.param_type_name == "argument"]
-    takes = f"it takes {' '.join(places)}" if places else "it takes options only"
-    return f"kilobatch {name} does not know what to do with '{words[0]}': {takes}; {_help(name)}"
+    return f"kilobatch {name} does not know what to do with '{words[0]}': it takes {' '.join(places)}; {_help(name)}"
 
 
 def _given(options: list[str], words: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""The parts of a method's step on fake tensors: targets, adversarial views, forward, loss, backward, update."""
+"""The parts of a method's step on fake tensors: arranged batch, targets, adversarial views, forward, loss, backward,
+update."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -45,6 +46,16 @@ class FakeParts:
         self.kept = 0
         self.moments: dict[str, Parts] = {}
         self.flops: Counter[str] = Counter()
+
+    def arrange(self) -> None:
+        if type(self.method).arrange is Method.arrange:
+            return
+        self._begin("arranged samples", "arrange")
+        with torch.no_grad():
+            self.batch = self.method.arrange(self.batch)
+        self.chunk = self.batch.first(len(self.chunk))
+        self._count("arrange")
+        self._end_moment("arrange")
 
     def targets(self) -> None:
         self._begin("outputs", "targets")

@@ -1,13 +1,14 @@
 """Runs one step of a recipe's method on fake tensors, to count what it holds, computes and sends. Takes no memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import blank
+from kilobatch.data.batch import Batch, blank
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.launch.planning.fake_parts import FakeParts, Parts
 from kilobatch.launch.planning.fake_tensors import FlopCounter, Traffic, fake_ranks
 from kilobatch.launch.recipes.recipe import Recipe
@@ -39,8 +40,8 @@ class Step:
     trained; groups: the same by group of the optimizer; tensors: number of these parameters; state: bytes of the
     optimizer's state, unsharded; updating: bytes that its step allocates for itself, unsharded.
     kept: bytes of one chunk's graph, between its forward and its backward; moments: bytes at the peak of each moment of
-    the step, besides `held`. forward, backward, target: operations of one chunk; loss: of the whole batch. Those that
-    make adversarial views are among target and loss.
+    the step, besides `held`. forward, backward, target: operations of one chunk; loss: of the whole batch, with those
+    that arrange it. Those that make adversarial views are among target and loss.
     sent: collectives, of one chunk where they are per chunk; in_chunks: whether the batch can be computed in chunks.
     """
 
@@ -65,8 +66,10 @@ class Step:
         return layout.chunks * (self.target + self.forward + self.backward) + repeated + self.loss
 
 
-def run_fake_step(recipe: Recipe, layout: StepLayout, images: int, classes: int) -> Step:
-    """Runs a step of the recipe on fake tensors. images, classes: of data.train.
+def run_fake_step(
+    recipe: Recipe, layout: StepLayout, images: int, classes: int, fields: Sequence[ArrayForm] = ()
+) -> Step:
+    """Runs a step of the recipe on fake tensors. images, classes: of data.train; fields: those that the method reads.
 
     Raises UserError where the method does, for this many ranks or samples.
     """
@@ -80,7 +83,8 @@ def run_fake_step(recipe: Recipe, layout: StepLayout, images: int, classes: int)
             return teachers[-1]
 
         method.load_pretrained(load, fresh=False)
-        return _run(recipe, layout, method, teachers, sent)
+        batch = blank(layout.samples, recipe.data.groups, fields)
+        return _run(recipe, layout, batch, method, teachers, sent)
 
 
 def _method(recipe: Recipe, images: int, classes: int) -> Method:
@@ -91,8 +95,9 @@ def _method(recipe: Recipe, images: int, classes: int) -> Method:
     return build_of_recipe(recipe.model_copy(update={"method": options}), DataFacts(images, classes))
 
 
-def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Method], sent: Traffic) -> Step:
-    batch = blank(layout.samples, recipe.data.groups)
+def _run(
+    recipe: Recipe, layout: StepLayout, batch: Batch, method: Method, teachers: list[Method], sent: Traffic
+) -> Step:
     freeze_parameters(method, recipe.optimizer)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for p in parameters:
@@ -104,6 +109,7 @@ def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Meth
         for p in parameters:
             p.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))  # pyright: ignore
         parts = FakeParts(method, batch, layout.chunks, recipe.engine.precision, tracker, counter, sent)
+        parts.arrange()
         parts.targets()
         if recipe.engine.adversarial:
             parts.attack(recipe.engine.adversarial)
@@ -127,7 +133,7 @@ def _run(recipe: Recipe, layout: StepLayout, method: Method, teachers: list[Meth
         forward=parts.flops["forward"],
         backward=parts.flops["backward"],
         target=parts.flops["targets"] + parts.flops["attack"],
-        loss=parts.flops["loss"],
+        loss=parts.flops["loss"] + parts.flops["arrange"],
         sent=sent,
         in_chunks=not (method.whole_batch or batch_norm.requires_whole_batch(method)),
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kilobatch.data.files import describe_bytes
 from kilobatch.launch.planning.machines import Machine
 from kilobatch.launch.planning.memory import MemoryPeak, optimizer_bytes, peak_memory
+from kilobatch.launch.recipes.data import needed_fields
 from kilobatch.launch.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,10 +43,14 @@ class Fit:
 
 
 class FitSearch:
-    """Searches the layouts of a recipe's step for those that fit; each layout is run once."""
+    """Searches the layouts of a recipe's step for those that fit; each layout is run once.
+
+    Raises UserError where the method reads fields and the data that state their shapes are not there.
+    """
 
     def __init__(self, recipe: Recipe, machine: Machine, images: int, classes: int) -> None:
         self.recipe, self.machine, self.images, self.classes = recipe, machine, images, classes
+        self.fields = needed_fields(recipe)
         self._steps: dict[StepLayout, Step] = {}
 
     def step(self, layout: "StepLayout") -> "Step":
@@ -53,7 +58,8 @@ class FitSearch:
         if layout not in self._steps:
             from kilobatch.launch.planning import fake_step
 
-            self._steps[layout] = fake_step.run_fake_step(self.recipe, layout, self.images, self.classes)
+            facts = self.images, self.classes, self.fields
+            self._steps[layout] = fake_step.run_fake_step(self.recipe, layout, *facts)
         return self._steps[layout]
 
     def fit(self, recipe: Recipe, ranks: int, samples: int, chunks: int, zero: int) -> Fit:

@@ -223,6 +223,8 @@ def _check_size(recipe: Recipe, parts: int, samples: int, used: int, refuse: Ref
         most = used // parts * parts
         way_out = f"use at most {most}" if most >= 2 else f"{max(2, parts)} is the least here: add images"
         which = "images" if used == samples else "labelled images (data.unlabelled is drop)"
+        if recipe.data.order is not None and recipe.data.order.long_tailed is not None:
+            which += " that data.order.long_tailed leaves"
         raise refuse(
             "data.batch",
             f"data.batch {batch} is more than the {used} {which} of data.train '{recipe.data.train}'; {way_out}",

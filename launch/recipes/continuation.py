@@ -5,7 +5,9 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
@@ -19,9 +21,13 @@ from kilobatch.launch.recipes.references import newest_description, references
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import Change
+from kilobatch.methods.parameter_groups import rule_of
 from kilobatch.trainer.checkpoint.description import list_checkpoints
 from kilobatch.trainer.optim.options import scaled_lr
 from kilobatch.trainer.optim.schedules import lr_at, total_steps
+
+if TYPE_CHECKING:
+    from kilobatch.methods.method import Method
 
 _OF_RATE = ("schedule", "optimizer.lr", "optimizer.scaling", "data.batch")
 
@@ -101,7 +107,7 @@ class Continuation:
         """Whether the command line names the option of a change, a part of it, or the section that it is in."""
         options = [tuple(change.name.rpartition(" ")[2].split("."))]  # "images of data.train" are of data.train
         if change.name.startswith("labelled"):
-            options.append(("data", "labels"))
+            options += [("data", "labels"), ("data", "order")]  # a long tail leaves others of them
         typed = [key_of(text) for text in self.overrides]
         typed += [("method",)] if ("method", "name") in typed else []
         return any(all(a == b for a, b in zip(key, option, strict=False)) for key in typed for option in options)
@@ -109,18 +115,19 @@ class Continuation:
 
 def _refuse_other_tensors(run: Path, recipe: Recipe, data: PreparedData, found: list[Change]) -> None:
     """Raises UserError where changes of the method, the encoder, or the number of images or classes give its tensors
-    other names, shapes or places, so that no checkpoint fits. Loads torch where there are such changes: the method is
-    built as it was, and as it would be."""
+    other names, shapes or places, or move the beginning of some of them across the checkpoint, so that none fits. Loads
+    torch where there are such changes: the method is built as it was, and as it would be."""
     images = verify_beton(data.train.beton)
     extents = changes.recorded_extent(run), (images.samples, len(images.classes))
-    shaping = [change for change in found if change.name.startswith(("method.", "encoder."))]
+    shaping = [change for change in found if change.name.startswith(("method.", "encoder.", "engine.adversarial"))]
     if extents[0] not in (None, extents[1]):
         shaping += [change for change in found if change.name.endswith("data.train")]
     if not shaping or not changes.newest_step(run):
         return
     before = changes.recorded_recipe(run)
     assert before is not None, "what has changed was recorded"
-    old, new = _shapes(before, extents[0] or extents[1]), _shapes(recipe, extents[1])
+    methods = _built(before, extents[0] or extents[1]), _built(recipe, extents[1])
+    old, new = map(_shapes, methods)
     for name in old | new:
         if old.get(name) != new.get(name):
             would = f"{new[name]}, and is {old.get(name, 'absent')}" if name in new else "absent"
@@ -128,16 +135,50 @@ def _refuse_other_tensors(run: Path, recipe: Recipe, data: PreparedData, found: 
                 f"no checkpoint of {run} can go on with {'; '.join(map(str, shaping))}: {name} would be {would}; put "
                 "the old value back, or start a new run"
             )
+    per_epoch = newest_description(run).get("steps_per_epoch")
+    if per_epoch and (problem := moved_beginning(*methods, changes.newest_step(run), per_epoch)):
+        raise UserError(f"no checkpoint of {run} can go on with {'; '.join(map(str, shaping))}: {problem}")
 
 
-def _shapes(recipe: Recipe, extent: tuple[int, int]) -> dict[str, str]:
-    """The shape of each tensor of the recipe's method, and whether each rank holds its own. extent: how many images and
-    classes it is for."""
+def moved_beginning(before: "Method", after: "Method", step: int, per_epoch: int) -> str | None:
+    """Says of which parameters the changed method lets the training begin on the other side of the last step that is
+    done; None: of none. step: the number of steps that are done.
+
+    Parameters that wait have no momentum, and a count of steps in which they were not updated; those that have begun
+    are not to wait again, as what their momentum holds would be of long ago. Frozen ones have no such state.
+    """
+    names = [name for name, _ in after.named_parameters()]
+    for name in names:
+        old, new = (rule_of(name, method.groups()).from_epoch for method in (before, after))
+        had, would_have = ((step - 1) / per_epoch >= begins for begins in (old, new))
+        if had == would_have or inf in (old, new):
+            continue
+        was = f"has been trained since epoch {old:g}" if had else f"is not trained before epoch {old:g}"
+        bound = f"{floor(100 * (step - 1) / per_epoch) / 100:g} or before"
+        if not had:
+            bound = f"{ceil(100 * step / per_epoch) / 100:g} or later"
+        return (
+            f"{name} {was}, and would be from epoch {new:g} on, while step {step} of {per_epoch} an epoch is done; "
+            f"let it begin at epoch {bound}, or branch from a checkpoint before both"
+        )
+    return None
+
+
+def _built(recipe: Recipe, extent: tuple[int, int]) -> "Method":
+    """The recipe's method. extent: how many images and classes it is for."""
     from kilobatch.methods.method import DataFacts
     from kilobatch.methods.networks.build import build_encoder
+    from kilobatch.trainer.adversarial import add_norms
 
     method = method_options.build_method(recipe.method, build_encoder(recipe.encoder))
     method.prepare(DataFacts(*extent))
+    if recipe.engine.adversarial:
+        add_norms(method)
+    return method
+
+
+def _shapes(method: "Method") -> dict[str, str]:
+    """The shape of each of its tensors, and whether each rank holds its own."""
     own = method.own_buffers
     shapes = {name: str(tuple(tensor.shape)) for name, tensor in method.state_dict().items()}
     return {name: f"{shape}, each rank its share" if name in own else shape for name, shape in shapes.items()}

@@ -2,7 +2,7 @@
 no torch."""
 
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read_short_sides, verify_beton
+from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.loading.labels import labelled_samples, used_samples
+from kilobatch.data.loading.options import DataOptions
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
-from kilobatch.data.sources.specs import Split, absolute_spec
+from kilobatch.data.sources.specs import Split, absolute_spec, field_forms
 from kilobatch.data.views.groups import largest_side
-from kilobatch.launch.recipes import references
+from kilobatch.launch.recipes import method_options, references
 from kilobatch.launch.recipes.recipe import Recipe
 
 
@@ -65,12 +67,35 @@ def prepare_data(recipe: Recipe) -> PreparedData:
 
 def used_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The samples of data.train that make up the training images, which data.order may choose; None: all."""
-    return used_samples(data.train.beton, recipe.data.order)
+    return _chosen(recipe, data)[0]
 
 
 def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The training images that have labels, ascending; None: all have."""
-    return labelled_samples(data.train.beton, recipe.data.labels, used_of(recipe, data))
+    return _chosen(recipe, data)[1]
+
+
+Choice = tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
+
+
+def _chosen(recipe: Recipe, data: PreparedData) -> Choice:
+    """What used_of and labelled_of return."""
+    labels = recipe.data.labels
+    if labels.list is not None:  # the list may be another one by now
+        used = used_samples(data.train.beton, recipe.data.order)
+        return used, labelled_samples(data.train.beton, labels, used)
+    return _chosen_by_labels(data.train.model_dump_json(), recipe.data.model_dump_json())
+
+
+@lru_cache(maxsize=2)
+def _chosen_by_labels(train: str, options: str) -> Choice:
+    """Is asked several times while a worker starts, and each time would read and sort the labels of all images.
+
+    train: a PreparedFile in JSON; options: the section `data`, likewise.
+    """
+    beton, data = PreparedFile.model_validate_json(train).beton, DataOptions.model_validate_json(options)
+    used = used_samples(beton, data.order)
+    return used, labelled_samples(beton, data.labels, used)
 
 
 def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
@@ -80,6 +105,25 @@ def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
     classes = len(verify_beton(data.train.beton).classes)
     known = labels if some is None else labels[some]
     return np.bincount(known[known >= 0], minlength=classes)
+
+
+def needed_fields(recipe: Recipe) -> list[ArrayForm]:
+    """The forms of the fields that the recipe's method reads, from data.train, which need not be converted yet.
+
+    Raises UserError where the data are not there, or lack one.
+    """
+    needs, spec = sorted(method_options.declared(recipe.method.name).needs), recipe.data.train
+    if not needs:
+        return []
+    try:
+        forms = {form.name: form for form in field_forms(spec, "train")}
+    except UserError as error:
+        raise UserError(
+            f"method {recipe.method.name} reads {', '.join(needs)}, whose shapes are those of data.train, and {error}"
+        ) from error
+    if missing := [name for name in needs if name not in forms]:
+        raise UserError(f"data.train '{spec}' has no {', '.join(missing)}, which method {recipe.method.name} reads")
+    return [forms[name] for name in needs]
 
 
 def data_sha256(recipe: Recipe, data: PreparedData) -> str:

@@ -1,5 +1,6 @@
 """Builds the parts that training and evaluating a recipe share: its images, its method, its loader."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,17 @@ def fields_of(recipe: Recipe, beton: Path) -> list[str]:
     return [field.name for field in verify_beton(beton).fields if field.name in needs]
 
 
+def refuse_missing_fields(recipe: Recipe, method: Method, where: str, beton: Path) -> None:
+    """Raises UserError for images without a field, where the method represents a sample by more than its image."""
+    needs = method_options.declared(recipe.method.name).needs
+    missing = sorted(needs - {*fields_of(recipe, beton)})
+    if missing and type(method).represent_batch is not Method.represent_batch:
+        raise UserError(
+            f"method {recipe.method.name} represents a sample by its {', '.join(sorted(needs))} too, and {where} has "
+            f"no {', '.join(missing)}; use images with an array of that name beside them, as npz:FILE or a .beton has"
+        )
+
+
 def order_of(method: Method) -> Callable[[int], NDArray[np.int64] | None] | None:
     """The method's own epoch_order, for a Loader; None: it has none, and the loader may make epochs ahead."""
     if type(method).epoch_order is Method.epoch_order:
@@ -123,9 +135,23 @@ def order_of(method: Method) -> Callable[[int], NDArray[np.int64] | None] | None
 
     def order(epoch: int) -> NDArray[np.int64] | None:
         found = method.epoch_order(epoch)
-        return None if found is None else found.cpu().numpy()
+        order = None if found is None else found.cpu().numpy()
+        _refuse_differing_orders(method, epoch, order)
+        return order
 
     return order
+
+
+def _refuse_differing_orders(method: Method, epoch: int, order: NDArray[np.int64] | None) -> None:
+    """Raises ValueError, on all ranks, where the ranks' orders differ: some samples would come twice, others never."""
+    number = -1 if order is None else zlib.crc32(order.astype(np.int64).tobytes())
+    device = next((p.device for p in method.parameters()), torch.device("cpu"))
+    highest, lowest = collectives.all_reduce_max(torch.tensor([number, -number], device=device)).tolist()
+    if highest != -lowest:
+        raise ValueError(
+            f"{type(method).__name__}.epoch_order({epoch}) differs between ranks; make it of what all of them have "
+            "alike: the seed, the epoch, and buffers that before_epoch has filled"
+        )
 
 
 def clean_loader(

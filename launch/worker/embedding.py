@@ -17,7 +17,7 @@ from kilobatch.data.sources.progress_bar import progress_bar
 from kilobatch.launch.processes.exit_status import INTERRUPTED
 from kilobatch.launch.recipes.references import recipe_of
 from kilobatch.launch.worker import flight_recorder
-from kilobatch.launch.worker.components import clean_loader
+from kilobatch.launch.worker.components import clean_loader, refuse_missing_fields
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.pretrained import load_resolved
 from kilobatch.launch.worker.process_group import World, group_timeout, world_from_environment
@@ -66,6 +66,7 @@ def _compute(folder: Path, work: EmbeddingWork, world: World, parts: list[int]) 
         return
     recipe = recipe_of(str(work.encoder))
     method = load_resolved(work.encoder).to(world.device)
+    refuse_missing_fields(recipe, method, str(work.beton), work.beton)
     rows_of_parts = np.concatenate([work.images(part) for part in parts])
     loader = clean_loader(recipe, world, work.beton, batch=work.batch, rows=rows_of_parts)
     waiting, rows = iter(parts), list[Tensor]()

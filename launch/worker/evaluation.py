@@ -18,7 +18,7 @@ from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import clean_loader, loader_of, method_of
+from kilobatch.launch.worker.components import clean_loader, loader_of, method_of, refuse_missing_fields
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods.method import Method
 from kilobatch.trainer.checkpoint.reader import Saved
@@ -56,6 +56,8 @@ def suite_of(
     classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, test))
     numbers = class_numbers(classes, test_classes)
     assert numbers is not None, "prepare_data refuses test images of other classes"
+    for name, spec, file in (("train", recipe.data.train, data.train), ("test", recipe.data.test, test)):
+        refuse_missing_fields(recipe, method, f"data.{name} '{spec}'", file.beton)
     views, options = recipe.data.groups[0], recipe.evaluate
 
     used = used_of(recipe, data)

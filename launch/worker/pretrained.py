@@ -15,7 +15,7 @@ from kilobatch.launch.recipes.references import locate_reference, metadata_of, n
 from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method
-from kilobatch.methods.networks import build
+from kilobatch.methods.networks import build, keyed_layers
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
@@ -117,6 +117,7 @@ def build_of_recipe(recipe: Recipe, data: DataFacts) -> Method:
     """The recipe's method, prepared, initialised from torch's random state."""
     method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder))
     method.prepare(data)
+    keyed_layers.use_keyed_layers(method, "method")  # those of heads, too
     if recipe.engine.adversarial:
         adversarial.add_norms(method)
     return method

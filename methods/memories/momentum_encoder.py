@@ -27,6 +27,7 @@ class MomentumEncoder(nn.Module):
         self.network = copy.deepcopy(online).requires_grad_(False)
         for norm in batch_norm.norms(self.network):
             norm.counts = own_statistics
+        keyed_layers.use_keyed_layers(self.network, "momentum encoder")
         for layer in keyed_layers.find(self.network):
             layer.off = True
         norms = {name for name, m in self.network.named_modules() if isinstance(m, batch_norm.BatchNorm)}

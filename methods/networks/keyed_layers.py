@@ -155,22 +155,22 @@ def off(module: nn.Module) -> Iterator[None]:
             m.off = False
 
 
-def use_keyed_layers(network: nn.Module) -> None:
-    """Replaces a network's Dropout, DropPath and StochasticDepth by keyed ones.
+def use_keyed_layers(network: nn.Module, whose: str = "encoder") -> None:
+    """Replaces a network's Dropout, DropPath and StochasticDepth by keyed ones. whose: what it is, for messages.
 
     Raises UserError, by name, for other layers that draw in training. What a forward draws through torch's functions
     cannot be seen here.
     """
     replaced: dict[int, Keyed] = {}  # a layer may stand in several places
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        if keyed := replaced.get(id(module)) or _keyed(name, module):
+        if keyed := replaced.get(id(module)) or _keyed(f"{whose}'s layer {name}", module):
             replaced[id(module)] = keyed
             assert name, "a network is more than one layer"
             network.set_submodule(name, keyed)
 
 
 def _keyed(name: str, module: Any) -> Keyed | None:
-    """The keyed layer that stands for a library's; None for a layer that does not draw."""
+    """The keyed layer that stands for a library's; None for a layer that does not draw. name: of it, in words."""
     kind = type(module).__name__
     match module:
         case nn.Dropout():
@@ -193,6 +193,6 @@ def _keyed(name: str, module: Any) -> Keyed | None:
 
 def _refusal(name: str, kind: str, why: str, instead: str) -> str:
     return (
-        f"the encoder's layer {name} is a {kind}, which {why}, so that results would depend on the number of ranks and "
+        f"the {name} is a {kind}, which {why}, so that results would depend on the number of ranks and "
         f"chunks; use {instead}, or a layer of kilobatch.methods.networks.keyed_layers"
     )

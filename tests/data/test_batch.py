@@ -1,8 +1,11 @@
 """A batch is cut alike in all its tensors, and a clock counts in epochs and shares."""
 
+import numpy as np
 import torch
 
 from kilobatch.data.batch import Batch, Clock, blank, make_batch
+from kilobatch.data.beton_layout import ArrayForm
+from kilobatch.data.sources.npz import NUMBERS
 from kilobatch.data.views.options import Views
 
 
@@ -43,9 +46,15 @@ def test_fields_are_added_beside_those_that_there_are():
 
 
 def test_a_blank_batch_has_the_shapes_of_its_options():
-    batch = blank(3, [Views(count=2, size=16), Views(count=6, size=8)], {"tokens": (5, 7)})
+    groups = [Views(count=2, size=16), Views(count=6, size=8)]
+    forms = [ArrayForm(name, np.dtype(name).newbyteorder("<"), (5, 7)) for name in NUMBERS]
+    batch = blank(3, groups, [*forms, ArrayForm("count", np.dtype("int32"), ())])
     assert [tuple(x.shape) for x in batch.views] == [(3, 2, 3, 16, 16), (3, 6, 3, 8, 8)]
-    assert batch.fields["tokens"].shape == (3, 5, 7) and batch.clock.after == 0.5
+    assert batch.fields["count"].shape == (3,) and batch.clock.after == 0.5
+    for name in NUMBERS:
+        read = torch.from_numpy(np.zeros((3, 5, 7), name))  # as the loader makes a field
+        assert (batch.fields[name].shape, batch.fields[name].dtype) == (read.shape, read.dtype)
+    assert blank(3, groups).fields == {}
 
 
 def test_a_clock_counts_what_is_done():

@@ -32,6 +32,8 @@ class Centred(Toy):
     centre: Tensor
     seen: Tensor  # how often the hook has run; in the buffers, so that a second run of it is in what is compared
 
+    rounds = 0  # of the work on the features, each of which may end it
+
     def __init__(self) -> None:
         super().__init__(dropout=0.3)
         self.register_buffer("centre", torch.zeros(8))
@@ -43,6 +45,8 @@ class Centred(Toy):
         assert not rows.requires_grad and rows.dtype == torch.float32
         sums = collectives.all_reduce_sum((rows.double() * 2**20).round().long().sum(0))
         assert sorted(gathered(index)) == [*range(SAMPLES)]
+        for self.rounds in range(1, 4):
+            features.go_on("rounds", self.rounds, 3)
         self.epochs.append(epoch)
         self.centre.copy_(sums / SAMPLES / 2**20)
         self.seen += 1
@@ -69,7 +73,8 @@ def trained(folder: Path, stop: Callable[[Steps, Centred], bool] = lambda steps,
         saved = list_checkpoints(folder)
         finished = loop.run(loop.restore(open_saved(max(saved.values()))) if saved else 0)
     state = {name: x.clone() for name, x in method.state_dict().items()}
-    return {"finished": finished, "steps": steps.taken, "epochs": method.epochs, "state": state}
+    ended = {"finished": finished, "steps": steps.taken, "epochs": method.epochs, "rounds": method.rounds}
+    return {**ended, "state": state}
 
 
 def scenarios(folder: Path) -> dict[str, Any]:
@@ -85,7 +90,11 @@ def scenarios(folder: Path) -> dict[str, Any]:
 
         return stop
 
-    found = {"whole": trained(folder / "whole")}
+    def in_the_work(steps: Steps, method: Centred) -> bool:
+        """The signal comes in the second round of what the method makes of the first features."""
+        return last and not method.epochs and method.rounds == 2
+
+    found = {"whole": trained(folder / "whole"), "stopped in the work": trained(folder / "work", in_the_work)}
     found["stopped at first"] = trained(folder / "hook", in_the_hook(0))
     found["stopped in the hook"] = trained(folder / "hook", in_the_hook(1))
     found["after the hook"] = trained(folder / "hook")
@@ -118,6 +127,12 @@ def test_a_signal_in_the_hook_leaves_everything_as_it_was(found: dict[str, Any])
     assert (second["finished"], second["steps"], second["epochs"]) == (False, [0, 1, 2], [0])
     assert (rest["finished"], rest["steps"], rest["epochs"]) == (True, [*range(3, 9)], [1, 2])
     assert same(rest, found["whole"])
+
+
+def test_a_signal_ends_the_work_on_the_features(found: dict[str, Any]) -> None:
+    ended = found["stopped in the work"]
+    assert (ended["finished"], ended["steps"], ended["epochs"], ended["rounds"]) == (False, [], [], 2)
+    assert found["whole"]["rounds"] == 3
 
 
 def test_a_run_that_is_resumed_within_an_epoch_goes_on_with_its_results(found: dict[str, Any]) -> None:

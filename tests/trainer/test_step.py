@@ -86,6 +86,17 @@ def kept_under_zero() -> dict[int, list[dict[str, Tensor]]]:
     return found
 
 
+def frozen() -> list[dict[str, Tensor]]:
+    """The gradients at once and in two chunks, where the loss's own parameter alone is trained."""
+    found: list[dict[str, Tensor]] = []
+    for chunks in (1, 2):
+        method = toy()
+        method.encoder.requires_grad_(False)
+        forward_backward(sgd_engine(method, chunks=chunks), own_batch())
+        found.append(gradients(method))
+    return found
+
+
 def automatic(folder: Path) -> dict[str, Any]:
     """The choice of chunks where the ranks have different free memory, and that of a resumed run with all of it."""
     method = toy(batch_norm=True)
@@ -180,7 +191,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {f"chunks {c}": one_step(toy(), chunks=c, keep=0) for c in (1, 2, 8)}
     found["batch norm"] = one_step(toy(batch_norm=True), chunks=2, keep=0)
     found["kept"] = kept()
-    found["unreached"] = unreached()
+    found["unreached"], found["frozen"] = unreached(), frozen()
     found["waits"] = waits()
     if dist.get_world_size() > 1:
         found |= {"dropout": dropout(), "kept_under_zero": kept_under_zero(), "automatic": automatic(folder)}
@@ -275,3 +286,9 @@ def test_a_parameter_that_no_loss_reaches_decays_on_any_ranks(
 def test_the_host_waits_once_a_step(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
     for rank in (*one, *two):
         assert rank["waits"] == {"forward_backward": 0, "check_finite": 1, "step": 0}
+
+
+def test_chunks_of_a_frozen_network_leave_the_losss_own_parameters(one: list[dict[str, Any]]) -> None:
+    at_once, chunked = one[0]["frozen"]
+    assert [*at_once] == [*chunked] == ["temperature"]
+    torch.testing.assert_close(chunked, at_once)

@@ -1,20 +1,23 @@
-"""Measures a whole SimCLR step, and the encoder's forward and backward alone on the same views."""
+"""Measures a whole step of SimCLR or of a recipe, and the encoder's forward and backward alone on the same views."""
 
 import torch
-from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import Batch, make_batch
 from kilobatch.data.cpus import has_bf16_units
-from kilobatch.methods.networks import batch_norm, build
+from kilobatch.methods.method import Method
+from kilobatch.methods.networks import batch_norm, build, keyed_layers
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.bench.rates import BenchRow, best, gemm
-from kilobatch.trainer.engine import Engine
+from kilobatch.trainer.engine import AUTOCAST, Engine
 from kilobatch.trainer.optim import optimizers
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.options import EngineOptions, Precision
 from kilobatch.trainer.step import check_finite, forward_backward
+
+SECONDS = 2.0  # of each measurement
 
 
 def rows(device: torch.device) -> tuple[list[BenchRow], float]:
@@ -44,17 +47,33 @@ def _rows_in(precision: Precision, device: torch.device) -> tuple[list[BenchRow]
         device,
         samples,
     )
-    batch = random_batch(samples, side, device)
+    return measure(engine, random_batch(samples, side, device), "SimCLR", f"{options.name}, {side} pixels, {precision}")
+
+
+def rows_of(
+    method: Method, optimizer: Optimizer, options: EngineOptions, batch: Batch, name: str, encoder: str
+) -> list[BenchRow]:
+    """The rows of a method, on its device, on a batch whose pixels are drawn here. options: its chunks are 1; name: of
+    the method; encoder: of its encoder, for the table. Needs a process group of this process alone."""
+    device = next(method.parameters()).device
+    engine = Engine(method, optimizer, options, device, len(batch))
+    drawn = batch.replaced(views=tuple(torch.randn_like(group) for group in batch.views)).on(device)
+    pixels = " + ".join(f"{group.shape[1]} x {group.shape[-1]}" for group in batch.views)
+    return measure(engine, drawn, name, f"{len(batch)} images, {encoder}, {pixels} pixels, {options.precision}")[0]
+
+
+def measure(engine: Engine, batch: Batch, name: str, what: str) -> tuple[list[BenchRow], float]:
+    """The rows of an engine's step on this batch, and its floating-point operations a second."""
+    samples, device, precision = len(batch), engine.device, engine.options.precision
     with FlopCounterMode(display=False) as count:
-        encoder_pass(engine, batch.views[0])
+        encoder_pass(engine, batch)
     operations = count.get_total_flops()
-    encoder_alone = best(lambda: encoder_pass(engine, batch.views[0]), device, 2)
-    whole_step = best(lambda: train_step(engine, batch), device, 2)
-    peak = gemm(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    what = f"{options.name}, {side} pixels, {precision}"
+    encoder_alone = best(lambda: encoder_pass(engine, batch), device, SECONDS)
+    whole_step = best(lambda: train_step(engine, batch), device, SECONDS)
+    peak = gemm(device, AUTOCAST.get(precision, torch.float32))
     table = [
         BenchRow(
-            f"SimCLR step, {what}",
+            f"{name} step, {what}",
             samples / whole_step,
             samples / encoder_alone,
             "images",
@@ -73,11 +92,11 @@ def random_batch(samples: int, side: int, device: torch.device) -> Batch:
     return make_batch(views, label=torch.zeros(samples, dtype=torch.int64, device=device))
 
 
-def encoder_pass(engine: Engine, views: Tensor) -> None:
-    """The encoder's forward and backward alone."""
-    with engine.autocast():
-        features = engine.method.encoder(views.flatten(0, 1))
-    features.float().sum().backward()
+def encoder_pass(engine: Engine, batch: Batch) -> None:
+    """The encoder's forward and backward alone, on each group of views."""
+    with engine.autocast(), keyed_layers.drawing(engine.method, batch.keys):
+        features = [engine.method.encoder(views.flatten(0, 1)) for views in batch.views]
+    torch.stack([x.float().sum() for x in features]).sum().backward()
     engine.method.zero_grad()
 
 

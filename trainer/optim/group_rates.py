@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kilobatch.data.batch import START, Clock
-from kilobatch.methods.parameter_groups import ParameterGroup
-from kilobatch.trainer.optim.parameter_groups import REST, RULE
+from kilobatch.methods.parameter_groups import REST, ParameterGroup
+from kilobatch.trainer.optim.parameter_groups import RULE
 
 
 class GroupRates:
@@ -19,7 +19,8 @@ class GroupRates:
     gradients become zero as soon as a backward has added to them: before an average over ranks, a norm or a check sees
     them. So its moments stay zero, and with rate and decay 0 its weights stay as they are. (A rate of 0 alone would let
     the moments fill.) At its first own step the optimizer's state of it is set to zero, step counts included: with a
-    count of the steps before, Adam would not correct its moments for their start.
+    count of the steps before, Adam would not correct its moments for their start. So its beginning cannot be moved
+    across a checkpoint, which launch/recipes/continuation.py refuses.
 
     It is made before DeepSpeed takes the optimizer, so that these hooks of gradients run before DeepSpeed's own.
     """

@@ -10,10 +10,9 @@ from torch import nn
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks.encoder import Encoder
-from kilobatch.methods.parameter_groups import ParameterGroup
+from kilobatch.methods.parameter_groups import ParameterGroup, rule_of
 from kilobatch.trainer.optim.options import OptimizerOptions
 
-REST = ParameterGroup("")
 RULE = "rule"  # the key of an optimizer's group under which its ParameterGroup stands, with decay and adapt decided
 
 
@@ -70,7 +69,7 @@ def _rules(module: nn.Module, options: OptimizerOptions) -> dict[str, ParameterG
         where = f"{type(module).__name__}.groups() has the prefix '{group.prefix}'"
         assert any(map(group.holds, names)), f"{where}, which no parameter has"
     exceptions = [*own, *_frozen(names, own, options), *_layers(module, options)]
-    return {name: next((group for group in exceptions if group.holds(name)), REST) for name in names}
+    return {name: rule_of(name, exceptions) for name in names}
 
 
 def _frozen(names: Sequence[str], own: Sequence[ParameterGroup], options: OptimizerOptions) -> list[ParameterGroup]:

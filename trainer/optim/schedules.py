@@ -57,7 +57,7 @@ class ScheduleOptions(BaseModel):
 
 
 class StepRates(NamedTuple):
-    """Learning rate and weight decay of one step; decay None: that of the optimizer's groups."""
+    """Learning rate and weight decay of one step; decay None: that of the optimizer's groups, which never changes."""
 
     lr: float
     decay: float | None = None
@@ -95,12 +95,12 @@ def rates_at(
     return StepRates(lr, decay_at(optimizer, step, total_steps(schedule, steps_per_epoch)))
 
 
-def decay_at(options: OptimizerOptions, step: int, steps: int) -> float:
-    """The weight decay of step 0, 1, … steps - 1: from options.weight_decay by half a cosine to final_weight_decay.
+def decay_at(options: OptimizerOptions, step: int, steps: int) -> float | None:
+    """The weight decay of step 0, 1, … steps - 1: from options.weight_decay by half a cosine to final_weight_decay;
+    None: it stays what it is.
 
     As in facebookresearch/dino, utils.cosine_scheduler.
     """
-    if options.final_weight_decay is None:
-        return options.weight_decay
-    last = options.final_weight_decay
+    if (last := options.final_weight_decay) is None:
+        return None
     return last + (options.weight_decay - last) * (1 + cos(pi * step / steps)) / 2

@@ -102,6 +102,15 @@ PhotoSide = Annotated[
 ]
 
 # bench
+BenchRecipe = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe whose views and step are measured, on one worker. Default: measure what kilobatch plan takes.",
+        show_default=False,
+        callback=refuse_override,
+    ),
+]
 BenchDevice = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.", case_sensitive=False)
 ]

@@ -81,14 +81,17 @@ def plan(
 
 
 def bench(
+    recipe: machine_options.BenchRecipe = None,
+    overrides: Overrides = None,
     device: machine_options.BenchDevice = "auto",
     workers: machine_options.BenchWorkers = None,
     out: machine_options.BenchFile = None,
 ) -> None:
-    """Measures loader, loss, training step and collectives on this machine, and compares each with its limit."""
+    """Measures loader, loss, training step and collectives on this machine, and compares each with its limit; or loader
+    and step of a recipe."""
     from kilobatch.launch.cli.reports.bench import bench
 
-    bench(device, workers, out)
+    bench(device, workers, out, recipe, overrides or [])
 
 
 def verify(method: machine_options.MethodName = None, everything: machine_options.AllMethods = False) -> None:

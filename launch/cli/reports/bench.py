@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,9 +14,15 @@ from rich.table import Table
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import write_whole
+from kilobatch.data.sources.specs import count_classes, count_images
 from kilobatch.launch.planning.machines import kept_bench
+from kilobatch.launch.planning.plan import has_images
 from kilobatch.launch.processes.exit_status import this_host
 from kilobatch.launch.processes.output import tell
+from kilobatch.launch.recipes.checks import check
+from kilobatch.launch.recipes.data import needed_fields
+from kilobatch.launch.recipes.recipe import Recipe, read_recipe
+from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.runs.table_printing import print_table
 
 if TYPE_CHECKING:
@@ -26,23 +32,42 @@ if TYPE_CHECKING:
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 Rates = dict[str, float | str]
+MOST_SAMPLES = 128  # of the step of a recipe
+ABSENT_IMAGES, ABSENT_CLASSES = 100_000, 1000  # of data that are not here
 
 
-def bench(device_option: Literal["auto", "cpu", "cuda"], ranks: int | None, file: Path | None) -> None:
+def bench(
+    device_option: Literal["auto", "cpu", "cuda"],
+    ranks: int | None,
+    file: Path | None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
     """Prints a table of what was measured, keeps it in the cache folder for `kilobatch plan`, and writes it to `file`,
     if one is given, for `kilobatch plan --measured`.
 
-    ranks: of the collectives; None: the most that are useful. Raises UserError for a device that this machine lacks,
-    and for a number of ranks that it cannot have.
+    ranks: of the collectives; None: the most that are useful. recipe: measures the loader and a step of this one, and
+    keeps nothing, as a plan computes with the rates of the same step and the same views for all recipes. Raises
+    UserError for a device that this machine lacks, and for a number of ranks that it cannot have.
     """
+    if recipe is not None and (file, ranks) != (None, None):
+        given = "--out" if file is not None else "--workers"
+        raise UserError(
+            f"{given} is of the measurements that kilobatch plan takes, and those of a recipe are none; leave "
+            f"{given} or the recipe out"
+        )
+    chosen = None if recipe is None else read_recipe(recipe, [*overrides])
     import torch
 
     from kilobatch.launch.worker.devices import pick_device
 
     device = pick_device(device_option, 0)
-    ranks = _number_of_ranks(device, ranks)
     title = f"on {device.type}, {torch.get_num_threads()} threads"
     console = Console(emoji=False)
+    if chosen is not None:
+        print_table(_table(title, _measure_recipe(*chosen, device, console)), console)
+        return
+    ranks = _number_of_ranks(device, ranks)
     rows, rates = _measure(device, ranks, console)
     print_table(_table(title, rows), console)
     text = result_text(device, rates, rows)
@@ -86,8 +111,10 @@ def _measure(device: "torch.device", ranks: int, console: Console) -> "tuple[lis
         rows = loader.rows(device)
     with _measuring("loss", console):
         rows = [*rows, *loss.rows(device)]
-    with _measuring("step", console):
-        step_rows, flops = _measure_step(device)
+    from kilobatch.trainer.bench import step
+
+    with _measuring("step", console), _group_of_one(device):
+        step_rows, flops = step.rows(device)
     rows = [*rows, *step_rows]
     rates: Rates = {"device": device.type, "flops": flops, "views": rows[0].rate}
     if ranks > 1:
@@ -109,17 +136,46 @@ def _measuring(what: str, console: Console) -> Iterator[None]:
         yield
 
 
-def _measure_step(device: "torch.device") -> "tuple[list[BenchRow], float]":
-    """Rows and FLOP/s of a training step in a process group of one, which the engine cannot do without."""
-    import torch.distributed as dist
+def _measure_recipe(recipe: Recipe, settings: Settings, device: "torch.device", console: Console) -> "list[BenchRow]":
+    """The rows of a recipe: its views of photographs, and a step of up to MOST_SAMPLES images on one worker. Fields are
+    zeros in the shapes that its data have. Raises UserError for a recipe that one worker cannot train."""
+    images = None if has_images(recipe) else ABSENT_IMAGES
+    small = {"batch": min(recipe.data.batch, MOST_SAMPLES)}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=small)})
+    recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"chunks": 1, "zero": 0})})
+    check(recipe, 1, settings, images=images, begun=True)
+    forms = needed_fields(recipe)
+    from kilobatch.data.batch import blank
+    from kilobatch.launch.worker import devices, pretrained
+    from kilobatch.methods.method import DataFacts
+    from kilobatch.trainer.bench import loader, step
+    from kilobatch.trainer.optim.optimizers import build_optimizer
 
-    from kilobatch.trainer.bench import step
+    with _measuring("loader", console):
+        rows = loader.rows(device, recipe.data.groups)
+    facts = DataFacts(ABSENT_IMAGES, ABSENT_CLASSES)
+    if images is None:
+        facts = DataFacts(count_images(recipe.data.train, "train"), count_classes(recipe.data.train, "train"))
+    method = pretrained.build_of_recipe(recipe, facts)
+    method.load_pretrained(pretrained.load_method, fresh=True)
+    method.to(device)
+    optimizer = build_optimizer(recipe.optimizer, method, recipe.data.batch)
+    batch, names = blank(recipe.data.batch, recipe.data.groups, forms), (recipe.method.name, recipe.encoder.name)
+    with _measuring("step", console), _group_of_one(device):
+        options = recipe.engine.decided(devices.least_precision(device)).options()
+        return [*rows, *step.rows_of(method, optimizer, options, batch, *names)]
+
+
+@contextmanager
+def _group_of_one(device: "torch.device") -> Iterator[None]:
+    """A process group of this process alone, which the engine cannot do without."""
+    import torch.distributed as dist
 
     with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
-            return step.rows(device)
+            yield
         finally:
             dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import OrderOptions
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
-from kilobatch.data.sources.specs import Split, field_names, open_source
+from kilobatch.data.sources.specs import Split, field_forms, field_names, open_source
 from kilobatch.data.views.options import Views
 from tests.helpers import loaders
 
@@ -57,6 +57,10 @@ def test_the_note_states_types_and_shapes(beton: Path):
     assert field_names(str(beton), "train") == list(FIELDS)
     assert field_names(f"npz:{beton.with_name('a.npz')}", "test") == sorted(FIELDS)
     assert field_names("digits", "train") == []
+    forms = {form.name: form for form in field_forms(str(beton), "train")}
+    assert {name: (form.dtype.name, form.shape) for name, form in forms.items()} == stated
+    assert {form.name: form for form in field_forms(f"npz:{beton.with_name('a.npz')}", "test")} == forms
+    assert field_forms("digits", "train") == []
 
 
 def test_ffcv_reads_the_same_arrays(beton: Path):

@@ -31,7 +31,8 @@ MESSAGES = {
     "verify schedule.epochs=3": f"{PLACE} verify has its METHOD",
     "export r out.safetensors lr=1": "'lr=1' changes a recipe, and kilobatch export takes no changes; train, submit, ",
     "logs r lr=1": "'lr=1' changes a recipe, and kilobatch logs takes no changes",
-    "bench lr=1": "'lr=1' changes a recipe, and kilobatch bench takes no changes",
+    "bench lr=1": "'lr=1' changes a recipe, and stands where kilobatch bench has its RECIPE",
+    "verify simclr lr=1": "'lr=1' changes a recipe, and kilobatch verify takes no changes",
     "data.batch=3 train demo": "'data.batch=3' changes a recipe, and comes after it: kilobatch train RECIPE data.bat",
     "train demo --data.batch=3": "written without dashes: data.batch=VALUE",
     "resume r --epochs 3": "kilobatch resume has no option --epochs; options of the recipe are written without dashes: "
@@ -47,7 +48,7 @@ MESSAGES = {
     "bench --device tpu": "--device is 'tpu': it should be one of 'auto', 'cpu', 'cuda'",
     "convert a b.beton --split tset": "--split is 'tset': it should be one of 'train', 'test'",
     "export r a.safetensors b": "does not know what to do with 'b': it takes RUN OUT; kilobatch export --help",
-    "bench x": "does not know what to do with 'x': it takes options only",
+    "verify simclr y": "does not know what to do with 'y': it takes METHOD; kilobatch verify --help",
     "eval r --knn=3": "option '--knn' does not take a value; kilobatch eval --help",
     "--quiet": "No such option: --quiet; kilobatch COMMAND --help",
 }

@@ -27,6 +27,7 @@ from tests.helpers.in_process_runs import (
     weights,
     write_images,
 )
+from tests.helpers.own_cache import own_cache
 from tests.helpers.process_groups import run_ranks
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "resume.md"
@@ -51,16 +52,23 @@ NOTES = {
 }
 
 
+MADE, BLOCKS = "made", "blocks"
+# A network that has blocks to compute again. Its checkpoints are a thousand times as large, so there are two.
+RESNET = ["encoder.name=resnet18", "encoder.width=null", "encoder.stem=cifar", "checkpoint.every_steps=3"]
+
+
 @dataclass(frozen=True)
 class Row:
     """A change. words: by which it is meant; alone: words that the plain command has, too; on_disk: changes files of a
-    run's copy, None: recipe.yaml is edited to what the words say; bits: whether the weights are compared."""
+    run's copy, None: recipe.yaml is edited to what the words say; bits: whether the weights are compared; of: the run's
+    folder."""
 
     words: list[str] = field(default_factory=list)
     alone: list[str] | None = None
     on_disk: Callable[[Path], object] | None = None
     finished: bool = False
     bits: bool = True
+    of: str = MADE
 
 
 def option(*words: str, bits: bool = True, finished: bool = False) -> Row:
@@ -118,6 +126,10 @@ ROWS: dict[str, Row] = {
     "`optimizer.weight_decay`": option("optimizer.weight_decay=0.1"),
     "`optimizer.name`": option("optimizer.name=sgd"),
     "`data.batch`": option("data.batch=4"),
+    "`data.order`: class-balanced": option("data.order.class_balanced=true"),
+    "`data.order`: a long tail, which leaves fewer images": option("data.order.long_tailed.ratio=4"),
+    "`optimizer.freeze`: a part": option("optimizer.freeze=[encoder.convs.0]"),
+    "`encoder.checkpoint`, of a ResNet": Row(["encoder.checkpoint=true"], of=BLOCKS),
     "`method.temperature`": option("method.temperature=0.5"),
     "`method.dim`, of the projections": option("method.dim=16"),
     "`method.name`": option("method.name=moco"),
@@ -178,8 +190,9 @@ def told(ended: Ended, run: Path) -> str:
     return "; ".join(["goes on", *notes])
 
 
-def observed(made: Path, row: Row, folder: Path, final: dict) -> tuple[str, str, str]:
-    """The last three columns of a row."""
+def observed(row: Row, folder: Path, runs: dict[str, tuple[Path, dict]]) -> tuple[str, str, str]:
+    """The last three columns of a row. runs: the stopped run of each name, and the weights at its end."""
+    made, final = runs[row.of]
     plain, alone = prepared(made, row, folder / "plain"), row.alone or []
     if row.on_disk is None:
         recipe, _ = load_recipe(plain / "recipe.yaml", [word for word in row.words if "=" in word])
@@ -214,12 +227,15 @@ def written(run: Path) -> dict[str, bytes]:
 
 
 def observe(folder: Path) -> dict[str, tuple[str, str, str]]:
-    os.environ["KILOBATCH_CACHE"] = str(folder / "cache")
-    run = train_tiny(folder / "made", "encoder.norm=local", "engine.chunks=2")
-    final = weights(run)
-    shutil.copytree(run, run.with_name("whole"))
-    stop_at(run, 3)
-    return {name: observed(run, row, folder / str(n), final) for n, (name, row) in enumerate(ROWS.items())}
+    os.environ["KILOBATCH_CACHE"] = own_cache(folder / "cache")
+    runs: dict[str, tuple[Path, dict]] = {}
+    for name, more in ((MADE, []), (BLOCKS, RESNET)):
+        run = train_tiny(folder / name, "encoder.norm=local", "engine.chunks=2", *more)
+        runs[name] = run, weights(run)
+        if name == MADE:
+            shutil.copytree(run, run.with_name("whole"))
+        stop_at(run, 3)
+    return {name: observed(row, folder / str(n), runs) for n, (name, row) in enumerate(ROWS.items())}
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "too few classes": (["data.order.images_per_class=4", "data.batch=64"], "data.batch 64 of 16 classes, and 10 have"),
     "a batch of more than the tail": (
-        [TAIL, "data.batch=600"], "data.batch 600 is more than the 576 images of data.train 'digits'",
+        [TAIL, "data.batch=600"], "data.batch 600 is more than the 576 images that data.order.long_tailed leaves",
     ),
     "more neighbours than the tail": ([TAIL, "evaluate.knn.k=577"], "evaluate.knn.k 577 is more than the 576 images"),
 }  # fmt: skip

@@ -5,21 +5,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
+from kilobatch.data.loading import labels
 from kilobatch.data.loading.loader import PlainLoader
 from kilobatch.data.sources.arrays import Arrays
 from kilobatch.data.sources.convert import convert
 from kilobatch.launch.recipes import data as recipe_data
-from kilobatch.launch.recipes.data import PreparedData, class_counts, data_sha256, prepare_data, used_of
+from kilobatch.launch.recipes.data import (
+    PreparedData,
+    class_counts,
+    data_sha256,
+    labelled_of,
+    prepare_data,
+    used_of,
+)
 from kilobatch.launch.recipes.recipe import Recipe, resolve_recipe, with_images
 from kilobatch.launch.worker import components, evaluation
 from kilobatch.launch.worker.components import data_of
+from kilobatch.launch.worker.pretrained import build_of_recipe
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method
+from kilobatch.methods.method import DataFacts, Method
+from kilobatch.methods.networks.keyed_layers import KeyedDropout
 from kilobatch.trainer.evaluate.options import EvaluateOptions
+from tests.helpers.paper_files import WORDS, add_paper
 from tests.helpers.process_groups import run_ranks
 
 
@@ -153,3 +166,78 @@ def test_test_images_of_some_classes_are_evaluated_among_these(
     evaluation.print_values({"linear/top1": 0.5}, ours, whole)
     printed = capsys.readouterr().out
     assert "linear top-1 (SGD on frozen features of whole images, " in printed and ", lr 0.1 per 256, " in printed
+
+
+def test_labels_are_read_and_sorted_once_at_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = recipe(tmp_path, "data.labels.share=0.8", "data.order.long_tailed.ratio=2")
+    data, read = prepare_data(asked), list[Path]()
+    original = labels.read_labels
+
+    def counted(path: Path) -> NDArray[np.int64]:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(labels, "read_labels", counted)
+    for _ in range(2):
+        used, labelled, counts = used_of(asked, data), labelled_of(asked, data), class_counts(asked, data)
+        assert used is not None and labelled is not None and data_sha256(asked, data)
+        assert (len(used), len(labelled), counts.tolist()) == (3, 3, [1, 1, 1])
+    assert len(read) == 2, "once for the long tail, once for the share of it"
+    assert used_of(resolve_recipe("demo", ["data.labels.share=0.8"]), data) is None
+
+
+class Ordered(Pixels):
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+
+    def epoch_order(self, epoch: int) -> Tensor | None:
+        return torch.arange(4) if epoch else torch.arange(4).roll(collectives.rank() if self.own else 1)
+
+
+def orders_of_ranks() -> list[list[int] | str]:
+    found: list[list[int] | str] = []
+    for own in (False, True):
+        order = components.order_of(Ordered(own))
+        assert order is not None
+        try:
+            found.append([order(epoch).tolist() for epoch in (0, 1)])  # pyright: ignore[reportOptionalMemberAccess]
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_an_order_that_differs_between_ranks_is_refused_on_all_of_them():
+    for found in run_ranks(2, orders_of_ranks):
+        assert found[0] == [[3, 0, 1, 2], [0, 1, 2, 3]]
+        assert "Ordered.epoch_order(0) differs between ranks; make it of what all of them have alike" in found[1]
+
+
+class ByWords(Pixels):
+    def represent_batch(self, batch: Batch) -> Tensor:
+        return batch.fields["tokens"].float()
+
+
+def test_a_method_that_represents_fields_too_needs_them_of_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_paper(monkeypatch, tmp_path / "papers", "words", WORDS)
+    asked = resolve_recipe("demo", ["method.name=words", "data.views.count=1"])
+    without = Path(beton(tmp_path / "test.beton", [0, 1], NAMES[:2]))
+    components.refuse_missing_fields(asked, Pixels(), "data.test", without)  # an image alone is enough for it
+    with pytest.raises(
+        UserError, match="words represents a sample by its tokens, weight too, and data.test has no tok"
+    ):
+        components.refuse_missing_fields(asked, ByWords(), "data.test", without)
+    one = tmp_path / "both.beton"
+    fields = {"tokens": np.zeros((2, 5), np.int64), "weight": np.zeros(2)}
+    convert(Arrays(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), NAMES[:2], fields), one, progress=False)
+    components.refuse_missing_fields(asked, ByWords(), "data.test", one)
+
+
+def test_dropout_of_a_head_draws_by_the_samples_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_paper(monkeypatch, tmp_path / "papers", "words", WORDS)
+    asked = resolve_recipe("demo", ["method.name=words", "encoder.width=2", "data.views.count=1"])
+    head = build_of_recipe(asked, DataFacts(4, 3)).get_submodule("head.0")
+    assert isinstance(head, KeyedDropout) and head.rate == 0.2
+    add_paper(monkeypatch, tmp_path / "others", "words", WORDS.replace("nn.Dropout(0.2)", "nn.AlphaDropout(0.2)"))
+    with pytest.raises(UserError, match="the method's layer head.0 is a AlphaDropout, which draws from torch's gen"):
+        build_of_recipe(asked, DataFacts(4, 3))

@@ -1,5 +1,7 @@
 """Trainings whose epochs are made of labels: their steps, what evaluators learn from, and a resume to the same bits."""
 
+import json
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,13 @@ from tests.helpers.in_process_runs import copy_of, kilobatch, same_bits, stop_at
 from tests.helpers.process_groups import run_ranks
 
 BY_CLASS = ("data.order.long_tailed.ratio=2", "data.order.images_per_class=2", "data.batch=4")
-BALANCED = ("data.order.class_balanced=true",)
+BALANCED = ("data.order.class_balanced=true", "optimizer.weight_decay=0.2", "optimizer.final_weight_decay=0.4")
+
+
+def column(run: Path, name: str) -> list[float | None]:
+    """A value of each step's line in metrics.jsonl; None where a line has none."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line.get(name) for line in lines if "train/loss" in line]
 
 
 def scenarios(folder: Path) -> dict[str, Any]:
@@ -30,6 +38,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
         "resumed": (resumed.code, resumed.printed, same_bits(weights(stopped), weights(by_class))),
         "meta": {name: meta[name] for name in ("step", "steps_per_epoch", "images")},
         "differs": [not same_bits(weights(shuffled), weights(run)) for run in (by_class, balanced)],
+        "decays": [column(run, "train/weight_decay") for run in (balanced, shuffled)],
         "other": kilobatch("resume", str(other)).printed,
         "accepted": kilobatch("resume", str(other), "--accept-changes").printed,
     }
@@ -60,3 +69,9 @@ def test_another_long_tail_is_another_data_set(found: dict[str, Any]):
     assert "data.order.long_tailed.ratio: 2.0, now 10.0" in found["other"]
     assert "labelled images of data.train: SHA-256" in found["other"]
     assert "have 3 steps, and would now have 2, so that no checkpoint says" in found["accepted"], found["accepted"]
+
+
+def test_a_decay_that_goes_by_a_schedule_is_logged(found: dict[str, Any]):
+    by_schedule, constant = found["decays"]
+    assert by_schedule == pytest.approx([0.4 - 0.2 * (1 + cos(pi * step / 6)) / 2 for step in range(6)])
+    assert constant == [None] * 6

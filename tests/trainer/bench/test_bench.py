@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from kilobatch.data.views.options import Views
 from kilobatch.trainer.bench import collectives, loader, rates
 
 CPU = torch.device("cpu")
@@ -23,6 +24,13 @@ def test_the_best_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loader_is_slower_than_decoding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SECONDS", 0.2)
     (row,) = loader.rows(CPU)
+    assert 0 < row.rate < row.limit
+
+
+def test_the_loader_makes_a_recipes_own_groups_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SECONDS", 0.2)
+    (row,) = loader.rows(CPU, [Views(count=1, size=32), Views(count=5, size=16)])
+    assert row.what == "loader, all operations, 1 x 32 + 5 x 16 pixels" and "6 views of each" in row.limited_by
     assert 0 < row.rate < row.limit
 
 

@@ -77,7 +77,7 @@ def test_the_decay_goes_from_one_to_the_other_by_a_cosine() -> None:
     options = OptimizerOptions(weight_decay=0.04, final_weight_decay=0.4)
     found = [decay_at(options, step, 30) for step in range(30)]
     assert found == pytest.approx([0.4 + 0.5 * (0.04 - 0.4) * (1 + cos(pi * i / 30)) for i in range(30)], rel=1e-12)
-    assert decay_at(OptimizerOptions(weight_decay=0.3), 17, 30) == 0.3
+    assert decay_at(OptimizerOptions(weight_decay=0.3), 17, 30) is None  # that of the optimizer's groups
 
 
 def test_the_rates_of_a_recipes_step() -> None:
