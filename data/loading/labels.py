@@ -11,9 +11,8 @@ from kilobatch.data.beton import read_labels, read_names, verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import LabelOptions, OrderOptions
 from kilobatch.data.loading.sampling import epoch_order, images_by_class, long_tail
-from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.path_names import composed, escaped
-from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of, is_beton, labels_of
+from kilobatch.data.sources.specs import Split, count_classes, count_images, is_beton, labels_of, open_source
 
 UNLABELLED = -1  # the label of an image that has none
 
@@ -117,13 +116,13 @@ def _listed(spec: str, list_file: str, split: Split) -> NDArray[np.int64]:
     file = Path(list_file).expanduser()
     if is_beton(spec):
         return samples_in_list(read_names(Path(spec).expanduser()), file, spec)
-    folder = folder_of(spec)
-    if folder is None:
+    names = open_source(spec, split).names
+    if names is None:
         raise UserError(
             f"data.labels.list {list_file}: the images of '{spec}' have no names; use data.labels.share, or images "
             "in folders: folder:PATH"
         )
-    return samples_in_list(Folder(folder, split).names, file, spec)
+    return samples_in_list(names, file, spec)
 
 
 class _NameTable:
