@@ -21,12 +21,17 @@ from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folde
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
+from kilobatch.data.sources.hf_datasets import open_hf, split_of_saved
 from kilobatch.data.sources.image_files import EncodedImage
 from kilobatch.data.sources.image_list import open_csv, open_list
 from kilobatch.data.sources.npz import classes_of_npz, fields_of_npz, labels_of_npz, open_npz
+from kilobatch.data.sources.parquet_files import open_parquet
 from kilobatch.data.sources.path_names import composed, existing_path, printable
-from kilobatch.data.sources.spec_syntax import FORMS, SourceSpec, parse_known
+from kilobatch.data.sources.python_objects import open_python
+from kilobatch.data.sources.spec_syntax import FORMS, OPTIONS, SourceSpec, parse_known
 from kilobatch.data.sources.splits import Split as Split
+from kilobatch.data.sources.tar_shards import open_tar
+from kilobatch.data.sources.torchvision_sets import open_torchvision
 from kilobatch.data.sources.tree import Tree
 
 BETON_SUFFIXES = (".beton", ".ffcv")  # the second in files of others
@@ -106,7 +111,16 @@ def _open_with_options(parts: SourceSpec, split: Split) -> Source:
             return open_list(parts.path, options)
         case "csv":
             return open_csv(parts.path, options)
-    raise AssertionError(parts.scheme)
+        case "tar":
+            return open_tar(parts.path, options)
+        case "parquet":
+            return open_parquet(parts.path, options)
+        case "hf":
+            return open_hf(parts.path, split, options)
+        case "torchvision":
+            return open_torchvision(parts.name, parts.path, split, options)
+        case _:
+            return open_python(parts.path, parts.name, split, options)
 
 
 def count_images(spec: str, split: Split) -> int:
@@ -199,6 +213,26 @@ def scheme_of(spec: str) -> str:
     """The word before the colon of a source, also where only its path is given: folder or npz."""
     scheme = spec.partition(":")[0]
     return scheme if scheme in FORMS else "npz" if spec.endswith(".npz") else "folder"
+
+
+def has_labels_alone(spec: str) -> bool:
+    """Whether the images of a source of this kind all have labels, so that they need not be read to know it."""
+    return not is_beton(spec) and scheme_of(spec) not in OPTIONS
+
+
+def has_test_split(spec: str) -> bool:
+    """Whether a source of two splits or one, hf:, torchvision: or python:, has test images of its own."""
+    parts = _parse(spec)
+    if parts.scheme == "python":
+        return False  # what it gives for test may be the same
+    try:
+        return count_images(spec, "test") > 0 and "split" not in parts.options and not _is_one_split(parts)
+    except UserError:
+        return False
+
+
+def _is_one_split(parts: SourceSpec) -> bool:
+    return parts.scheme == "hf" and split_of_saved(parts.path, "train", None) == parts.path
 
 
 def is_beton(spec: str) -> bool:

@@ -4,9 +4,9 @@ Loads no torch; devices are checked in worker/devices.py, on the machine that th
 from collections.abc import Callable, Mapping
 
 from kilobatch.data.errors import Mistakes, UserError
-from kilobatch.data.loading.labels import count_labelled, count_used
+from kilobatch.data.loading.labels import count_known, count_labelled, count_used
 from kilobatch.data.loading.options import order_problem
-from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names
+from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names, has_labels_alone
 from kilobatch.launch.recipes import method_options, references, validation_errors
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
@@ -156,6 +156,12 @@ def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
     """Classes of data.train for a method that learns them, else None. Raises UserError for a single one."""
     name = recipe.method.name
     classes = count_classes(recipe.data.train, "train") if method_options.declared(name).classifies else None
+    if classes == 0:
+        raise refuse(
+            "data.train",
+            f"data.train '{recipe.data.train}' has no labels, and method {name} learns from labels alone; use images "
+            "with labels (kilobatch convert --help names the sources), or another method",
+        )
     if classes == 1:
         raise refuse(
             "data.train",
@@ -168,7 +174,7 @@ def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
 def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
     """Training images that are trained on: all, or those with labels."""
     labels = recipe.data.labels
-    if labels.all:
+    if labels.all and has_labels_alone(recipe.data.train):
         return samples
     try:
         labelled = count_labelled(recipe.data.train, labels, recipe.data.order)
@@ -252,12 +258,32 @@ def _check_evaluators(
             mistakes.add(str(refuse(option, asks)))
     if samples is None:
         return
+    if recipe.data.test is not None and (*during, *final) and not has_labels_alone(recipe.data.train):
+        with mistakes.noted():
+            samples = _refuse_no_labels(recipe, (*during, *final), refuse)
     if "knn" in (*during, *final) and recipe.evaluate.knn.k > samples:
         asks = f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most "
         mistakes.add(str(refuse("evaluate.knn.k", f"{asks}that")))
     if "linear" in (*during, *final):
         with mistakes.noted():
             _check_linear(recipe, workers, samples, refuse)
+
+
+def _refuse_no_labels(recipe: Recipe, evaluators: tuple[str, ...], refuse: Refuse) -> int:
+    """Raises UserError where evaluators need labels of training images, and these have none. Returns how many have
+    one."""
+    try:
+        known = count_known(recipe.data.train)
+    except UserError as error:
+        raise refuse("data.train", str(error)) from error
+    if not known:
+        raise refuse(
+            "data.test",
+            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train "
+            f"'{recipe.data.train}' has none; use data.test=null, and score the run later by images that have some: "
+            "kilobatch eval RUN --train LABELLED --test TEST",
+        )
+    return known
 
 
 def _check_linear(recipe: Recipe, workers: int, samples: int, refuse: Refuse) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read_short_sides, verify_beton
 from kilobatch.data.errors import UserError, warn
-from kilobatch.data.loading.labels import labelled_samples, used_samples
+from kilobatch.data.loading.labels import known_samples, labelled_samples, used_samples
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
@@ -71,6 +71,12 @@ def used_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
 def labelled_of(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The training images that have labels, ascending; None: all have."""
     return labelled_samples(data.train.beton, recipe.data.labels, used_of(recipe, data))
+
+
+def scored_by(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
+    """The training images that evaluators learn from: those trained on to which their source gave a label; None:
+    all."""
+    return known_samples(data.train.beton, used_of(recipe, data))
 
 
 def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
@@ -139,8 +145,8 @@ def class_numbers(train: list[str], test: list[str]) -> list[int] | None:
 
 
 def _refuse_other_classes(recipe: Recipe, train: BetonInfo, test: BetonInfo) -> None:
-    if class_numbers(train.classes, test.classes) is not None:
-        return
+    if not train.classes or class_numbers(train.classes, test.classes) is not None:
+        return  # training images without labels have nothing that could differ
     learned = {composed(name) for name in train.classes}
     foreign = [printable(name) for name in test.classes if composed(name) not in learned]
     which = f"only in data.test: {', '.join(foreign[:3])}" if foreign else "several classes have the same name"
