@@ -38,7 +38,9 @@ def open_python(file: Path, name: str, split: Split, options: Mapping[str, str])
 def _open(where: str, file: Path, name: str, split: Split, options: Mapping[str, str]) -> ItemImages:
     items = _object(where, file, name, split, options)
     if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
-        raise UserError(f"{where} is a {type(items).__name__}, without len() or []; give a list or a Dataset with both")
+        raise UserError(
+            f"{where} is of type {type(items).__name__}, without len() or []; give a list or a Dataset with both"
+        )
     if not len(items):
         raise UserError(f"{where} has no items; give a sequence of images")
     labels = _labels(where, items)

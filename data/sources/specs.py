@@ -226,7 +226,7 @@ def has_test_split(spec: str) -> bool:
     if parts.scheme == "python":
         return False  # what it gives for test may be the same
     try:
-        return count_images(spec, "test") > 0 and "split" not in parts.options and not _is_one_split(parts)
+        return count_images(spec, "test") > 0 and not {"split", "train"} & {*parts.options} and not _is_one_split(parts)
     except UserError:
         return False
 

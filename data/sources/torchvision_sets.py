@@ -57,9 +57,13 @@ def _open(where: str, name: str, root: Path, split: Split, options: Mapping[str,
         classes = unlabelled(0)[0]
     else:
         classes = numbered_classes(labels, names_of, where)
-    state = digest_of_files(root, _files_below(root))
-    state.update(repr((name, sorted(arguments.items()), classes)).encode(errors="surrogateescape"))
-    return ItemImages(where, found, labels, classes, state.hexdigest, alone=False)
+
+    def state() -> str:
+        digest = digest_of_files(root, _files_below(root))
+        digest.update(repr((name, sorted(arguments.items()), classes)).encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    return ItemImages(where, found, labels, classes, state, alone=False)
 
 
 def _construct(

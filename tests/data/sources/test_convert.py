@@ -183,14 +183,8 @@ def test_places_that_cannot_be_written(tmp_path: Path):
 
 def test_what_lies_in_the_way_of_any_file_of_a_conversion(tmp_path: Path):
     """Nothing is written, rather than the .beton without its note."""
-    for name in (
-        "a.beton.names",
-        "a.beton.json",
-        "a.beton.partial",
-        "a.beton.names.partial",
-        "a.beton.json.partial",
-        "a.beton.tmp",
-    ):
+    partial = [f"a.beton{kind}.partial" for kind in ("", ".names", ".json")]
+    for name in ("a.beton.names", "a.beton.json", *partial, "a.beton.tmp"):
         for make, kind in ((Path.mkdir, "a folder"), (os.mkfifo, "not a file")):
             make(tmp_path / name)
             with pytest.raises(UserError, match=rf"{name} is {kind}; give another name"):
