@@ -59,7 +59,7 @@ EncoderFrom = Annotated[
 ]
 EmbeddedSource = Annotated[
     str,
-    typer.Argument(help="The images: a folder, a .beton file, npz:PATH, cifar10:PATH, digits, …", show_default=False),
+    typer.Argument(help="The images: a folder, a .beton file, list:FILE, tar:PATTERN, …", show_default=False),
 ]
 FeatureFile = Annotated[
     Path, typer.Argument(help="The .npz, .safetensors or .parquet file to write.", show_default=False)
