@@ -22,7 +22,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.files import sha256, sync_folder
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import BrokenImage, EncodedImage
-from kilobatch.data.sources.journal import Journal, JournalRecord, Progress
+from kilobatch.data.sources.journal import ConversionProgress, Journal, JournalRecord
 from kilobatch.data.sources.progress_bar import progress_bar
 from kilobatch.data.sources.specs import Source
 
@@ -47,7 +47,7 @@ class ConversionPass:
     threads: int
     skip_broken: bool
     progress: bool
-    done: Progress = field(default_factory=Progress)
+    done: ConversionProgress = field(default_factory=ConversionProgress)
 
     def begin(self) -> Encoding:
         """Goes on where the journal says, or begins anew. Returns the encoding, with the range of deep pixels that was
@@ -64,7 +64,7 @@ class ConversionPass:
     def restart(self, measured: tuple[float, float] | None) -> None:
         """Begins anew. measured: the range of values of deep pixels."""
         self.file.truncate(0)
-        self.writer, self.done = self._writer(), Progress()
+        self.writer, self.done = self._writer(), ConversionProgress()
         self.journal.restart({"key": self._key(), "measured": measured})
         sync_folder(self.out.parent)  # a power cut would else leave no file for what is synced below
 
@@ -149,7 +149,7 @@ class ConversionPass:
 
     def _restore(self) -> bool:
         """Takes over what the journal tells of. Returns whether it is all there, as it was written."""
-        self.writer, self.done, done = self._writer(), Progress(), Progress()
+        self.writer, self.done, done = self._writer(), ConversionProgress(), ConversionProgress()
         for record in self.journal.read():
             broken, warned = done.broken + record.progress.broken, done.warned + record.progress.warned
             done = replace(record.progress, broken=broken, warned=warned)

@@ -19,7 +19,7 @@ _MAGIC = b"KBJ1"
 
 
 @dataclass
-class Progress:
+class ConversionProgress:
     """How far a conversion is. images: of the source that were looked at; samples: written; position: where the next
     one goes; names_end: the size of the list of names; broken, warned: what was said of images; deep: whether one had
     more than 8 bits."""
@@ -38,7 +38,7 @@ class JournalRecord:
     """A step of a conversion. progress: after it, with the messages of this step alone; parts: the columns of the
     samples that were written in it, as Writer.columns has them."""
 
-    progress: Progress
+    progress: ConversionProgress
     parts: list[bytes]
 
 
@@ -100,7 +100,7 @@ class Journal:
         for size in about.pop("parts"):
             parts.append(rest[:size])
             rest = rest[size:]
-        return JournalRecord(Progress(**about), parts)
+        return JournalRecord(ConversionProgress(**about), parts)
 
     def _sync(self) -> None:
         self._file.flush()

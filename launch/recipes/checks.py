@@ -4,10 +4,11 @@ Loads no torch; devices are checked in worker/devices.py, on the machine that th
 from collections.abc import Callable, Mapping
 
 from kilobatch.data.errors import Mistakes, UserError
-from kilobatch.data.loading.labels import count_known, count_labelled, count_used
+from kilobatch.data.loading.labels import count_labelled, count_used
 from kilobatch.data.loading.options import order_problem
 from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names, has_labels_alone
 from kilobatch.launch.recipes import method_options, references, validation_errors
+from kilobatch.launch.recipes.data import count_scored
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.methods.options import Constraint, OptionContext
@@ -259,31 +260,16 @@ def _check_evaluators(
     if samples is None:
         return
     if recipe.data.test is not None and (*during, *final) and not has_labels_alone(recipe.data.train):
-        with mistakes.noted():
-            samples = _refuse_no_labels(recipe, (*during, *final), refuse)
+        try:
+            samples = count_scored(recipe.data.train, (*during, *final))
+        except UserError as error:
+            mistakes.add(str(refuse("data.test", str(error))))
     if "knn" in (*during, *final) and recipe.evaluate.knn.k > samples:
         asks = f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most "
         mistakes.add(str(refuse("evaluate.knn.k", f"{asks}that")))
     if "linear" in (*during, *final):
         with mistakes.noted():
             _check_linear(recipe, workers, samples, refuse)
-
-
-def _refuse_no_labels(recipe: Recipe, evaluators: tuple[str, ...], refuse: Refuse) -> int:
-    """Raises UserError where evaluators need labels of training images, and these have none. Returns how many have
-    one."""
-    try:
-        known = count_known(recipe.data.train)
-    except UserError as error:
-        raise refuse("data.train", str(error)) from error
-    if not known:
-        raise refuse(
-            "data.test",
-            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train "
-            f"'{recipe.data.train}' has none; use data.test=null, and score the run later by images that have some: "
-            "kilobatch eval RUN --train LABELLED --test TEST",
-        )
-    return known
 
 
 def _check_linear(recipe: Recipe, workers: int, samples: int, refuse: Refuse) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read_short_sides, verify_beton
 from kilobatch.data.errors import UserError, warn
-from kilobatch.data.loading.labels import known_samples, labelled_samples, used_samples
+from kilobatch.data.loading.labels import count_known, known_samples, labelled_samples, used_samples
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
 from kilobatch.data.sources.path_names import composed, printable
@@ -77,6 +77,18 @@ def scored_by(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
     """The training images that evaluators learn from: those trained on to which their source gave a label; None:
     all."""
     return known_samples(data.train.beton, used_of(recipe, data))
+
+
+def count_scored(train: str, evaluators: tuple[str, ...]) -> int:
+    """Counts the images of data.train that evaluators learn from. Raises UserError where none has a label."""
+    known = count_known(train)
+    if not known:
+        raise UserError(
+            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train '{train}' "
+            "has none; use data.test=null, and score the run later by images that have some: kilobatch eval RUN --train "
+            "LABELLED --test TEST"
+        )
+    return known
 
 
 def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:

@@ -50,8 +50,8 @@ def main(folder: Path, entries: int) -> None:
         for i in range(entries):
             lines.write(f"n{i % 1000:08}/n{i % 1000:08}_{i:07}.JPEG\tn{i % 1000:08}\n")
     before = status("VmRSS")
-    data = status("VmData")
-    resource.setrlimit(resource.RLIMIT_DATA, (data + 200 * entries + 300_000_000,) * 2)
+    most = status("VmData") + 200 * entries + 300_000_000
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     started = time.monotonic()
     source = open_source(f"list:{folder}/list.txt", "train")
     opened, listed = status("VmHWM") - before, time.monotonic() - started
