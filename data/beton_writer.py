@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kilobatch.data.beton_layout import (
     ALLOCATION,
@@ -69,11 +70,40 @@ class Writer:
         self.position += len(data)
         return self.position - len(data)
 
+    def columns(self, first: int) -> list[bytes]:
+        """Rows, table and checksums of the samples from `first` on, for restore."""
+        return [array[first : self.samples].tobytes() for array in (self.rows, self.table, self.checksums)]
+
+    def restore(self, columns: Sequence[bytes], position: int) -> None:
+        """Takes over samples that stand in the file already, behind those it has. columns: theirs; position: where the
+        next one goes."""
+        arrays = (self.rows, self.table, self.checksums)
+        more = len(columns[0]) // self.rows.itemsize
+        for array, data in zip(arrays, columns, strict=True):
+            part = array[self.samples : self.samples + more]
+            part[...] = np.frombuffer(data, array.dtype).reshape(part.shape)
+        self.samples, self.position = self.samples + more, position
+
+    def is_whole(self) -> bool:
+        """Whether the file holds the bytes of all samples, by their checksums. It is open at no certain place."""
+        places = self.table[: self.samples].reshape(-1)
+        for (_, start, size), expected in zip(places, self.checksums[: self.samples].reshape(-1), strict=True):
+            self.file.seek(int(start))
+            data = self.file.read(int(size))
+            if len(data) < size or self.crc32c(np.frombuffer(data, np.uint8)) != expected:
+                return False
+        return True
+
+    def labels(self) -> NDArray[np.int64]:
+        """(samples,)"""
+        return self.rows["label"][: self.samples].astype(np.int64)
+
     def finish(self) -> dict[str, Any]:
         """Writes table, rows, fields and header; returns what the note, a BetonInfo, says of them."""
-        table = self.table[: self.samples].tobytes()
+        # Views, not copies: ten million samples have half a gigabyte of rows and table.
+        table, rows = (array[: self.samples].reshape(-1).view(np.uint8).data for array in (self.table, self.rows))
         header = np.array([(VERSION, len(self.fields), self.PAGE, self.samples, self.position)], HEADER)
-        start = header.tobytes() + descriptors(self.fields, self.forms).tobytes() + self.rows[: self.samples].tobytes()
+        start = header.tobytes() + descriptors(self.fields, self.forms).tobytes()
         checksums = [encode_checksums(column) for column in self.checksums[: self.samples].T]
         fields = [
             FieldNote(name=name, dtype=dtype.name, shape=shape, offset=self.offsets[name], crc32c=text)
@@ -82,12 +112,13 @@ class Writer:
         self.file.write(table)
         self.file.seek(0)
         self.file.write(start)
+        self.file.write(rows)
         self.file.flush()
         return {
             "samples": self.samples,
             "bytes": self.position + len(table),
             "alloc_table_ptr": self.position,
-            "tables_crc32": zlib.crc32(table, zlib.crc32(start)),
+            "tables_crc32": zlib.crc32(table, zlib.crc32(rows, zlib.crc32(start))),
             "rows": self.layout,
             "fields": fields,
             "samples_crc32c": checksums[0],

@@ -11,9 +11,16 @@ from kilobatch.data.beton import read_labels, read_names, verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.loading.options import LabelOptions, OrderOptions
 from kilobatch.data.loading.sampling import epoch_order, images_by_class, long_tail
-from kilobatch.data.sources.folder import Folder
 from kilobatch.data.sources.path_names import composed, escaped
-from kilobatch.data.sources.specs import Split, count_classes, count_images, folder_of, is_beton, labels_of
+from kilobatch.data.sources.specs import (
+    Split,
+    count_classes,
+    count_images,
+    has_labels_alone,
+    is_beton,
+    labels_of,
+    open_source,
+)
 
 UNLABELLED = -1  # the label of an image that has none
 
@@ -27,16 +34,26 @@ def labelled_samples(
     beton: Path, options: LabelOptions, used: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64] | None:
     """The samples of a .beton that have labels, ascending; None: all. used: the training images, of which a share is
-    taken; None: all samples. Raises UserError."""
+    taken; None: all samples. An image to which its source gave no label never has one. Raises UserError."""
+    known = known_samples(beton, used)
     if options.list is not None:
         listed = samples_in_list(read_names(beton), Path(options.list).expanduser(), str(beton))
-        return listed if used is None else np.intersect1d(listed, used)
+        return listed if known is None else np.intersect1d(listed, known)
     if options.all:
-        return None
+        return None if known is None or (used is not None and len(known) == len(used)) else known
     labels, classes = read_labels(beton), len(verify_beton(beton).classes)
-    if used is None:
+    if known is None:
         return balanced_share(labels, classes, options.share, options.seed)
-    return used[balanced_share(labels[used], classes, options.share, options.seed)]
+    return known[balanced_share(labels[known], classes, options.share, options.seed)]
+
+
+def known_samples(beton: Path, used: NDArray[np.int64] | None = None) -> NDArray[np.int64] | None:
+    """The samples of `used` (None: all of a .beton) to which the source gave a label, ascending; None: all samples of
+    the file. Raises UserError."""
+    known = read_labels(beton) >= 0
+    if used is not None:
+        return used[known[used]]
+    return None if known.all() else np.flatnonzero(known)
 
 
 def balanced_share(labels: NDArray[np.int64], classes: int, part: float, seed: int) -> NDArray[np.int64]:
@@ -100,16 +117,32 @@ def count_labelled(spec: str, options: LabelOptions, order: OrderOptions | None 
     labelled_samples."""
     used = None if order is None else _long_tailed(order, lambda: labels_of(spec, split))
     if options.list is None:
-        images = count_images(spec, split) if used is None else len(used)
+        images = count_known(spec, split) if used is None else len(used)  # a long-tailed part has labels alone
         return images if options.all else share_size(images, count_classes(spec, split), options.share)
     listed = _listed(spec, options.list, split)
-    return len(listed if used is None else np.intersect1d(listed, used))
+    if has_labels_alone(spec):
+        return len(listed if used is None else np.intersect1d(listed, used))
+    known = np.flatnonzero(labels_of(spec, split) >= 0)
+    return len(np.intersect1d(listed, known if used is None else np.intersect1d(known, used)))
+
+
+def count_known(spec: str, split: Split = "train") -> int:
+    """Counts the images of a source or a .beton to which their source gave a label; decodes none. Raises UserError."""
+    return count_images(spec, split) if has_labels_alone(spec) else int((labels_of(spec, split) >= 0).sum())
 
 
 def _long_tailed(order: OrderOptions, labels: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64] | None:
-    """The samples of the order's long-tailed part; None: it has none."""
+    """The samples of the order's long-tailed part; None: it has none. Raises UserError where images have no labels."""
     tail = order.long_tailed
-    return None if tail is None else long_tail(labels(), tail.ratio, tail.form, tail.seed)
+    if tail is None:
+        return None
+    known = labels()
+    if missing := int((known < 0).sum()):
+        raise UserError(
+            f"data.order.long_tailed takes images by their labels, and {missing:,} of {len(known):,} have none; use "
+            "images that all have one, or data.order=null"
+        )
+    return long_tail(known, tail.ratio, tail.form, tail.seed)
 
 
 def _listed(spec: str, list_file: str, split: Split) -> NDArray[np.int64]:
@@ -117,13 +150,13 @@ def _listed(spec: str, list_file: str, split: Split) -> NDArray[np.int64]:
     file = Path(list_file).expanduser()
     if is_beton(spec):
         return samples_in_list(read_names(Path(spec).expanduser()), file, spec)
-    folder = folder_of(spec)
-    if folder is None:
+    names = open_source(spec, split).names
+    if names is None:
         raise UserError(
             f"data.labels.list {list_file}: the images of '{spec}' have no names; use data.labels.share, or images "
             "in folders: folder:PATH"
         )
-    return samples_in_list(Folder(folder, split).names, file, spec)
+    return samples_in_list(names, file, spec)
 
 
 class _NameTable:

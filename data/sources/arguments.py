@@ -7,6 +7,7 @@ from kilobatch.data.beton_note import names_path, note_path
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import LONGEST
+from kilobatch.data.sources.journal import journal_path
 from kilobatch.data.sources.path_names import printable
 
 
@@ -24,7 +25,7 @@ def check_arguments(out: Path, encoding: Encoding, threads: int) -> None:
         raise UserError(f"{shown} does not end in .beton; write to {printable(str(out.with_suffix('.beton')))}")
     if not out.parent.is_dir():
         raise UserError(f"{shown} cannot be written: there is no folder {printable(str(out.parent))}; make it first")
-    for path in (out, names_path(out), note_path(out), *partial_files(out)):
+    for path in (out, names_path(out), note_path(out), *partial_files(out), journal_path(out)):
         _refuse_other_than_file(path)
     for name, value, highest in (
         ("max-side", encoding.max_side, LONGEST),

@@ -8,35 +8,28 @@ import fcntl
 import hashlib
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from io import BufferedRandom
 from pathlib import Path
 
-import numpy as np
-
-from kilobatch.data.beton import checksum, verify_beton
-from kilobatch.data.beton_layout import ArrayForm
+from kilobatch.data.beton import verify_beton
 from kilobatch.data.beton_note import NOTE_FORMAT, BetonInfo, names_path, note_path, note_text
-from kilobatch.data.beton_writer import Writer
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import cache_root, sync_folder, write_synced
 from kilobatch.data.sources.arguments import check_arguments, partial_files
+from kilobatch.data.sources.conversion_pass import CONVERTER, ConversionPass
 from kilobatch.data.sources.deep_pixels import UnknownRangeError, range_of_bits
 from kilobatch.data.sources.encoding import Encoding, encoding_for_views
-from kilobatch.data.sources.image_files import BrokenImage, EncodedImage, listening_to_pillow
+from kilobatch.data.sources.image_files import listening_to_pillow
+from kilobatch.data.sources.journal import journal_path, open_journal
 from kilobatch.data.sources.path_names import printable
-from kilobatch.data.sources.progress_bar import progress_bar
 from kilobatch.data.sources.specs import Source, Split, is_beton, open_source, scheme_of
 from kilobatch.data.sources.walk import describe_passed_over
 
 AS_IS = Encoding()
-CONVERTER = 3  # its version, for the cache: conversions of one source by two versions differ
-Sample = tuple[EncodedImage, int] | BrokenImage
-TASK_IMAGES = 16  # images in one task of a thread
 
 
 def convert(
@@ -54,27 +47,30 @@ def convert(
     JPEG files that are small enough are kept byte for byte, other photos become JPEGs, images of up to 64 pixels are
     stored as pixels. For images of more than 8 bits the range of values is measured over all of them, unless `encoding`
     has it. Broken images are left out with `skip_broken`; else all are found, and the
-    conversion is refused. A killed conversion leaves `out`.partial, which the next one to the same place overwrites.
-    Raises UserError.
+    conversion is refused. A killed conversion leaves `out`.partial and its journal, `out`.tmp: the next one of the same
+    images to the same place goes on from there, and makes the same bytes. Raises UserError.
     """
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
     try:
         check_arguments(out, encoding, threads)
         partial, partial_names, partial_note = partial_files(out)
-        with _open_alone(partial) as file, listening_to_pillow():
+        with _open_alone(partial) as file, listening_to_pillow(), closing(open_journal(out)) as journal:
             try:
+                work = ConversionPass(
+                    source, file, partial_names, out, journal, encoding, threads, skip_broken, progress
+                )
+                encoding = work.begin()
                 try:
-                    info, names = _write(source, file, out, encoding, threads, skip_broken, progress)
+                    info = work.run(encoding)
                 except UnknownRangeError:  # the first image of more than 8 bits was met: now all are looked at
-                    file.truncate(0)
                     measured = _measure_range(source, threads, progress)
-                    encoding = replace(encoding, value_range=measured, measured=True)
-                    info, names = _write(source, file, out, encoding, threads, skip_broken, progress)
-                if info.names_sha256 is not None:
-                    write_synced(partial_names, [names])
+                    work.restart(measured)
+                    info = work.run(replace(encoding, value_range=measured, measured=True))
                 write_synced(partial_note, [note_text(info)])
+            except KeyboardInterrupt:
+                raise  # what is written is kept, as after a kill
             except BaseException:
-                for path in (partial, partial_names, partial_note):
+                for path in (partial, partial_names, partial_note, journal_path(out)):
                     path.unlink(missing_ok=True)
                 raise
             # The note is removed first and written last, so that a kill at any moment leaves no note beside a file that
@@ -86,6 +82,7 @@ def convert(
             if info.names_sha256 is not None:
                 partial_names.replace(names_path(out))
             partial_note.replace(note_path(out))
+            journal_path(out).unlink()
             sync_folder(out.parent)
     except OSError as error:
         raise UserError(
@@ -95,65 +92,13 @@ def convert(
     return info
 
 
-def _write(
-    source: Source,
-    file: BufferedRandom,
-    out: Path,
-    encoding: Encoding,
-    threads: int,
-    skip_broken: bool,
-    progress: bool,
-) -> tuple[BetonInfo, bytes]:
-    """Fills the empty file and syncs it. Returns the note, and the content of the list of names."""
-    fields = source.fields
-    writer = Writer(file, len(source), [ArrayForm(name, x.dtype, x.shape[1:]) for name, x in fields.items()])
-    names, written_names = source.names, bytearray()
-    broken: list[str] = []
-    warned: list[str] = []
-    held = [False] * len(source.classes)
-    deep = False
-    with progress_bar(len(source), out, progress) as advance:
-        for i, sample in enumerate(_encode_all(source, encoding, threads)):
-            if isinstance(sample, BrokenImage):
-                broken.append(str(sample))
-            elif skip_broken or not broken:  # else it is refused, and the loop goes on to find all broken images
-                image, label = sample
-                arrays = [np.asarray(array[i]) for array in fields.values()]
-                writer.append(image.mode, image.width, image.height, image.data, label, arrays)
-                held[label] = True
-                deep |= image.deep
-                if image.warning is not None:
-                    warned.append(image.warning)
-                if names:
-                    written_names += names[i].encode() + b"\n"
-            advance(1)
-    _refuse_broken(broken, len(source), skip_broken)
-    if broken and not all(held):
-        raise UserError(
-            f"class '{source.classes[held.index(False)]}' has no images but broken ones; mend one, or remove the class"
-        )
-    written = writer.finish()
-    os.fsync(file.fileno())
-    info = BetonInfo(
-        classes=source.classes,
-        sha256=checksum(file),
-        max_side=encoding.max_side,
-        quality=encoding.quality,
-        passed_over=dict(source.passed_over),
-        skipped=broken,
-        warned=warned,
-        value_range=encoding.value_range if deep else None,
-        names_sha256=hashlib.sha256(written_names).hexdigest() if names else None,
-        **written,
-    )
-    return info, bytes(written_names)
-
-
 def describe(info: BetonInfo) -> str:
     """What a conversion took, left out and passed over, in one line: the counts add up to the files found."""
-    classes = f"{len(info.classes):,} {'class' if len(info.classes) == 1 else 'classes'}"
+    classes = f"in {len(info.classes):,} {'class' if len(info.classes) == 1 else 'classes'}"
+    if not info.classes:
+        classes = "without labels"
     fields = "".join(f", {field.name} {list(field.shape)} of {field.dtype}" for field in info.fields)
-    text = f"{info.samples:,} images in {classes}{fields}, {info.bytes:,} bytes"
+    text = f"{info.samples:,} images {classes}{fields}, {info.bytes:,} bytes"
     others = sum(info.passed_over.values())
     if info.skipped or others:
         left = [f"{len(info.skipped):,} broken ones left out"] if info.skipped else []
@@ -236,7 +181,7 @@ def _measure_range(source: Source, threads: int, progress: bool) -> tuple[float,
 
 @contextmanager
 def _open_alone(partial: Path) -> Iterator[BufferedRandom]:
-    """Opens the temporary file, emptied and locked for this process; a process that dies gives up its lock."""
+    """Opens the temporary file, locked for this process; a process that dies gives up its lock."""
     with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,42 +190,4 @@ def _open_alone(partial: Path) -> Iterator[BufferedRandom]:
             locked = False
         if not locked:  # another process has the lock, or renamed the file between our opening and locking it
             raise UserError(f"{partial} is being written by another conversion; wait for it, or write to another name")
-        file.truncate()
         yield file
-
-
-def _encode_all(source: Source, encoding: Encoding, threads: int) -> Iterator[Sample]:
-    """Encodes all samples, in order; threads work only a few tasks ahead, so that memory stays small."""
-
-    def task(start: int) -> list[Sample]:
-        samples: list[Sample] = []
-        for i in range(start, min(start + TASK_IMAGES, len(source))):
-            try:
-                samples.append(source.encode(i, encoding))
-            except BrokenImage as broken:
-                samples.append(broken)
-        return samples
-
-    pool = ThreadPoolExecutor(threads)
-    ahead: deque[Future[list[Sample]]] = deque()
-    try:
-        for start in range(0, len(source), TASK_IMAGES):
-            ahead.append(pool.submit(task, start))
-            if len(ahead) > 2 * threads:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _refuse_broken(broken: list[str], images: int, skip_broken: bool) -> None:
-    if len(broken) == images:
-        raise UserError(f"none of the {images:,} images can be read, the first being {broken[0]}; check the source")
-    if broken and not skip_broken:
-        shown = "".join(f"\n  {text}" for text in broken[:20])
-        more = f"\n  and {len(broken) - 20:,} more" if len(broken) > 20 else ""
-        raise UserError(
-            f"{len(broken):,} of {images:,} images are broken; mend or remove them, or leave them out with: "
-            f"kilobatch convert --skip-broken{shown}{more}"
-        )

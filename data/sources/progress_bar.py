@@ -26,10 +26,24 @@ def progress_bar(
         yield _Lines(total, out, doing, done).advance
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} images/s")
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True, emoji=False)) as bar:
         task = bar.add_task(printable(out.name), total=total, completed=done)
         yield lambda more: bar.advance(task, more)
 
@@ -53,6 +67,8 @@ class _Lines:
             return
         self._printed, to_go = now, ""
         if self._done > first:
-            left = (now - began) / (self._done - first) * (self._total - self._done)
+            rate = (self._done - first) / (now - began)
+            left = (self._total - self._done) / rate
             to_go = f", {left / 60:.0f} min to go" if left >= 90 else f", {left:.0f} s to go"
+            to_go = f", {rate:{',.0f' if rate >= 10 else '.2g'}} images/s{to_go}"
         print(f"{self._name}: {self._done:,} of {self._total:,} images{to_go}", file=sys.stderr, flush=True)

@@ -1,12 +1,14 @@
-"""Opens and counts sources by their spec: folder:PATH, cifar10:ROOT, cifar100:ROOT, npz:FILE, digits.
+"""Opens and counts sources by their spec, such as folder:PATH, digits or tar:PATTERN?label=none (spec_syntax.py).
 
 The path alone of a folder, or of an .npz file, stands for folder:PATH and npz:FILE.
 
-Imports of scikit-learn and torchvision stand in the functions that need them: checking a recipe loads neither.
+Imports of scikit-learn and torchvision stand in the functions that need them: checking a recipe loads neither, but for
+torchvision: and python:.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,31 +22,37 @@ from kilobatch.data.sources.cifar import CIFAR_CLASSES, CIFAR_SIZES, cifar_folde
 from kilobatch.data.sources.digits import DIGITS_SIZES, Digits
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.folder import Folder
+from kilobatch.data.sources.hf_datasets import open_hf, split_of_saved
 from kilobatch.data.sources.image_files import EncodedImage
+from kilobatch.data.sources.image_list import open_csv, open_list
 from kilobatch.data.sources.npz import classes_of_npz, fields_of_npz, forms_of_npz, labels_of_npz, open_npz
+from kilobatch.data.sources.parquet_files import open_parquet
 from kilobatch.data.sources.path_names import composed, existing_path, printable
+from kilobatch.data.sources.python_objects import open_python
+from kilobatch.data.sources.spec_syntax import FORMS, OPTIONS, SourceSpec, parse_known
 from kilobatch.data.sources.splits import Split as Split
+from kilobatch.data.sources.tar_shards import open_tar
+from kilobatch.data.sources.torchvision_sets import open_torchvision
+from kilobatch.data.sources.tree import Tree
 
 BETON_SUFFIXES = (".beton", ".ffcv")  # the second in files of others
-FORMS = {
-    "folder": "folder:PATH",
-    "cifar10": "cifar10:ROOT",
-    "cifar100": "cifar100:ROOT",
-    "npz": "npz:FILE",
-    "digits": "digits",
-}
 
 
 class Source(Protocol):
-    """Labelled images in a fixed order."""
+    """Images in a fixed order, with labels or without."""
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; a label is a position in this list."""
+        """Names of the classes; a label is a position in this list. Empty where no image has a label."""
         ...
 
     @property
-    def names(self) -> list[str] | None:
+    def labels(self) -> NDArray[np.int64]:
+        """(images,) the label of each; -1 for an image that has none."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str] | None:
         """Names of the images; None where they have no names."""
         ...
 
@@ -82,82 +90,96 @@ def open_source(spec: str, split: Split) -> Source:
     """Opens `spec`, without decoding its images. Raises UserError where it does not exist or has the wrong form."""
     if is_beton(spec):
         raise UserError(f"{spec} is named as a .beton, which is no source of images; give what it was made from")
-    scheme, where = _parse(spec)
-    if scheme == "digits":
-        return Digits(split)
-    if scheme == "folder":
-        return Folder(where, split)
-    if scheme == "npz":
-        return open_npz(where, split)
-    return open_cifar(scheme, where, split)
+    parts = _parse(spec)
+    match parts.scheme:
+        case "digits":
+            return Digits(split)
+        case "folder":
+            return Folder(parts.path, split)
+        case "npz":
+            return open_npz(parts.path, split)
+        case "cifar10" | "cifar100":
+            return open_cifar(parts.scheme, parts.path, split)
+    return _open_with_options(parts, split)
+
+
+def _open_with_options(parts: SourceSpec, split: Split) -> Source:
+    options = parts.options
+    match parts.scheme:
+        case "tree":
+            return Tree(parts.path, split, **options)
+        case "list":
+            return open_list(parts.path, options)
+        case "csv":
+            return open_csv(parts.path, options)
+        case "tar":
+            return open_tar(parts.path, options)
+        case "parquet":
+            return open_parquet(parts.path, options)
+        case "hf":
+            return open_hf(parts.path, split, options)
+        case "torchvision":
+            return open_torchvision(parts.name, parts.path, split, options)
+        case _:
+            return open_python(parts.path, parts.name, split, options)
 
 
 def count_images(spec: str, split: Split) -> int:
     """Counts the images of a source or a .beton file; decodes none. Raises UserError as opening it would."""
     if is_beton(spec):
         return verify_beton(_path(spec, spec)).samples
-    scheme, where = _parse(spec)
-    if scheme == "digits":
-        return DIGITS_SIZES[split]
-    if scheme == "folder":
-        return len(Folder(where, split))
-    if scheme == "npz":
-        return len(labels_of_npz(where, split))
-    cifar_folder(scheme, where)
-    return CIFAR_SIZES[split]
+    parts = _parse(spec)
+    match parts.scheme:
+        case "digits":
+            return DIGITS_SIZES[split]
+        case "npz":
+            return len(labels_of_npz(parts.path, split))
+        case "cifar10" | "cifar100":
+            cifar_folder(parts.scheme, parts.path)
+            return CIFAR_SIZES[split]
+    return len(open_source(spec, split))
 
 
 def count_classes(spec: str, split: Split) -> int:
-    """Counts the classes of a source or a .beton file; as count_images."""
-    if is_beton(spec):
-        return len(verify_beton(_path(spec, spec)).classes)
-    scheme, where = _parse(spec)
-    if scheme == "digits":
-        return 10
-    if scheme == "folder":
-        return len(Folder(where, split).classes)
-    if scheme == "npz":
-        return len(classes_of_npz(where))
-    cifar_folder(scheme, where)
-    return CIFAR_CLASSES[scheme]
+    """Counts the classes of a source or a .beton file; as count_images. 0: no image has a label."""
+    if not is_beton(spec) and (parts := _parse(spec)).scheme in CIFAR_CLASSES:
+        cifar_folder(parts.scheme, parts.path)
+        return CIFAR_CLASSES[parts.scheme]
+    return len(class_names(spec, split))
 
 
 def labels_of(spec: str, split: Split) -> NDArray[np.int64]:
-    """Labels of the images of a source or a .beton file, in order; as count_images."""
+    """Labels of the images of a source or a .beton file, in order; as count_images. -1: an image has none."""
     if is_beton(spec):
         return read_labels(_path(spec, spec))
-    scheme, where = _parse(spec)
-    if scheme == "digits":
-        return Digits(split).labels
-    if scheme == "folder":
-        return Folder(where, split).labels
-    return labels_of_npz(where, split) if scheme == "npz" else open_cifar(scheme, where, split).labels
+    parts = _parse(spec)
+    return labels_of_npz(parts.path, split) if parts.scheme == "npz" else open_source(spec, split).labels
 
 
 def field_names(spec: str, split: Split) -> list[str]:
     """Names of the arrays that a source or a .beton file has beside images and labels; as count_images."""
     if is_beton(spec):
         return [field.name for field in verify_beton(_path(spec, spec)).fields]
-    scheme, where = _parse(spec)
-    return sorted(fields_of_npz(where, split)) if scheme == "npz" else []
+    parts = _parse(spec)
+    return sorted(fields_of_npz(parts.path, split)) if parts.scheme == "npz" else []
 
 
 def field_forms(spec: str, split: Split) -> list[ArrayForm]:
     """Names, types and shapes of these arrays; as count_images. Reads none of their numbers."""
     if is_beton(spec):
         return [field.form for field in verify_beton(_path(spec, spec)).fields]
-    scheme, where = _parse(spec)
-    return forms_of_npz(where, split) if scheme == "npz" else []
+    parts = _parse(spec)
+    return forms_of_npz(parts.path, split) if parts.scheme == "npz" else []
 
 
 def class_names(spec: str, split: Split) -> list[str]:
     """Names of the classes of a source or a .beton file, in the order of their labels; as count_images."""
     if is_beton(spec):
         return verify_beton(_path(spec, spec)).classes
-    scheme, where = _parse(spec)
-    if scheme == "digits":
+    parts = _parse(spec)
+    if parts.scheme == "digits":
         return Digits.classes
-    return classes_of_npz(where) if scheme == "npz" else open_source(spec, split).classes
+    return classes_of_npz(parts.path) if parts.scheme == "npz" else open_source(spec, split).classes
 
 
 def describe_class_difference(first: list[str], second: list[str]) -> str:
@@ -176,12 +198,6 @@ def differing_classes(first: list[str], second: list[str]) -> tuple[str, str] | 
     return None if len(first) == len(second) else (f"{len(first)} classes", f"{len(second)} classes")
 
 
-def folder_of(spec: str) -> Path | None:
-    """The folder that holds the images; None for sources that are not folders."""
-    scheme, where = _parse(spec)
-    return where if scheme == "folder" else None
-
-
 def absolute_spec(spec: str) -> str:
     """The same spec with an absolute path, independent of the working folder. Raises UserError as count_images."""
     path = path_of(spec)
@@ -189,17 +205,17 @@ def absolute_spec(spec: str) -> str:
 
 
 def path_of(spec: str) -> Path | None:
-    """The absolute path of the file or folder that a spec names; None for digits, which have none. Raises UserError as
-    count_images."""
+    """The absolute path of the file, folder or pattern that a spec names; None for digits, which have none. Raises
+    UserError as count_images."""
     if is_beton(spec):
         return _path(spec, spec).absolute()
-    scheme, where = _parse(spec)
-    return None if scheme == "digits" else where.absolute()
+    parts = _parse(spec)
+    return None if parts.scheme == "digits" else parts.path.absolute()
 
 
 def spec_at(spec: str, path: Path) -> str:
-    """A spec of the same kind at another path."""
-    return str(path) if is_beton(spec) else f"{scheme_of(spec)}:{path}"
+    """A spec of the same kind, with the same options, at another path."""
+    return str(path) if is_beton(spec) else _parse(spec).at(path)
 
 
 def scheme_of(spec: str) -> str:
@@ -208,24 +224,43 @@ def scheme_of(spec: str) -> str:
     return scheme if scheme in FORMS else "npz" if spec.endswith(".npz") else "folder"
 
 
+def has_labels_alone(spec: str) -> bool:
+    """Whether the images of a source of this kind all have labels, so that they need not be read to know it."""
+    return not is_beton(spec) and scheme_of(spec) not in OPTIONS
+
+
+def has_test_split(spec: str) -> bool:
+    """Whether a source of two splits or one, hf:, torchvision: or python:, has test images of its own."""
+    parts = _parse(spec)
+    if parts.scheme == "python":
+        return False  # what it gives for test may be the same
+    try:
+        return count_images(spec, "test") > 0 and not {"split", "train"} & {*parts.options} and not _is_one_split(parts)
+    except UserError:
+        return False
+
+
+def _is_one_split(parts: SourceSpec) -> bool:
+    return parts.scheme == "hf" and split_of_saved(parts.path, "train", None) == parts.path
+
+
 def is_beton(spec: str) -> bool:
     """Whether the spec names a .beton file, not a source; folder:PATH is one whatever PATH ends in."""
     return spec.endswith(BETON_SUFFIXES) and spec.partition(":")[0] not in FORMS
 
 
-def _parse(spec: str) -> tuple[str, Path]:
-    scheme, colon, where = spec.partition(":")
+def _parse(spec: str) -> SourceSpec:
+    scheme, colon, _ = spec.partition(":")
     if scheme == "digits":
         if colon:
             raise UserError(f"data source '{spec}': digits takes no path; write digits")
-        return scheme, Path()
+        return SourceSpec(scheme, Path())
     if scheme in FORMS:
-        if not where.strip():
-            raise UserError(f"data source '{spec}' names no path; write {FORMS[scheme]}")
-        return scheme, existing_path(_path(where, spec))
+        parts = parse_known(spec, _path)
+        return replace(parts, path=existing_path(parts.path))
     bare = existing_path(_path(spec, spec))
     if os.path.isdir(bare) or (not colon and spec.endswith(".npz")):  # noqa: PTH112 - False for a name that is too long
-        return scheme_of(spec), bare
+        return SourceSpec(scheme_of(spec), bare)
     near = nearest(scheme, FORMS)
     there = os.path.exists(bare)  # noqa: PTH110 - as above
     absent = ", and it is a single file" if there else "" if colon else ", and there is no folder of this name"

@@ -63,49 +63,52 @@ def _parse(name: str) -> tuple[str, Split] | None:
     return None if found is None else (found[1] or "", "train" if found[2] in _TRAIN else "test")
 
 
-def choose_split(root: Path, split: Split, shapes: Mapping[str, Shape]) -> str | None:
+def choose_split(root: Path, split: Split, shapes: Mapping[str, Shape], scheme: str = "folder") -> str | None:
     """The folder of the root that holds the split; None where the root's folders are classes.
 
-    shapes: of all folders in the root, by their names. Raises UserError where it cannot be told, or is not there.
+    shapes: of all folders in the root, by their names; scheme: of the source, for the message. Raises UserError where
+    it cannot be told, or is not there.
     """
     named = _named_after_splits(shapes)
     if not named:
         return None
     if len(named) == 1:
-        _refuse_likely_class(root, next(iter(named)), shapes)
+        _refuse_likely_class(root, next(iter(named)), shapes, scheme)
     found = [name for name, its in named.items() if its == split]
     if len(found) == 1:
         return found[0]
     kind = "training" if split == "train" else "test"
     there = " and ".join(f"{name}/" for name in named)
     if found:
-        ways = " or ".join(f"folder:{root / name}" for name in found)
-        raise UserError(f"folder:{root} has {len(found)} folders of {kind} images; name one of them: {ways}")
+        ways = " or ".join(f"{scheme}:{root / name}" for name in found)
+        raise UserError(f"{scheme}:{root} has {len(found)} folders of {kind} images; name one of them: {ways}")
     if split == "test":
         raise UserError(
-            f"folder:{root} has no test images: beside {there} there is no folder named test or val; give another "
+            f"{scheme}:{root} has no test images: beside {there} there is no folder named test or val; give another "
             f"folder (in a recipe, data.test=null does without)"
         )
-    ways = " or ".join(f"folder:{root / name}" for name in named)
+    ways = " or ".join(f"{scheme}:{root / name}" for name in named)
     raise UserError(
-        f"folder:{root} has no training images: there is {there}, but no folder named train; give another folder, "
+        f"{scheme}:{root} has no training images: there is {there}, but no folder named train; give another folder, "
         f"or name one to train on it: {ways}"
     )
 
 
-def refuse_splits_again(root: Path, folders: Iterable[str], shapes: Mapping[str, Shape]) -> None:
+def refuse_splits_again(
+    root: Path, folders: Iterable[str], shapes: Mapping[str, Shape], scheme: str = "folder"
+) -> None:
     """Refuses a split's folder whose own folders are named after splits, as seg_train/seg_train. folders: the names of
     these; shapes: as for choose_split."""
     word = (_parse(root.name) or ("", "train"))[0]
     again = [name for name in folders if word and (_parse(name) or ("", "train"))[0] == word]
     for name in (*again, *_named_after_splits(shapes)):
         raise UserError(
-            f"folder:{root} is a split, and its folder '{name}' is named after one again; if that is a class, rename "
-            f"it, for example to '{name} (class)', else give folder:{root / name}"
+            f"{scheme}:{root} is a split, and its folder '{name}' is named after one again; if that is a class, rename "
+            f"it, for example to '{name} (class)', else give {scheme}:{root / name}"
         )
 
 
-def refuse_mixed_splits(root: Path, within: str, folders: list[str], alone: bool) -> None:
+def refuse_mixed_splits(root: Path, within: str, folders: list[str], alone: bool, scheme: str = "folder") -> None:
     """Refuses a folder within a class folder that holds splits: training and test images would be taken together.
 
     within: the folder's path in the root; folders: the names of those in it; alone: whether it is the only class
@@ -114,9 +117,9 @@ def refuse_mixed_splits(root: Path, within: str, folders: list[str], alone: bool
     named = split_folders(folders)
     if len(set(named.values())) == 2 or (alone and named):
         raise UserError(
-            f"folder:{root}: the class folder '{within.partition('/')[0]}' holds splits "
+            f"{scheme}:{root}: the class folder '{within.partition('/')[0]}' holds splits "
             f"({', '.join(f'{within}/{name}' for name in named)}), so that training and test images would be mixed; "
-            f"give the folder above the splits, folder:{root / within}, or one of them"
+            f"give the folder above the splits, {scheme}:{root / within}, or one of them"
         )
 
 
@@ -132,17 +135,17 @@ def _strict(name: str) -> bool:
     return name.casefold() in (*_TRAIN, *_TEST) and name.casefold() not in _WEAK
 
 
-def _refuse_likely_class(root: Path, name: str, shapes: Mapping[str, Shape]) -> None:
+def _refuse_likely_class(root: Path, name: str, shapes: Mapping[str, Shape], scheme: str = "folder") -> None:
     """Refuses the one folder that is named after a split if the folders beside it hold images in the same way."""
     own, others = shapes[name], [shape for other, shape in shapes.items() if other != name]
     if own.folders:
         like = any(shape.images_below for shape in others)
-        way_out = f"if it is a split, give folder:{root / name}; if it is a class, rename it"
+        way_out = f"if it is a split, give {scheme}:{root / name}; if it is a class, rename it"
     else:
         like = any(shape.images or shape.images_below for shape in others)
         way_out = "if it is a class, rename it"
     if like:
         raise UserError(
-            f"folder:{root} has a folder '{name}' beside {len(others):,} others with images: it may be a split or a "
+            f"{scheme}:{root} has a folder '{name}' beside {len(others):,} others with images: it may be a split or a "
             f"class; {way_out}, for example to '{name} (class)'"
         )

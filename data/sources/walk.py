@@ -11,34 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kilobatch.data.sources.listing import Listing, cannot_be_read, list_folder, recognise_all
+from kilobatch.data.sources.path_list import PathList
 from kilobatch.data.sources.splits import refuse_mixed_splits, split_folders
 
 OUTSIDE = "images outside the class folders"
 ALL = "all"  # the class of images that lie in no class folder, where there is none
 SAID = 12  # reasons; files that are numbered behind a dot have a suffix each
 NO_CLASS = -1  # the label of a link that leads nowhere and lies in no class folder
-
-
-class PathList:
-    """Paths in one piece of memory: a million take 40 MB rather than 110 as a list."""
-
-    def __init__(self) -> None:
-        self._text, self._ends = bytearray(), array("q", [0])
-
-    def append(self, path: str) -> None:
-        self._text += os.fsencode(path)
-        self._ends.append(len(self._text))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, i: int) -> str:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return os.fsdecode(bytes(self._text[self._ends[i] : self._ends[i + 1]]))
 
 
 @dataclass
@@ -64,6 +43,12 @@ def walk(root: Path) -> Walk:
     return _Walker(root).walk()
 
 
+def walk_tree(root: Path, mixed_splits: bool) -> Walk:
+    """As walk, but images outside the folders of the root are taken as well, with the label NO_CLASS. mixed_splits:
+    whether a folder may hold splits."""
+    return _Walker(root, whole=True, mixed_splits=mixed_splits).walk()
+
+
 def describe_passed_over(passed_over: Mapping[str, int]) -> str:
     """Counts and reasons, the most frequent first: "3 not images (.txt), 1 hidden files". Many become few, and the
     sum of the others."""
@@ -76,8 +61,9 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
 class _Walker:
     """One walk. Folders wait on a stack of its own: they may lie deeper than Python's."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, whole: bool = False, mixed_splits: bool = False) -> None:
         self.root, self.found = root, Walk()
+        self.whole, self.mixed_splits = whole, mixed_splits
         self.labels = array("i")
         self.untried: list[int] = []  # positions of files that are to be tried by content
 
@@ -85,7 +71,7 @@ class _Walker:
         top = list_folder(str(self.root))
         self.found.classes = list(top.folders)
         self.found.folders.append("")
-        if not top.folders:
+        if not (top.folders or self.whole):
             return self._without_classes(top)
         self._outside(top)
         above = (os.path.realpath(self.root),)
@@ -100,7 +86,8 @@ class _Walker:
                 continue
             here = (*above, link) if link is not None else (*above[:-1], _below(above[-1], path))
             listing = list_folder(self._where(path))
-            self._refuse_mixed_splits(path, listing)
+            if not self.mixed_splits:
+                self._refuse_mixed_splits(path, listing)
             self.found.folders.append(path)
             self._pass_over(path, listing)
             for name, known in listing.files.items():
@@ -129,6 +116,10 @@ class _Walker:
     def _outside(self, top: Listing) -> None:
         """Counts the files that lie in no class folder; a link that leads nowhere may have been one, and is taken."""
         self._pass_over("", top)
+        if self.whole:
+            for name, known in top.files.items():
+                self._take(name, NO_CLASS, known)
+            return
         others = [name for name, known in top.files.items() if not known]
         reasons = dict(zip(others, recognise_all([self._where(name) for name in others]), strict=True))
         for name in top.files:
@@ -149,7 +140,7 @@ class _Walker:
             alone = len(self.found.classes) == 1 and any(
                 list_folder(self._where(f"{path}/{name}")).folders for name in named
             )
-            refuse_mixed_splits(self.root, path, named, alone)
+            refuse_mixed_splits(self.root, path, named, alone, "tree" if self.whole else "folder")
 
     def _without_others(self) -> Walk:
         """Tries the files whose suffix says nothing, and leaves out those that are no images."""

@@ -8,7 +8,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
-from kilobatch.data.sources.walk import PathList, Walk, walk
+from kilobatch.data.sources.path_list import PathList
+from kilobatch.data.sources.walk import Walk, walk, walk_tree
 
 KEPT = 4  # walks; a recipe has two
 SETTLED = 2_000_000_000  # ns: a folder changed later than this before a walk may change again at the same time stamp
@@ -21,25 +22,26 @@ class _Kept(NamedTuple):
     started: float
 
 
-_walks: OrderedDict[Path, _Kept] = OrderedDict()
+_walks: OrderedDict[tuple[Path, bool | None], _Kept] = OrderedDict()
 
 
-def walk_once(root: Path) -> Walk:
-    """As walk, but one of this process's last few walks where none of its folders has changed for as long.
+def walk_once(root: Path, tree: bool | None = None) -> Walk:
+    """As walk or, with `tree` as mixed_splits, as walk_tree, but one of this process's last few walks where none of its
+    folders has changed for as long.
 
     A launcher counts images and classes, converts and looks for names: each would walk through a million files.
     """
     root = root.absolute()
-    kept = _walks.get(root)
+    kept = _walks.get((root, tree))
     if kept is not None:
         if time.monotonic() - kept.started < LONGEST and _state(root, kept.walk.folders)[0] == kept.state:
             return kept.walk
-        del _walks[root]
+        del _walks[root, tree]
     started, now = time.monotonic(), time.time_ns()
-    found = walk(root)
+    found = walk(root) if tree is None else walk_tree(root, tree)
     state, changed = _state(root, found.folders)
     if changed < now - SETTLED:
-        _walks[root] = _Kept(found, state, started)
+        _walks[root, tree] = _Kept(found, state, started)
         while len(_walks) > KEPT:
             _walks.popitem(last=False)
     return found

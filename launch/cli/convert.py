@@ -3,17 +3,20 @@
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kilobatch.data import beton
 from kilobatch.data.beton_note import note_path
 from kilobatch.data.errors import UserError, warn
+from kilobatch.data.sources.arguments import check_arguments
 from kilobatch.data.sources.convert import convert as convert_source
 from kilobatch.data.sources.convert import describe
 from kilobatch.data.sources.encoding import Encoding
+from kilobatch.data.sources.hold_out import held_out_path, parse_share, split_source
 from kilobatch.data.sources.path_names import printable
-from kilobatch.data.sources.specs import Split, open_source
+from kilobatch.data.sources.specs import Source, Split, open_source
 
 
 def convert_or_check(
@@ -47,13 +50,28 @@ def convert(
     quality: int,
     value_range: str | None,
     skip_broken: bool,
+    hold_out: str | None = None,
+    hold_out_seed: int = 0,
 ) -> None:
-    """Writes `out`. Raises UserError where an argument is missing, and as data.sources.convert.convert does."""
+    """Writes `out` and, with a share to hold out, a second file. Raises UserError where an argument is missing, and as
+    data.sources.convert.convert does."""
     if source is None or out is None:
         raise UserError("convert needs a source and a file to write: kilobatch convert folder:photos/train train.beton")
     encoding = Encoding(max_side, min_side, quality, None if value_range is None else _read_range(value_range))
-    info = convert_source(open_source(source, split), out, encoding=encoding, skip_broken=skip_broken)
+    share = None if hold_out is None else parse_share(hold_out)
+    opened: Source = open_source(source, split)
+    held: Source | None = None
+    if share is not None:
+        check_arguments(out, encoding, 1)  # before all images may be read
+        opened, held = split_source(opened, share, hold_out_seed)
+    info = convert_source(opened, out, encoding=encoding, skip_broken=skip_broken)
     print(f"wrote {printable(str(out))}: {describe(info)}")
+    if held is not None:
+        if info.value_range is not None:  # pixels of more than 8 bits have to mean the same in both
+            encoding = replace(encoding, value_range=info.value_range, measured=value_range is None)
+        second = held_out_path(out)
+        info = convert_source(held, second, encoding=encoding, skip_broken=skip_broken)
+        print(f"wrote {printable(str(second))}: {describe(info)}")
     if value_range is not None and info.value_range is None:
         warn(f"--range {value_range} changed nothing: no image has more than 8 bits a channel")
 

@@ -6,9 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from kilobatch.data.beton import read_short_sides, verify_beton
-from kilobatch.data.sources.folder import Folder
+from kilobatch.data.sources.folder import Folder, folder_of_split
+from kilobatch.data.sources.hold_out import held_out_path
 from kilobatch.data.sources.listing import list_folder
-from kilobatch.data.sources.specs import absolute_spec, count_images, is_beton, open_source, path_of, spec_at
+from kilobatch.data.sources.specs import (
+    absolute_spec,
+    count_images,
+    has_test_split,
+    is_beton,
+    open_source,
+    path_of,
+    scheme_of,
+    spec_at,
+)
 from kilobatch.data.sources.splits import split_folders
 from kilobatch.data.sources.walk import describe_passed_over
 from kilobatch.launch.recipes.data import class_numbers
@@ -54,6 +64,8 @@ def survey(spec: str) -> Survey:
         others = describe_passed_over(source.passed_over)
     found = Survey(train, None, images, 0, int(np.median(sides)), len(classes), passed_over=others)
     test = _test_spec(train)
+    if not classes:
+        return _without_test(found, "images without labels have nothing to evaluate by")
     if len(classes) < 2:
         return _without_test(found, "images of a single class have no labels to evaluate by")
     if test is None:
@@ -71,8 +83,10 @@ def _without_test(found: Survey, why: str) -> Survey:
 def _training_spec(spec: str) -> str:
     """The spec itself; for a folder that holds splits, that of its training images."""
     path = path_of(spec)
-    if is_beton(spec) or not spec.startswith("folder:") or path is None:
+    if is_beton(spec) or path is None or scheme_of(spec) not in ("folder", "tree"):
         return spec
+    if scheme_of(spec) == "tree":
+        return spec_at(spec, folder_of_split(path, "train", "tree"))
     return spec_at(spec, Folder(path, "train").path)
 
 
@@ -86,6 +100,10 @@ def _test_spec(train: str) -> str | None:
         with np.load(path, allow_pickle=False) as file:
             if "x_test" in file.files:
                 return train
+    if is_beton(train) and held_out_path(path).exists():
+        return str(held_out_path(path))
+    if scheme_of(train) in ("hf", "torchvision", "python"):
+        return train if has_test_split(train) else None
     if path.is_dir():
         names = {name: path.with_name(name) for name in list_folder(str(path.parent)).folders}
     else:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from kilobatch.data.errors import Mistakes, UserError
 from kilobatch.data.loading.labels import count_labelled, count_used
 from kilobatch.data.loading.options import order_problem
-from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names
+from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names, has_labels_alone
 from kilobatch.launch.recipes import method_options, references, validation_errors
+from kilobatch.launch.recipes.data import count_scored
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.methods.options import Constraint, OptionContext
@@ -156,6 +157,12 @@ def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
     """Classes of data.train for a method that learns them, else None. Raises UserError for a single one."""
     name = recipe.method.name
     classes = count_classes(recipe.data.train, "train") if method_options.declared(name).classifies else None
+    if classes == 0:
+        raise refuse(
+            "data.train",
+            f"data.train '{recipe.data.train}' has no labels, and method {name} learns from labels alone; use images "
+            "with labels (kilobatch convert --help names the sources), or another method",
+        )
     if classes == 1:
         raise refuse(
             "data.train",
@@ -168,7 +175,7 @@ def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:
 def _used(recipe: Recipe, samples: int, refuse: Refuse) -> int:
     """Training images that are trained on: all, or those with labels."""
     labels = recipe.data.labels
-    if labels.all:
+    if labels.all and has_labels_alone(recipe.data.train):
         return samples
     try:
         labelled = count_labelled(recipe.data.train, labels, recipe.data.order)
@@ -254,6 +261,11 @@ def _check_evaluators(
             mistakes.add(str(refuse(option, asks)))
     if samples is None:
         return
+    if recipe.data.test is not None and (*during, *final) and not has_labels_alone(recipe.data.train):
+        try:
+            samples = count_scored(recipe.data.train, (*during, *final))
+        except UserError as error:
+            mistakes.add(str(refuse("data.test", str(error))))
     if "knn" in (*during, *final) and recipe.evaluate.knn.k > samples:
         asks = f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most "
         mistakes.add(str(refuse("evaluate.knn.k", f"{asks}that")))

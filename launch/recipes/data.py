@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from kilobatch.data.beton import BetonInfo, read_fingerprints, read_labels, read_short_sides, verify_beton
 from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.data.errors import UserError, warn
-from kilobatch.data.loading.labels import labelled_samples, used_samples
+from kilobatch.data.loading.labels import count_known, known_samples, labelled_samples, used_samples
 from kilobatch.data.loading.options import DataOptions
 from kilobatch.data.sources.convert import prepare
 from kilobatch.data.sources.encoding import encoding_for_views
@@ -96,6 +96,24 @@ def _chosen_by_labels(train: str, options: str) -> Choice:
     beton, data = PreparedFile.model_validate_json(train).beton, DataOptions.model_validate_json(options)
     used = used_samples(beton, data.order)
     return used, labelled_samples(beton, data.labels, used)
+
+
+def scored_by(recipe: Recipe, data: PreparedData) -> NDArray[np.int64] | None:
+    """The training images that evaluators learn from: those trained on to which their source gave a label; None:
+    all."""
+    return known_samples(data.train.beton, used_of(recipe, data))
+
+
+def count_scored(train: str, evaluators: tuple[str, ...]) -> int:
+    """Counts the images of data.train that evaluators learn from. Raises UserError where none has a label."""
+    known = count_known(train)
+    if not known:
+        raise UserError(
+            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train '{train}' "
+            "has none; use data.test=null, and score the run later by images that have some: kilobatch eval RUN --train "
+            "LABELLED --test TEST"
+        )
+    return known
 
 
 def class_counts(recipe: Recipe, data: PreparedData) -> NDArray[np.int64]:
@@ -183,8 +201,8 @@ def class_numbers(train: list[str], test: list[str]) -> list[int] | None:
 
 
 def _refuse_other_classes(recipe: Recipe, train: BetonInfo, test: BetonInfo) -> None:
-    if class_numbers(train.classes, test.classes) is not None:
-        return
+    if not train.classes or class_numbers(train.classes, test.classes) is not None:
+        return  # training images without labels have nothing that could differ
     learned = {composed(name) for name in train.classes}
     foreign = [printable(name) for name in test.classes if composed(name) not in learned]
     which = f"only in data.test: {', '.join(foreign[:3])}" if foreign else "several classes have the same name"

@@ -90,9 +90,11 @@ def loader_of(
     options: OrderOptions | None = None,
     order: Callable[[int], NDArray[np.int64] | None] | None = None,
     dtype: torch.dtype = torch.float32,
+    used: NDArray[np.int64] | None = None,
 ) -> Loader:
     """A loader of augmented views of the training images. labelled: the images that have labels; None: all have;
-    options: data.order, by which an epoch is made; None: each image once; order: a method's, see Loader."""
+    options: data.order, by which an epoch is made; None: each image once; order: a method's, see Loader; used: the
+    images to take; None: those that are trained on."""
     return Loader(
         data.train.beton,
         views,
@@ -102,7 +104,7 @@ def loader_of(
         jigsaw=jigsaw,
         labelled=labelled,
         drop_unlabelled=recipe.data.unlabelled == "drop",
-        used=used_of(recipe, data),
+        used=used_of(recipe, data) if used is None else used,
         options=options,
         order=order,
         fields=fields_of(recipe, data.train.beton),

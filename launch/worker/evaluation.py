@@ -13,7 +13,7 @@ from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError
 from kilobatch.data.files import refusing_os_errors
 from kilobatch.data.loading.loader import PlainLoader
-from kilobatch.launch.recipes.data import PreparedData, PreparedFile, class_numbers, labelled_of, used_of
+from kilobatch.launch.recipes.data import PreparedData, PreparedFile, class_numbers, labelled_of, scored_by
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.launch.worker import pretrained
@@ -48,19 +48,22 @@ LABELS = {
 def suite_of(
     run: Path, recipe: Recipe, data: PreparedData, world: World, method: Method, labelled: Sized | None = None
 ) -> EvaluationSuite | None:
-    """The models and images for evaluators; None where the recipe has no test set. The training images are those that
+    """The models and images for evaluators; None where the recipe has no test set, or the training images no labels,
+    without which none of them can be asked for. The training images are those that
     were trained on: of a long-tailed data.order its part, each once. labelled: those of them that have labels; None:
     all, or it is not known."""
     if (test := data.test) is None:
         return None
     classes, test_classes = (verify_beton(file.beton).classes for file in (data.train, test))
+    if not classes:
+        return None
     numbers = class_numbers(classes, test_classes)
     assert numbers is not None, "prepare_data refuses test images of other classes"
     for name, spec, file in (("train", recipe.data.train, data.train), ("test", recipe.data.test, test)):
         refuse_missing_fields(recipe, method, f"data.{name} '{spec}'", file.beton)
     views, options = recipe.data.groups[0], recipe.evaluate
 
-    used = used_of(recipe, data)
+    used = scored_by(recipe, data)
 
     def clean(file: PreparedFile, used: NDArray[np.int64] | None = None, most: int | None = None) -> PlainLoader:
         if most is None:
@@ -86,7 +89,9 @@ def suite_of(
         train=clean(data.train, used),
         test=Relabelled(clean(test), numbers),
         sample=sample,
-        probe=lambda: loader_of(recipe, data, world, linear.probe_views(views, options.linear), options.linear.batch),
+        probe=lambda: loader_of(
+            recipe, data, world, linear.probe_views(views, options.linear), options.linear.batch, used=used
+        ),
         views=views,
         classes=classes,
         among=None if len(numbers) == len(classes) else sorted(numbers),

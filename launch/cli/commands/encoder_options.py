@@ -59,7 +59,7 @@ EncoderFrom = Annotated[
 ]
 EmbeddedSource = Annotated[
     str,
-    typer.Argument(help="The images: a folder, a .beton file, npz:PATH, cifar10:PATH, digits, …", show_default=False),
+    typer.Argument(help="The images: a folder, a .beton file, list:FILE, tar:PATTERN, …", show_default=False),
 ]
 FeatureFile = Annotated[
     Path, typer.Argument(help="The .npz, .safetensors or .parquet file to write.", show_default=False)
@@ -76,7 +76,7 @@ EmbedWorkers = Annotated[
 ]
 
 # convert
-Source = Annotated[str | None, typer.Argument(help="The images to read: a folder, npz:PATH, cifar10:PATH, digits, …")]
+Source = Annotated[str | None, typer.Argument(help="The images to read: a folder, list:FILE, tar:PATTERN, …")]
 BetonFile = Annotated[Path | None, typer.Argument(help="The .beton file to write.")]
 MaxSide = Annotated[
     int | None, typer.Option(help="Shrink images whose longer side has more pixels than this.", show_default=False)
@@ -97,6 +97,19 @@ ValueRange = Annotated[
 Quality = Annotated[int, typer.Option(help="Quality of the JPEGs that are written, from 1 to 100.")]
 Split = Annotated[
     Literal["train", "test"], typer.Option(help="The part to read, of sources that have two.", case_sensitive=False)
+]
+HoldOut = Annotated[
+    str | None,
+    typer.Option(
+        "--hold-out",
+        help="Write this share of the images, such as 5%, to a second file, OUT_held_out.beton, and the others to OUT: "
+        "each image by a hash of its own, so that it stays where it is when others are added.",
+        metavar="SHARE",
+        show_default=False,
+    ),
+]
+HoldOutSeed = Annotated[
+    int, typer.Option("--hold-out-seed", min=0, help="With --hold-out: another number holds out other images.")
 ]
 SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, instead of stopping.")

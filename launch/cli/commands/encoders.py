@@ -65,6 +65,8 @@ def convert(
     value_range: encoder_options.ValueRange = None,
     split: encoder_options.Split = "train",
     skip_broken: encoder_options.SkipBroken = False,
+    hold_out: encoder_options.HoldOut = None,
+    hold_out_seed: encoder_options.HoldOutSeed = 0,
     verify: encoder_options.VerifiedFile = None,
     adopt: encoder_options.AdoptedFile = None,
     class_names: encoder_options.ClassNames = None,
@@ -75,6 +77,7 @@ def convert(
 
     encoding: dict[str, Any] = {"max_side": max_side, "min_side": min_side, "quality": quality}
     encoding |= {"value_range": value_range, "split": split, "skip_broken": skip_broken}
+    encoding |= {"hold_out": hold_out, "hold_out_seed": hold_out_seed}
     convert_or_check(source, out, verify, adopt, class_names=class_names, label_field=label_field, **encoding)
 
 

@@ -27,7 +27,7 @@ Section = Annotated[
 OwnImages = Annotated[
     str,
     typer.Argument(
-        help="The images: a folder, a .beton file, npz:PATH, cifar10:PATH, digits. A folder may hold train/ and test/.",
+        help="The images: a folder, a .beton file, list:FILE, tar:PATTERN, … A folder may hold train/ and test/.",
         show_default=False,
     ),
 ]

@@ -183,7 +183,8 @@ def test_places_that_cannot_be_written(tmp_path: Path):
 
 def test_what_lies_in_the_way_of_any_file_of_a_conversion(tmp_path: Path):
     """Nothing is written, rather than the .beton without its note."""
-    for name in ("a.beton.names", "a.beton.json", "a.beton.partial", "a.beton.names.partial", "a.beton.json.partial"):
+    partial = [f"a.beton{kind}.partial" for kind in ("", ".names", ".json")]
+    for name in ("a.beton.names", "a.beton.json", *partial, "a.beton.tmp"):
         for make, kind in ((Path.mkdir, "a folder"), (os.mkfifo, "not a file")):
             make(tmp_path / name)
             with pytest.raises(UserError, match=rf"{name} is {kind}; give another name"):
@@ -221,7 +222,7 @@ def test_no_file_looks_whole_that_is_not_after_a_kill_at_any_moment(tmp_path: Pa
     states = [line.rsplit(" ", 1)[1] for line in deaths]  # first A is there, then neither, then B
     assert deaths[-1] == "finished B" and states == sorted(states, key=["A", "refused", "B"].index), deaths
     assert states.count("A") >= 3 and states.count("refused") >= 3, deaths
-    assert writing == "while writing: ['y.beton.partial'] refused"
+    assert writing == "while writing: ['y.beton.partial', 'y.beton.tmp'] refused"
     assert again == "again: ['y.beton', 'y.beton.json'] A"
     assert room.startswith("no room: [] ") and "cannot be written: File too large" in room
 
@@ -290,6 +291,6 @@ def test_a_conversion_tells_how_far_it_is(
     assert capsys.readouterr().err.splitlines() == [
         f"converting 100 images to {tmp_path}/train.beton",
         "train.beton: 1 of 100 images",
-        "train.beton: 11 of 100 images, 89 s to go",
-        "train.beton: 21 of 100 images, 79 s to go",
+        "train.beton: 11 of 100 images, 1 images/s, 89 s to go",
+        "train.beton: 21 of 100 images, 1 images/s, 79 s to go",
     ]

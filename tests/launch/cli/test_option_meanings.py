@@ -39,6 +39,8 @@ MEANINGS = {
     "--gpu": "Type of GPU",
     "--gpu-memory": "Memory of one GPU in GiB",
     "--gpus-per-node": "Number of GPUs on each machine",
+    "--hold-out": "Write this share of the images",
+    "--hold-out-seed": "With --hold-out: another number holds out other images",
     "--images": "Number of training images",
     "--interface": "Network interface for NCCL and gloo",
     "--json": "Print JSON, for use in scripts, instead of a table",
