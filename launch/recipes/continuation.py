@@ -17,6 +17,7 @@ from kilobatch.launch.recipes.overrides import key_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.recipes.references import newest_description, references
 from kilobatch.launch.recipes.settings import Settings
+from kilobatch.launch.recipes.source_files import FILE_OF
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import Change
 from kilobatch.trainer.checkpoint.description import list_checkpoints
@@ -113,7 +114,7 @@ def _refuse_other_tensors(run: Path, recipe: Recipe, data: PreparedData, found: 
     built as it was, and as it would be."""
     images = verify_beton(data.train.beton)
     extents = changes.recorded_extent(run), (images.samples, len(images.classes))
-    shaping = [change for change in found if change.name.startswith(("method.", "encoder."))]
+    shaping = [change for change in found if change.name.removeprefix(FILE_OF).startswith(("method.", "encoder."))]
     if extents[0] not in (None, extents[1]):
         shaping += [change for change in found if change.name.endswith("data.train")]
     if not shaping or not changes.newest_step(run):
@@ -136,7 +137,7 @@ def _shapes(recipe: Recipe, extent: tuple[int, int]) -> dict[str, str]:
     from kilobatch.methods.method import DataFacts
     from kilobatch.methods.networks.build import build_encoder
 
-    method = method_options.build_method(recipe.method, build_encoder(recipe.encoder))
+    method = method_options.build_method(recipe.method, build_encoder(recipe.encoder, recipe.data.sizes))
     method.prepare(DataFacts(*extent))
     own = method.own_buffers
     shapes = {name: str(tuple(tensor.shape)) for name, tensor in method.state_dict().items()}

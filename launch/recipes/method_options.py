@@ -1,16 +1,18 @@
 """Finds methods by file name, and makes the recipe's `method` section of their constructors' arguments."""
 
+import ast
 import importlib
 import re
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from kilobatch.data.errors import UserError, choices
 from kilobatch.launch.recipes import method_source
 from kilobatch.launch.recipes.method_source import Declared
+from kilobatch.methods.source_file import check_source, is_source, load_source, parse_source
 
 if TYPE_CHECKING:
     from kilobatch.methods.method import Method
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 class MethodOptions(BaseModel):
     """The options of a method; the keys beside its name are its constructor's keyword arguments.
 
-    name: a file of methods/papers/.
+    name: a file of methods/papers/, or FILE.py:Class of your own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,7 +35,16 @@ def method_names() -> list[str]:
 
 
 def declared(name: str) -> Declared:
-    """What methods/papers/<name>.py declares of its Method. Raises UserError for an unknown name."""
+    """What methods/papers/<name>.py, or the class of FILE.py:Class, declares. Raises UserError for an unknown name."""
+    if is_source(name):
+        check_source(name, ast.ClassDef)
+        if found := method_source.read_declaration(name):
+            return found
+        file, cls = parse_source(name)
+        raise UserError(
+            f"{cls} of {file} is no method: it should derive from Method of kilobatch.methods.method, or from a class "
+            "of kilobatch.methods.papers (kilobatch new method NAME writes a start)"
+        )
     found = method_source.read_declaration(name) if name in method_source.files() else None
     if found is None:
         raise UserError(f"there is no method '{name}'{choices(name, method_names())}")
@@ -50,8 +61,16 @@ def options_of(name: str) -> type[MethodOptions]:
         key: (Annotated[type_, Field(description=said[key])] if key in said else type_, default)
         for key, (type_, default) in found.arguments.items()
     }
-    arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
-    return create_model(f"{name}_options", __base__=MethodOptions, **arguments)
+    if is_source(name):  # of any path: a run has the absolute one
+        arguments["name"] = (Annotated[str, WithJsonSchema({"const": name, "type": "string"})], ...)
+    else:
+        arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
+    return create_model(model_name(name), __base__=MethodOptions, **arguments)
+
+
+def model_name(name: str) -> str:
+    """The name of a method's options in the JSON schema."""
+    return f"{parse_source(name).name if is_source(name) else name}_options"
 
 
 def meanings(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
@@ -78,6 +97,8 @@ def meanings(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 
 def method_class(name: str) -> "type[Method]":
     """The class of a method; imports it, and with it torch. Raises UserError for an unknown name."""
+    if is_source(name):
+        return load_source(name)
     class_name = declared(name).class_name
     return getattr(importlib.import_module(f"kilobatch.methods.papers.{name}"), class_name)
 

@@ -151,10 +151,11 @@ def _note_not_finite(value: Any, key: Key, settings: Settings, mistakes: Mistake
         _note_not_finite(inner, (*key, name), settings, mistakes)
 
 
-def schema() -> dict[str, Any]:
+def schema(further: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors, with the meaning of every option. Nothing is required: what is
-    left out may come by `extends`."""
-    options: Any = Union[tuple(method_options.options_of(name) for name in method_options.method_names())]  # noqa: UP007
+    left out may come by `extends`. further: methods as FILE.py:Class. Raises UserError for one that cannot be read."""
+    names = [*method_options.method_names(), *further]
+    options: Any = Union[tuple(method_options.options_of(name) for name in names)]  # noqa: UP007
     model = create_model(
         "Recipe",
         __base__=Recipe,

@@ -10,18 +10,24 @@ from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.runs.table_printing import print_table
+from kilobatch.methods.networks.backbones.names import is_foreign
 
 if TYPE_CHECKING:
     from kilobatch.trainer.parity import ParityRow
 
 
 def verify(method: str | None, everything: bool) -> bool:
-    """Prints the parity table of a method or, with `everything`, of all of them. Returns what print_parity returns.
+    """Prints the parity table of a method or, with `everything`, of all of them; of a method or an encoder that is not
+    of this project, its comparison with itself. Returns whether all is as it should be.
 
     Raises UserError where both or neither are given, and for a method without a formula.
     """
     if (method is None) != everything:
         raise UserError("give a method's name, such as simclr, or --all")
+    if method is not None and is_foreign(method):
+        from kilobatch.launch.cli.reports.layouts import verify_layouts
+
+        return verify_layouts(method)
     if method is not None:
         return print_parity([method])
     from kilobatch.methods.parity.lookup import known
@@ -41,7 +47,8 @@ def print_parity(methods: Sequence[str]) -> bool:
 
     tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()), tell=tell)
     for name, rows in tables.items():
-        print_table(_table(name, rows), Console(emoji=False))
+        title = f"{name}: gradients against the formula in one process, fp64"
+        print_table(parity_table(title, rows), Console(emoji=False))
     if len(tables) > 1:
         print_table(_summary(tables), Console(emoji=False))
     missing = [name for name in methods if name not in tables]
@@ -53,8 +60,9 @@ def print_parity(methods: Sequence[str]) -> bool:
     return not missing and all(row.ok for rows in tables.values() for row in rows)
 
 
-def _table(method: str, rows: "Sequence[ParityRow]") -> Table:
-    table = Table(title=f"{method}: gradients against the formula in one process, fp64", title_justify="left")
+def parity_table(title: str, rows: "Sequence[ParityRow]") -> Table:
+    """The table of `kilobatch verify`, a line for each comparison."""
+    table = Table(title=title, title_justify="left")
     table.add_column("construction", overflow="fold")
     for column in ("norm", "ranks × chunks", "error", "cosine", "norm ratio", ""):
         table.add_column(column, no_wrap=" " not in column)
