@@ -10,7 +10,7 @@ from kilobatch.data.sources.specs import Split, count_classes, count_images, fie
 from kilobatch.launch.recipes import method_options, references, validation_errors
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.methods.networks.backbones.names import check_name
+from kilobatch.methods.backbone_names import check_name
 from kilobatch.methods.options import Constraint, OptionContext
 from kilobatch.trainer.evaluate.options import CLASSIFYING
 from kilobatch.trainer.options import chunks_problem, zero_problem

@@ -14,9 +14,9 @@ from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
 from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
+from kilobatch.methods.backbone_names import NETWORK
 from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import build
-from kilobatch.methods.networks.backbones.names import NETWORK
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint

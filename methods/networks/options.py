@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from pydantic_core import PydanticKnownError
 
 from kilobatch.data.errors import UserError
-from kilobatch.methods.networks.backbones.names import FORMS, RESERVED, is_foreign
+from kilobatch.methods.backbone_names import FORMS, RESERVED, is_foreign
 from kilobatch.methods.options import OptionContext
 from kilobatch.methods.source_file import is_source, parse_source
 

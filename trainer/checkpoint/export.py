@@ -13,7 +13,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.files import refusing_os_errors, write_whole
 from kilobatch.data.loading.loader import describe_input, input_images
 from kilobatch.data.views.options import Views
-from kilobatch.methods.networks.backbones.names import NETWORK, is_foreign, library_of
+from kilobatch.methods.backbone_names import NETWORK, is_foreign, library_of
 from kilobatch.methods.networks.resnet import torchvision_state_dict
 from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
 from kilobatch.trainer.checkpoint.description import is_checkpoint

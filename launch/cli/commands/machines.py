@@ -100,9 +100,13 @@ def bench(
 
 def verify(method: machine_options.MethodName = None, everything: machine_options.AllMethods = False) -> None:
     """Compares a method's gradients with its paper's formula, for several numbers of ranks and chunks."""
-    from kilobatch.launch.cli.reports.tables import verify
+    from kilobatch.launch.cli.reports import layouts, tables
 
-    raise typer.Exit(0 if verify(method, everything) else 1)
+    if method is not None and not everything and layouts.is_layout_subject(method):
+        agrees = layouts.verify_layouts(method)
+    else:
+        agrees = tables.verify(method, everything)
+    raise typer.Exit(0 if agrees else 1)
 
 
 def new(kind: machine_options.NewKind, name: machine_options.NewName, force: Force = False) -> None:

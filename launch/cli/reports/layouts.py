@@ -11,7 +11,7 @@ from kilobatch.launch.cli.reports.tables import parity_table
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.runs.table_printing import print_table
-from kilobatch.methods.networks.backbones.names import check_name
+from kilobatch.methods.backbone_names import check_name, is_foreign
 from kilobatch.methods.source_file import is_source, parse_source
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ OF_EQUATION = """\
 A method that agrees does not depend on ranks and chunks. That its equation is the paper's is not shown by this: a wrong
 one is as wrong in one process. For a table against the formula, put the file into methods/papers/ and write the formula
 in methods/parity/formulas/ (CONTRIBUTING.md, "A method, step by step")."""
+
+
+def is_layout_subject(name: str) -> bool:
+    """Whether verify compares what this names with itself."""
+    return is_foreign(name)
 
 
 def verify_layouts(name: str) -> bool:

@@ -15,7 +15,6 @@ images of the global batch (InfoNCE, van den Oord et al. 2018, arxiv.org/abs/180
 
 from typing import Annotated, ClassVar
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -63,13 +62,12 @@ class CLASS(Method):
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         first, second = unit(z["z"]).unbind(1)  # (n, dim) each, of length 1
         every = collectives.gather(second)  # (n on all ranks, dim), in rank order
-        similarities = first @ every.T / self.temperature
         own = collectives.local_rows(len(first), first.device)  # where this rank's rows stand in `every`
-        return F.cross_entropy(similarities.float() if similarities.dtype != torch.float64 else similarities, own)
+        return F.cross_entropy(first @ every.T / self.temperature, own)
 
-    # Further places for what a paper may need, in kilobatch.methods.method: `target` and `update` (a momentum encoder, a
-    # queue), `arrange` (mixed images), `before_epoch` (clusters), `groups` (other learning rates), `scalars` (numbers to
-    # show beside the loss).
+    # Further places for what a paper may need, in kilobatch.methods.method: `target` and `update` (a momentum encoder,
+    # a queue), `arrange` (mixed images), `before_epoch` (clusters), `groups` (other learning rates), `scalars` (numbers
+    # to show beside the loss).
 '''
 
 

@@ -59,7 +59,8 @@ def all_options(further: Sequence[str] = ()) -> dict[str, list[Option]]:
 
 
 def print_options(section: str | None) -> None:
-    """Prints all options, those of a section or a part of it (data.views), or those of a method (simclr, FILE.py:Class).
+    """Prints all options, those of a section or a part of it (data.views), or those of a method (simclr, or
+    FILE.py:Class).
 
     Raises UserError for a section or a method that there is not.
     """

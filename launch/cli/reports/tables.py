@@ -10,24 +10,18 @@ from kilobatch.data.errors import UserError
 from kilobatch.launch.processes.output import tell
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.runs.table_printing import print_table
-from kilobatch.methods.networks.backbones.names import is_foreign
 
 if TYPE_CHECKING:
     from kilobatch.trainer.parity import ParityRow
 
 
 def verify(method: str | None, everything: bool) -> bool:
-    """Prints the parity table of a method or, with `everything`, of all of them; of a method or an encoder that is not
-    of this project, its comparison with itself. Returns whether all is as it should be.
+    """Prints the parity table of a method or, with `everything`, of all of them. Returns what print_parity returns.
 
     Raises UserError where both or neither are given, and for a method without a formula.
     """
     if (method is None) != everything:
         raise UserError("give a method's name, such as simclr, or --all")
-    if method is not None and is_foreign(method):
-        from kilobatch.launch.cli.reports.layouts import verify_layouts
-
-        return verify_layouts(method)
     if method is not None:
         return print_parity([method])
     from kilobatch.methods.parity.lookup import known

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kilobatch.data.errors import UserError
+from kilobatch.methods.backbone_names import check_name, library_of
 from kilobatch.methods.networks.backbones import blocks, libraries, probe
 from kilobatch.methods.networks.backbones.adapt import use_our_layers
-from kilobatch.methods.networks.backbones.names import check_name, library_of
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.source_file import load_source

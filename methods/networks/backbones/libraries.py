@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kilobatch.data.errors import UserError, did_you_mean
-from kilobatch.methods.networks.backbones.names import RESERVED, check_name
+from kilobatch.methods.backbone_names import RESERVED, check_name
 from kilobatch.methods.networks.backbones.probe import is_fake
 
 DEFAULT_SIZE = 224
