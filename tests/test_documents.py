@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LINE = 120
 RECORDS = {"docs/log.md"}  # keeps the names and paths of its time
 # Files that a document has its reader write, or only names for the example's sake.
-EXAMPLES: dict[str, set[str]] = {"docs/first-steps.md": {"neighbours.py"}}
+EXAMPLES: dict[str, set[str]] = {
+    "docs/first-steps.md": {"neighbours.py"},
+    "docs/backbones.md": {"nets.py", "mine.py"},
+}
 TOP = rf"(?:{'|'.join([*FOLDERS, 'configs', 'tests', 'benchmarks', 'docs', 'src'])})"
 PATH = re.compile(rf"(?<![\w/.~<>-]){TOP}/[\w./*<>{{}},-]*")
 FILE = re.compile(r"(?<![\w/.*<>-])\w+\.py\b")
