@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from kilobatch.data.errors import UserError, choices
 from kilobatch.launch.recipes import method_source
 from kilobatch.launch.recipes.method_source import Declared
-from kilobatch.methods.source_file import check_source, is_source, load_source, parse_source
+from kilobatch.methods.source_file import absolute_source, check_source, is_source, load_source, parse_source
 
 if TYPE_CHECKING:
     from kilobatch.methods.method import Method
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class MethodOptions(BaseModel):
     """The options of a method; the keys beside its name are its constructor's keyword arguments.
 
-    name: a file of methods/papers/, or FILE.py:Class of your own.
+    name: a file of methods/papers/.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,18 +51,22 @@ def declared(name: str) -> Declared:
     return found
 
 
-@cache
 def options_of(name: str) -> type[MethodOptions]:
     """The model of `method: {name: <name>, ...}`: the keyword arguments of the method's constructor, with their
     types, bounds and defaults. Raises UserError for an unknown name."""
+    return _options_of(absolute_source(name))  # so that a file has one model, by whatever path
+
+
+@cache
+def _options_of(name: str) -> type[MethodOptions]:
     found = declared(name)
     said = meanings(found.texts, found.arguments)
     arguments: dict[str, Any] = {
         key: (Annotated[type_, Field(description=said[key])] if key in said else type_, default)
         for key, (type_, default) in found.arguments.items()
     }
-    if is_source(name):  # of any path: a run has the absolute one
-        arguments["name"] = (Annotated[str, WithJsonSchema({"const": name, "type": "string"})], ...)
+    if is_source(name):
+        arguments["name"] = (Annotated[str, Field(description="your class, by any path")], ...)
     else:
         arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
     return create_model(model_name(name), __base__=MethodOptions, **arguments)

@@ -44,7 +44,7 @@ class EncoderOptions(BaseModel):
         WithJsonSchema(_NAMES),
         Field(
             description="the network; convnet is a small one for images of about 32 pixels; or timm/NAME, "
-            "torchvision/NAME, or FILE.py:function that returns a network of your own (docs/backbones.md)"
+            "torchvision/NAME, or FILE.py:function that returns a network of your own"
         ),
     ] = "resnet50"
     options: Annotated[

@@ -52,7 +52,7 @@ def test_it_is_timms_network(name: str) -> None:
         ours, want = encoder.train(training)(IMAGES), theirs.train(training)(IMAGES)
         assert ours.shape == (4, encoder.features)
         assert_close(ours, want, rtol=1e-4, atol=1e-4)
-    batch_norm.commit(encoder)
+        batch_norm.commit(encoder)
     assert_close(dict(encoder.network.state_dict()), dict(theirs.state_dict()), rtol=1e-4, atol=1e-5)
 
 
