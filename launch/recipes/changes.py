@@ -74,10 +74,11 @@ def recipe_changes(run: Path, recipe: Recipe) -> list[Change]:
     if before is None:
         return []
     old, new = before.model_dump(mode="json"), recipe.model_dump(mode="json")
-    found = [change for change in _differences(old, new, "") if change.name not in (*_BY_CONTENT, *OF_FOLDER)]
+    by_content = {*_BY_CONTENT, *source_files.same_names(before, recipe)}
+    found = [change for change in _differences(old, new, "") if change.name not in (*by_content, *OF_FOLDER)]
     recorded = identity.read_identity(run)
     contents = source_files.content_changes(recorded.sources if recorded else {}, recipe)
-    return [*(change for change in found if not source_files.is_move(change)), *contents]
+    return [*found, *contents]
 
 
 def recorded_recipe(run: Path) -> Recipe | None:

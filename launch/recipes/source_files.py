@@ -35,8 +35,7 @@ def content_changes(before: Mapping[str, str], recipe: Recipe) -> Iterator[Chang
             yield Change(name=f"{FILE_OF}{option}", old=old, new=new)
 
 
-def is_move(change: Change) -> bool:
-    """Whether a change is that of a file's place alone: its content is compared, and not its path."""
-    if change.name not in ("encoder.name", "method.name") or not (is_source(change.old) and is_source(change.new)):
-        return False
-    return parse_source(change.old).name == parse_source(change.new).name
+def same_names(before: Recipe, recipe: Recipe) -> set[str]:
+    """The options that name the same in a file then and now: of these the content is compared, and not the path."""
+    then, now = sources(before), sources(recipe)
+    return {key for key in then.keys() & now.keys() if parse_source(then[key]).name == parse_source(now[key]).name}
