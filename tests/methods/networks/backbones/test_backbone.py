@@ -40,9 +40,7 @@ def no_weights() -> Any:
         yield
 
 
-@pytest.mark.parametrize(
-    "name", ["timm/test_resnet", "timm/test_efficientnet", "timm/test_convnext", "timm/test_vit", "timm/regnetx_002"]
-)
+@pytest.mark.parametrize("name", [f"timm/test_{kind}" for kind in ("resnet", "efficientnet", "convnext", "vit")])
 def test_it_is_timms_network(name: str) -> None:
     timm = pytest.importorskip("timm")
     encoder = build(name)
@@ -61,10 +59,9 @@ def _dynamic(name: str) -> dict[str, bool]:
 
 
 def test_a_norm_of_timm_keeps_its_activation() -> None:
-    norms = [m for m in build("timm/regnetx_002").modules() if isinstance(m, NormAct)]
-    kinds = {type(norm.act) for norm in norms}
-    assert kinds == {nn.ReLU, nn.Identity}  # the last norm of a branch has none
-    assert norms[0](torch.randn(8, len(norms[0].weight), 4, 4)).min() == 0
+    norms = [m for m in build("timm/test_efficientnet").modules() if isinstance(m, NormAct)]
+    assert {type(norm.act) for norm in norms} == {nn.SiLU, nn.Identity}  # the last norm of a branch has none
+    assert norms[0](torch.randn(8, len(norms[0].weight), 4, 4)).min() > -0.3  # SiLU's least is -0.278
 
 
 @pytest.mark.parametrize(
@@ -76,7 +73,7 @@ def test_it_is_torchvisions_network(name: str, features: int, maps: int) -> None
     encoder = build(name)
     assert encoder.features == features
     model = name.removeprefix("torchvision/")
-    theirs = models.get_model(model)
+    theirs: Any = models.get_model(model)
     missing = theirs.load_state_dict(encoder.network.state_dict(), strict=False)
     assert not missing.unexpected_keys and all("fc" in key or "classifier.3" in key for key in missing.missing_keys)
     last = theirs.fc if model == "resnet18" else theirs.classifier[3]
@@ -106,7 +103,7 @@ def test_images_of_several_sizes() -> None:
         ("timm/test_vit", {"proj_drop_rate": 0.1, "attn_drop_rate": 0.2}),
     ],
 )
-def test_blocks_computed_again_are_the_same_to_the_bit(name: str, options: dict[str, float]) -> None:
+def test_blocks_computed_again_are_the_same_to_the_bit(name: str, options: dict[str, Any]) -> None:
     def outcome(checkpoint: bool) -> dict[str, Tensor]:
         encoder = build(name, checkpoint=checkpoint, **options)
         with keyed_layers.drawing(encoder, sample_keys(0, 0, torch.arange(4))):
