@@ -1,6 +1,7 @@
 """Encoders around networks of timm, of torchvision and of one's own: they are the library's networks with layers of
 ours, and what depends on ranks or chunks is refused by name."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,10 @@ def test_blocks_computed_again_are_the_same_to_the_bit(name: str, options: dict[
     plain = outcome(False)
     assert plain["y"].abs().max() > 0
     assert_close(outcome(True), plain, rtol=0, atol=0)
+    encoder = build(name, checkpoint=True)
+    twin = copy.deepcopy(encoder)  # such as a momentum encoder
+    twin(IMAGES).sum().backward()
+    assert all(p.grad is None for p in encoder.parameters()) and any(p.grad is not None for p in twin.parameters())
 
 
 def test_parts_by_depth() -> None:
