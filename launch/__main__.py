@@ -41,6 +41,7 @@ add(encoders.convert)
 add(encoders.export)
 add(encoders.import_checkpoint, "import")
 add(machines.verify)
+add(machines.new)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -144,3 +144,8 @@ class DataOptions(BaseModel):
     def groups(self) -> tuple[Views, ...]:
         """The groups of views, mostly one. Evaluators prepare images as the first says."""
         return groups_of(self.views)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Pixels of the sides of the groups' views."""
+        return [group.size for group in self.groups]

@@ -43,6 +43,7 @@ EXAMPLES = {
     "export": ["kilobatch export first encoder.safetensors"],
     "import": ["kilobatch import model.ckpt-250228 r50_sk.safetensors"],
     "verify": ["kilobatch verify simclr", "kilobatch verify --all"],
+    "new": ["kilobatch new method my_method"],
 }
 
 

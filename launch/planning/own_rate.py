@@ -21,7 +21,7 @@ def measure_own_rate(recipe: Recipe) -> Measured:
 
     size, precision = recipe.data.groups[0].size, precision_on(find_machine("cpu"))
     with torch.random.fork_rng(devices=[]):
-        encoder, images = build_encoder(recipe.encoder), torch.randn(IMAGES, 3, size, size)
+        encoder, images = build_encoder(recipe.encoder, [size]), torch.randn(IMAGES, 3, size, size)
 
     def forward_and_backward() -> None:
         with autocast(recipe.engine.decided(precision).precision, "cpu"), drawing(encoder, torch.arange(IMAGES)):

@@ -10,10 +10,12 @@ from typing import Any
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.sources.specs import Split, absolute_spec, differing_classes
+from kilobatch.launch.recipes import source_files
 from kilobatch.launch.recipes.data import PreparedData, PreparedFile, data_sha256, labelled_of, used_of
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import newest_description
 from kilobatch.launch.recipes.settings import format_value
+from kilobatch.launch.recipes.source_files import FILE_OF
 from kilobatch.launch.runs import identity, job_history
 from kilobatch.launch.runs.identity import AcceptedChanges, Change, Identity, ImagesIdentity
 from kilobatch.trainer.checkpoint.description import list_checkpoints
@@ -40,6 +42,7 @@ def identity_of(recipe: Recipe, data: PreparedData, step: int) -> Identity:
         test=None if data.test is None else _images(data.test),
         recipe=recipe.model_dump(mode="json"),
         versions=versions(),
+        sources=source_files.hashes(recipe),
     )
 
 
@@ -71,7 +74,11 @@ def recipe_changes(run: Path, recipe: Recipe) -> list[Change]:
     if before is None:
         return []
     old, new = before.model_dump(mode="json"), recipe.model_dump(mode="json")
-    return [change for change in _differences(old, new, "") if change.name not in (*_BY_CONTENT, *OF_FOLDER)]
+    by_content = {*_BY_CONTENT, *source_files.same_names(before, recipe)}
+    found = [change for change in _differences(old, new, "") if change.name not in (*by_content, *OF_FOLDER)]
+    recorded = identity.read_identity(run)
+    contents = source_files.content_changes(recorded.sources if recorded else {}, recipe)
+    return [*found, *contents]
 
 
 def recorded_recipe(run: Path) -> Recipe | None:
@@ -170,7 +177,9 @@ def refuse_other_images(
     named: the images that the user has named, by split; None: those of the recipe are meant. It is refused as well
     where the recipe's network or views have changed: the run is evaluated as it was trained.
     """
-    if found := [change for change in recipe_changes(run, recipe) if change.name.startswith(_OF_NETWORK)]:
+    if found := [
+        change for change in recipe_changes(run, recipe) if change.name.removeprefix(FILE_OF).startswith(_OF_NETWORK)
+    ]:
         listed = "; ".join(map(str, found))
         raise UserError(f"{run / 'recipe.yaml'} has changed since the run began: {listed}; put the old values back")
     now = identity_of(recipe, data, 0)

@@ -11,6 +11,7 @@ from kilobatch.launch.recipes import method_options, references, validation_erro
 from kilobatch.launch.recipes.data import count_scored
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
+from kilobatch.methods.backbone_names import check_name
 from kilobatch.methods.options import Constraint, OptionContext
 from kilobatch.trainer.evaluate.options import CLASSIFYING
 from kilobatch.trainer.options import chunks_problem, zero_problem
@@ -44,6 +45,9 @@ def check(
     mistakes = Mistakes()
     chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
     training = evaluators is None
+    if recipe.encoder.foreign:
+        with mistakes.noted():
+            _check_encoder(recipe, refuse)
     if training:  # an evaluation has no steps: it uses neither the views nor the batch, nor what depends on them
         with mistakes.noted():
             _check_views(recipe, refuse)
@@ -151,6 +155,13 @@ def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, m
             where = validation_errors.where_of_parts(key, message, settings) or settings.where(key)
             mistakes.add(f"{where}: {message}")
             refused.add(name)
+
+
+def _check_encoder(recipe: Recipe, refuse: Refuse) -> None:
+    try:
+        check_name(recipe.encoder.name)
+    except UserError as error:
+        raise refuse("encoder.name", str(error)) from error
 
 
 def _count_classes(recipe: Recipe, refuse: Refuse) -> int | None:

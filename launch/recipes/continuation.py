@@ -19,6 +19,7 @@ from kilobatch.launch.recipes.overrides import key_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.recipes.references import newest_description, references
 from kilobatch.launch.recipes.settings import Settings
+from kilobatch.launch.recipes.source_files import FILE_OF
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import Change
 from kilobatch.methods.parameter_groups import rule_of
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from kilobatch.methods.method import Method
 
 _OF_RATE = ("schedule", "optimizer.lr", "optimizer.scaling", "data.batch")
+
+SHAPING = "method.", "encoder.", "engine.adversarial"  # options by which tensors have other shapes
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _refuse_other_tensors(run: Path, recipe: Recipe, data: PreparedData, found: 
     torch where there are such changes: the method is built as it was, and as it would be."""
     images = verify_beton(data.train.beton)
     extents = changes.recorded_extent(run), (images.samples, len(images.classes))
-    shaping = [change for change in found if change.name.startswith(("method.", "encoder.", "engine.adversarial"))]
+    shaping = [change for change in found if change.name.removeprefix(FILE_OF).startswith(SHAPING)]
     if extents[0] not in (None, extents[1]):
         shaping += [change for change in found if change.name.endswith("data.train")]
     if not shaping or not changes.newest_step(run):
@@ -170,7 +173,7 @@ def _built(recipe: Recipe, extent: tuple[int, int]) -> "Method":
     from kilobatch.methods.networks.build import build_encoder
     from kilobatch.trainer.adversarial import add_norms
 
-    method = method_options.build_method(recipe.method, build_encoder(recipe.encoder))
+    method = method_options.build_method(recipe.method, build_encoder(recipe.encoder, recipe.data.sizes))
     method.prepare(DataFacts(*extent))
     if recipe.engine.adversarial:
         add_norms(method)

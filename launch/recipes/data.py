@@ -21,6 +21,7 @@ from kilobatch.data.sources.specs import Split, absolute_spec, field_forms
 from kilobatch.data.views.groups import largest_side
 from kilobatch.launch.recipes import method_options, references
 from kilobatch.launch.recipes.recipe import Recipe
+from kilobatch.launch.recipes.source_files import with_absolute_sources
 
 
 class PreparedFile(BaseModel):
@@ -109,9 +110,9 @@ def count_scored(train: str, evaluators: tuple[str, ...]) -> int:
     known = count_known(train)
     if not known:
         raise UserError(
-            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train '{train}' "
-            "has none; use data.test=null, and score the run later by images that have some: kilobatch eval RUN --train "
-            "LABELLED --test TEST"
+            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train '{train}' has "
+            "none; use data.test=null, and score the run later by images that have some: kilobatch eval RUN --train LABELLED "
+            "--test TEST"
         )
     return known
 
@@ -225,8 +226,8 @@ def _refuse_other_range(recipe: Recipe, train: BetonInfo, test: BetonInfo) -> No
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of its data and of the runs that it refers to, so that it can be used from any
-    folder. Raises UserError for a data source of no known kind."""
+    """The recipe with absolute paths of its data, of files of code, and of the runs that it refers to, so that it can
+    be used from any folder. Raises UserError for a data source of no known kind."""
     data, labels = recipe.data, recipe.data.labels
     if labels.list is not None:
         labels = labels.model_copy(update={"list": str(Path(labels.list).expanduser().absolute())})
@@ -238,7 +239,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             raise UserError(
                 f"{printable(path)} has bytes that are not UTF-8, which no recipe can hold; rename that folder or file"
             )
-    return recipe.model_copy(update={"data": data, "method": recipe.method.model_copy(update=runs)})
+    recipe = recipe.model_copy(update={"data": data, "method": recipe.method.model_copy(update=runs)})
+    return with_absolute_sources(recipe)
 
 
 def _is_text(path: str) -> bool:

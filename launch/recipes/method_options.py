@@ -1,5 +1,6 @@
 """Finds methods by file name, and makes the recipe's `method` section of their constructors' arguments."""
 
+import ast
 import importlib
 import re
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from kilobatch.data.errors import UserError, choices
 from kilobatch.launch.recipes import method_source
 from kilobatch.launch.recipes.method_source import Declared
+from kilobatch.methods.source_file import absolute_source, check_source, is_source, load_source, parse_source
 
 if TYPE_CHECKING:
     from kilobatch.methods.method import Method
@@ -33,25 +35,46 @@ def method_names() -> list[str]:
 
 
 def declared(name: str) -> Declared:
-    """What methods/papers/<name>.py declares of its Method. Raises UserError for an unknown name."""
+    """What methods/papers/<name>.py, or the class of FILE.py:Class, declares. Raises UserError for an unknown name."""
+    if is_source(name):
+        check_source(name, ast.ClassDef)
+        if found := method_source.read_declaration(name):
+            return found
+        file, cls = parse_source(name)
+        raise UserError(
+            f"{cls} of {file} is no method: it should derive from Method of kilobatch.methods.method, or from a class "
+            "of kilobatch.methods.papers (kilobatch new method NAME writes a start)"
+        )
     found = method_source.read_declaration(name) if name in method_source.files() else None
     if found is None:
         raise UserError(f"there is no method '{name}'{choices(name, method_names())}")
     return found
 
 
-@cache
 def options_of(name: str) -> type[MethodOptions]:
     """The model of `method: {name: <name>, ...}`: the keyword arguments of the method's constructor, with their
     types, bounds and defaults. Raises UserError for an unknown name."""
+    return _options_of(absolute_source(name))  # so that a file has one model, by whatever path
+
+
+@cache
+def _options_of(name: str) -> type[MethodOptions]:
     found = declared(name)
     said = meanings(found.texts, found.arguments)
     arguments: dict[str, Any] = {
         key: (Annotated[type_, Field(description=said[key])] if key in said else type_, default)
         for key, (type_, default) in found.arguments.items()
     }
-    arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
-    return create_model(f"{name}_options", __base__=MethodOptions, **arguments)
+    if is_source(name):
+        arguments["name"] = (Annotated[str, Field(description="your class, by any path")], ...)
+    else:
+        arguments["name"] = (Literal[name], ...)  # pyright: ignore[reportInvalidTypeForm]  # known at run time only
+    return create_model(model_name(name), __base__=MethodOptions, **arguments)
+
+
+def model_name(name: str) -> str:
+    """The name of a method's options in the JSON schema."""
+    return f"{parse_source(name).name if is_source(name) else name}_options"
 
 
 def meanings(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
@@ -78,6 +101,8 @@ def meanings(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 
 def method_class(name: str) -> "type[Method]":
     """The class of a method; imports it, and with it torch. Raises UserError for an unknown name."""
+    if is_source(name):
+        return load_source(name)
     class_name = declared(name).class_name
     return getattr(importlib.import_module(f"kilobatch.methods.papers.{name}"), class_name)
 

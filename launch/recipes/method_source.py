@@ -4,7 +4,6 @@ import ast
 import builtins
 import importlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes.settings import format_path
 from kilobatch.methods import papers
+from kilobatch.methods.source_file import bound_names, is_source, parse_source, plain_assignment, set_on_instances
 
 FOLDER = Path(papers.__file__).resolve().parent  # of a checkout, not the link to it under src/
 PACKAGE = "kilobatch.methods.papers"
@@ -49,12 +49,15 @@ def files() -> list[str]:
 
 @cache
 def read_declaration(name: str) -> Declared | None:
-    """The Method that methods/papers/<name>.py defines, derived from Method or from another file's; None without one.
+    """The Method that methods/papers/<name>.py defines, derived from Method or from another file's, or the class of
+    FILE.py:Class; None without one.
 
     Raises UserError, with the file and the line, for what cannot be read without importing the file.
     """
-    file = _file(name)
-    lineages = [lineage for cls in file.classes.values() if (lineage := _lineage(file, cls))]
+    source = parse_source(name) if is_source(name) else None
+    file = _file(str(source.path.expanduser().absolute()) if source else name)
+    classes = [cls for cls in file.classes.values() if source is None or cls.name == source.name]
+    lineages = [lineage for cls in classes if (lineage := _lineage(file, cls))]
     if not lineages:
         return None
     if len(lineages) > 1:
@@ -73,10 +76,10 @@ def read_declaration(name: str) -> Declared | None:
 
 
 class _File:
-    """A file of methods/papers/: its classes, and what the other names at its top stand for."""
+    """A file of methods/papers/, or FILE.py: its classes, and what the other names at its top stand for."""
 
     def __init__(self, name: str) -> None:
-        self.path = FOLDER / f"{name}.py"
+        self.path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
         self.classes: dict[str, ast.ClassDef] = {}
         self.imported: dict[str, tuple[str, str | None]] = {}  # name -> module and what of it; None: itself
         self.assigned: dict[str, ast.expr] = {}
@@ -94,8 +97,8 @@ class _File:
             elif isinstance(node, ast.Import):
                 self.imported |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
             else:
-                names, value = _plain_assignment(node)
-                for bound, line in _bound_names(node):
+                names, value = plain_assignment(node)
+                for bound, line in bound_names(node):
                     if value and bound in names and bound not in self.assigned:
                         self.assigned[bound] = value
                     else:  # also at the second assignment: which of the two holds where it is used?
@@ -110,7 +113,7 @@ class _File:
         for node in cls.body:
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
                 found = node
-            elif line := dict(_bound_names(node)).get("__init__"):
+            elif line := dict(bound_names(node)).get("__init__"):
                 raise self.refusal(
                     line,
                     f"{cls.name}.__init__ cannot be read without importing this file: write `def __init__` directly "
@@ -148,8 +151,8 @@ class _File:
         """
         found = {}
         for node in cls.body:
-            names, value = _plain_assignment(node)
-            for name, line in (*_bound_names(node), *_set_on_instances(node)):
+            names, value = plain_assignment(node)
+            for name, line in (*bound_names(node), *set_on_instances(node)):
                 if name in ATTRIBUTES and name in names and value:
                     found[name] = self.value(value)
                 elif name in ATTRIBUTES:
@@ -217,38 +220,6 @@ _file = cache(_File)
 def _package(level: int) -> str:
     """What the dots of a relative import in a paper's file stand for; "" without dots."""
     return PACKAGE.rsplit(".", level - 1)[0] if level else ""
-
-
-def _plain_assignment(node: ast.stmt) -> tuple[list[str], ast.expr | None]:
-    """The names and the value of `name = value` and `name: type = value`; none and None for any other statement."""
-    if not isinstance(node, ast.Assign | ast.AnnAssign):
-        return [], None
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    names = [target.id for target in targets if isinstance(target, ast.Name)]
-    return (names, node.value) if len(names) == len(targets) else ([], None)
-
-
-def _bound_names(node: ast.AST) -> Iterator[tuple[str, int]]:
-    """The names that a statement binds in its own scope, and the lines. A type without a value binds nothing."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield node.name, node.lineno
-    elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-        yield node.id, node.lineno
-    elif isinstance(node, ast.alias):
-        yield node.asname or node.name.partition(".")[0], node.lineno
-    elif not (isinstance(node, ast.AnnAssign) and node.value is None):
-        if isinstance(node, ast.ExceptHandler) and node.name:
-            yield node.name, node.lineno
-        if not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            for child in ast.iter_child_nodes(node):
-                yield from _bound_names(child)
-
-
-def _set_on_instances(node: ast.stmt) -> Iterator[tuple[str, int]]:
-    """The attributes that a method sets by `self.name = value`, and the lines."""
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store) and ast.unparse(inner.value) == "self":
-            yield inner.attr, inner.lineno
 
 
 def _loads_no_torch(module: str) -> bool:

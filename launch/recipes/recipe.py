@@ -18,6 +18,7 @@ from kilobatch.launch.recipes.method_options import MethodOptions
 from kilobatch.launch.recipes.settings import Key, Settings, dump, format_value, read_file
 from kilobatch.launch.runs.run_folder import RunOptions
 from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.source_file import absolute_source
 from kilobatch.trainer.checkpoint.options import CheckpointOptions
 from kilobatch.trainer.evaluate.options import EvaluateOptions
 from kilobatch.trainer.optim.options import OptimizerOptions
@@ -95,7 +96,7 @@ def _validated(settings: Settings, mistakes: Mistakes) -> Recipe:
         where, content = settings.where((section,)), "empty" if value is None else format_value(value)
         mistakes.add(f"{where}: section '{section}' is {content}; it holds keys, or is left out")
     method = _method_name(settings, mistakes)
-    model = _any_method() if method is None else _recipe_of(method)
+    model = _any_method() if method is None else _recipe_of(absolute_source(method))
     recipe = None
     try:
         # Strict as JSON: text is no number and true is not 1, but a list is taken for a tuple.
@@ -151,10 +152,11 @@ def _note_not_finite(value: Any, key: Key, settings: Settings, mistakes: Mistake
         _note_not_finite(inner, (*key, name), settings, mistakes)
 
 
-def schema() -> dict[str, Any]:
+def schema(further: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors, with the meaning of every option. Nothing is required: what is
-    left out may come by `extends`."""
-    options: Any = Union[tuple(method_options.options_of(name) for name in method_options.method_names())]  # noqa: UP007
+    left out may come by `extends`. further: methods as FILE.py:Class. Raises UserError for one that cannot be read."""
+    names = [*method_options.method_names(), *further]
+    options: Any = Union[tuple(method_options.options_of(name) for name in names)]  # noqa: UP007
     model = create_model(
         "Recipe",
         __base__=Recipe,
@@ -162,6 +164,8 @@ def schema() -> dict[str, Any]:
         method=(options, ...),
     )
     found = model.model_json_schema()
+    for name in further:
+        found["$defs"][method_options.model_name(name)]["properties"]["name"]["const"] = name
     for described in described_models(model):
         properties = found["$defs"].get(described.__name__, found)["properties"]
         texts = [cls.__doc__ or "" for cls in described.__mro__ if issubclass(cls, BaseModel) and cls is not BaseModel]

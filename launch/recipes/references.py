@@ -254,6 +254,7 @@ def _differing(mine: EncoderOptions, theirs: EncoderOptions) -> str:
 
 
 def _shape_options(options: EncoderOptions) -> dict[str, object]:
+    shaping = {name: value for name, value in (options.options or {}).items() if "drop" not in name}
     stem = options.stem if options.name.startswith("resnet") else None
     if options.sk_ratio and stem == "imagenet_same":
         stem = "imagenet"  # with selective kernels the two are the same network
@@ -262,4 +263,5 @@ def _shape_options(options: EncoderOptions) -> dict[str, object]:
         "stem": stem,
         "width": options.times,
         "sk_ratio": options.sk_ratio,
+        "options": shaping,  # without those that decide on no shape
     }

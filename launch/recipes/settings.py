@@ -12,6 +12,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from kilobatch.data.errors import UserError
+from kilobatch.methods.source_file import is_source
 
 Key = tuple[str | int, ...]  # ("data", "views", "size"); numbers index lists
 DEEPEST = 50  # levels of brackets or sections in a text; recipes have six
@@ -82,7 +83,12 @@ def _by_number(values: dict[str, Any], length: int, key: Key, over: Settings) ->
 
 
 def _another_method(key: Key, old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return key == ("method",) and "name" in old and "name" in new and old["name"] != new["name"]
+    if key != ("method",) or "name" not in old or "name" not in new:
+        return False
+    names = old["name"], new["name"]
+    if all(isinstance(name, str) and is_source(name) for name in names):  # the file may have moved
+        return len({name.rpartition(":")[2] for name in names}) > 1
+    return names[0] != names[1]
 
 
 class _Loader(yaml.SafeLoader):

@@ -77,9 +77,10 @@ class Identity(BaseModel):
     """The content of identity.json. After accepted changes, all values are the new ones.
 
     recorded: when, ISO 8601 in UTC; step: of the training at that time, more than 0 for a run that began before there
-    was such a file; data_sha256: of the training images and of which of them have labels; recipe: resolved; references:
-    by the name that the recipe gives them; branched_from: None: it began by itself; precision: that the training began
-    with, where the recipe has auto.
+    was such a file; data_sha256: of the training images and of which of them have labels; recipe: resolved; sources:
+    the SHA-256 of each file that the recipe names as FILE.py:NAME, by option; references: by the name that the recipe
+    gives them; branched_from: None: it began by itself; precision: that the training began with, where the recipe has
+    auto.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +92,7 @@ class Identity(BaseModel):
     test: ImagesIdentity | None
     recipe: dict[str, Any]
     versions: dict[str, str]
+    sources: dict[str, str] = {}
     references: dict[str, ReferenceIdentity] = {}
     accepted: list[AcceptedChanges] = []
     branched_from: BranchOrigin | None = None

@@ -14,6 +14,7 @@ from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
 from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
+from kilobatch.methods.backbone_names import NETWORK
 from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import build, keyed_layers
 from kilobatch.methods.networks.encoder import Encoder
@@ -115,7 +116,7 @@ def load_resolved(path: Path) -> Method:
 
 def build_of_recipe(recipe: Recipe, data: DataFacts) -> Method:
     """The recipe's method, prepared, initialised from torch's random state."""
-    method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder))
+    method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder, recipe.data.sizes))
     method.prepare(data)
     keyed_layers.use_keyed_layers(method, "method")  # those of heads, too
     if recipe.engine.adversarial:
@@ -158,9 +159,12 @@ def _from_file(path: Path) -> Method:
                 _refuse_differing(path, names, {METHOD + name for name in method.state_dict()} - own)
                 restore(method, file.get_tensor)
             else:
-                method = EncoderAlone(build.build_encoder(recipe.encoder))
-                _refuse_differing(path, names - {*FOREIGN}, set(method.kept_encoder.state_dict()))
-                restore(method, lambda name: file.get_tensor(name.removeprefix(METHOD + ENCODER)))
+                method = EncoderAlone(build.build_encoder(recipe.encoder, recipe.data.sizes))
+                # A file has the names that the network's own library gives.
+                before = NETWORK if recipe.encoder.foreign else ""
+                expected = {name.removeprefix(before) for name in method.kept_encoder.state_dict()}
+                _refuse_differing(path, names - {*FOREIGN}, expected)
+                restore(method, lambda name: file.get_tensor(name.removeprefix(METHOD + ENCODER + before)))
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not hold what its recipe says ({error}); export it again") from None
     return method

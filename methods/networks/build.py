@@ -1,5 +1,8 @@
 """Builds the encoder that a recipe names."""
 
+from collections.abc import Sequence
+
+from kilobatch.methods.networks.backbones.backbone import Backbone
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.keyed_layers import use_keyed_layers
@@ -8,9 +11,15 @@ from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.networks.vit import SIZES, ViT
 
 
-def build_encoder(options: EncoderOptions) -> Encoder:
+def build_encoder(options: EncoderOptions, sizes: Sequence[int] = ()) -> Encoder:
     """A freshly initialised encoder on the CPU; torch's random state decides its weights. Layers that draw in training
-    draw by the keys of samples."""
+    draw by the keys of samples. sizes: pixels of the images that are to come, by which a network that is not of this
+    project is tried.
+
+    Raises UserError for such a network that cannot be used.
+    """
+    if options.foreign:
+        return Backbone(options, sizes)
     encoder = _network(options)
     use_keyed_layers(encoder)
     encoder.recomputes = options.checkpoint

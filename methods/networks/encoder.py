@@ -1,5 +1,6 @@
 """The base class of encoders: features, maps, and blocks that may be computed again in the backward."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -48,9 +49,14 @@ class Encoder(nn.Module):
         """block(x), of which only x is kept for the backward where the encoder recomputes."""
         if not (self.recomputes and torch.is_grad_enabled()):
             return block(x)
-        # Nothing of ours draws from torch's generators, so that their states need not be kept.
-        again = partial(_contexts, block)
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+        return compute_again(block, block, x)
+
+
+def compute_again(block: nn.Module, call: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """call(*inputs, **options), which computes the block, and again in the backward; nothing of it is kept."""
+    # Nothing of ours draws from torch's generators, so that their states need not be kept.
+    again = partial(_contexts, block)
+    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=again, **options)
 
 
 def _contexts(block: nn.Module) -> tuple[nullcontext[None], "_Again"]:

@@ -173,6 +173,8 @@ def _keyed(name: str, module: Any) -> Keyed | None:
     """The keyed layer that stands for a library's; None for a layer that does not draw. name: of it, in words."""
     kind = type(module).__name__
     match module:
+        case nn.Dropout() | nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d() if module.p == 0:
+            return None  # it draws nothing, and timm's fused attention reads its p
         case nn.Dropout():
             return KeyedDropout(module.p)
         case nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d():

@@ -1,30 +1,59 @@
 """Options of encoders (recipe section `encoder`), projection heads and shuffled BatchNorm. Loads no torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticKnownError
 
 from kilobatch.data.errors import UserError
+from kilobatch.methods.backbone_names import FORMS, RESERVED, is_foreign
 from kilobatch.methods.options import OptionContext
+from kilobatch.methods.source_file import is_source, parse_source
 
 Mode = Literal["global", "local"]  # of BatchNorm's statistics
 Stem = Literal["imagenet", "cifar", "imagenet_same"]
 
+OwnName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vit_small", "vit_base", "convnet"]
+OWN_NAMES: tuple[str, ...] = get_args(OwnName)
 BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
 WIDEST = 4  # the largest published multiple of a ResNet's channels; above it, channels were meant
 
 
-class EncoderOptions(BaseModel):
-    """Recipe section `encoder`.
+def _known_or_foreign(name: str) -> str:
+    if is_source(name):
+        parse_source(name)
+    elif not (name in OWN_NAMES or is_foreign(name)):
+        # In the words of a choice between literals, so that the nearest name is guessed as for one.
+        expected = ", ".join(f"'{own}'" for own in OWN_NAMES)
+        raise PydanticKnownError("literal_error", {"expected": f"{expected}, {FORMS}"})
+    return name
 
-    name: the network; convnet is a small one for images of about 32 pixels.
-    """
+
+# What editors and `kilobatch options` say of the name.
+_NAMES = {"anyOf": [{"enum": list(OWN_NAMES)}, {"type": "string", "pattern": r"^(timm|torchvision)/.|\.py:"}]}
+
+
+class EncoderOptions(BaseModel):
+    """Recipe section `encoder`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vit_small", "vit_base", "convnet"] = (
-        "resnet50"
-    )
+    name: Annotated[
+        str,
+        AfterValidator(_known_or_foreign),
+        WithJsonSchema(_NAMES),
+        Field(
+            description="the network; convnet is a small one for images of about 32 pixels; or timm/NAME, "
+            "torchvision/NAME, or FILE.py:function that returns a network of your own"
+        ),
+    ] = "resnet50"
+    options: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="arguments of the network of timm, of torchvision or of your function, such as "
+            "{drop_path_rate: 0.2}; null for the networks of kilobatch"
+        ),
+    ] = None
     stem: Annotated[
         Stem,
         Field(
@@ -56,7 +85,7 @@ class EncoderOptions(BaseModel):
     checkpoint: Annotated[
         bool,
         Field(
-            description="ResNets and ViTs: a block keeps its input alone and is computed again in the backward; less "
+            description="all but convnet: a block keeps its input alone and is computed again in the backward; less "
             "memory, about a third more time, same gradients"
         ),
     ] = False
@@ -66,8 +95,22 @@ class EncoderOptions(BaseModel):
         """width, or the network's own where it is null."""
         return self.width or (16 if self.name == "convnet" else 1)
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the network is of a library or of a user's own file."""
+        return is_foreign(self.name)
+
     @model_validator(mode="after")
     def fits_the_network(self) -> Self:
+        if self.options is not None and not self.foreign:
+            raise ValueError(f"options for {self.name}: its options are those beside its name; use options null")
+        if reserved := [name for name in self.options or () if name in RESERVED]:
+            raise ValueError(
+                f"options has {reserved[0]}: the encoder has no classifier, loads no weights and sees three channels; "
+                "leave it out"
+            )
+        if self.foreign and self.width is not None:
+            raise ValueError(f"width {self.width} for {self.name}: it is a ResNet's or convnet's; leave it null")
         if self.name.startswith("resnet") and self.width is not None and self.width > WIDEST:
             raise ValueError(
                 f"width {self.width} for {self.name}: of a ResNet it is a multiple of its channels, 1 to {WIDEST}; "

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+from kilobatch.launch.cli.reports.new_method import write_method
 from tests.helpers.real_runs import (
     RECIPE,
     command,
@@ -22,6 +23,14 @@ from tests.helpers.real_runs import (
 )
 
 MEMORY = ["method.name=simclr_v2", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
+NETWORK = """
+from torch import nn
+
+def net(width):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout2d(0.2), nn.Conv2d(width, width, 3, 2)
+    )
+"""
 QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
 BANK = [
     "method.name=instance_discrimination",
@@ -46,6 +55,29 @@ def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Pa
 @pytest.mark.timeout(1800)
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
     drill([*RECIPE, "schedule.epochs=30"], range(20), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        ("timm/regnety_008", "null"),
+        ("timm/convnext_atto", "{drop_path_rate: 0.2}"),
+        ("timm/vit_tiny_patch16_224", "{img_size: 32, proj_drop_rate: 0.1}"),
+        ("nets.py:net", "{width: 8}"),
+    ],
+)
+def test_kills_with_other_backbones_and_a_method_of_ones_own(
+    encoder: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETWORK)
+    write_method("mine", force=False)
+    changes = [f"encoder.name={encoder}", f"encoder.options={options}", "encoder.width=null", "data.views.size=32"]
+    changes += ["method.name=mine.py:Mine", "schedule.epochs=4", "optimizer.name=adamw", "optimizer.lr=0.001"]
+    drill([*RECIPE, *changes], range(1, 3), tmp_path)
 
 
 def drill(recipe: list[str], kills: range, folder: Path) -> None:

@@ -13,6 +13,7 @@ from kilobatch.data.errors import UserError
 from kilobatch.data.files import refusing_os_errors, write_whole
 from kilobatch.data.loading.loader import describe_input, input_images
 from kilobatch.data.views.options import Views
+from kilobatch.methods.backbone_names import NETWORK, is_foreign, library_of
 from kilobatch.methods.networks.resnet import torchvision_state_dict
 from kilobatch.methods.networks.vit import PATCH, SIZES, torchvision_vit_state_dict
 from kilobatch.trainer.checkpoint.description import is_checkpoint
@@ -30,7 +31,8 @@ def export(
 
     source: a run folder, its `checkpoints` folder or a checkpoint folder. A plain ResNet with the ImageNet stem loads
     strictly into torchvision's model of that name, and a ViT into torchvision's VisionTransformer, with a classifier of
-    zeros, which the encoder does not have; any other encoder has its own names and no classifier. The file's metadata
+    zeros, which the encoder does not have; any other encoder has its own names and no classifier, and a network of
+    timm loads strictly into timm's. The file's metadata
     says how images are to be prepared, as data.loading.loader.input_images does and in words (`preprocess`), the names
     of the classes in order, the recipe, the step, and what the file loads into.
     whole: exports the whole method instead, for another run to start from or be taught by: its state dict with
@@ -94,6 +96,8 @@ def _class_names(saved: Saved) -> dict[str, str]:
 def _with_public_names(tensors: dict[str, Tensor], encoder: dict[str, Any], size: int) -> tuple[dict[str, Tensor], str]:
     """The encoder's tensors, with torchvision's names where it has this network, and the model that they load into."""
     name, sk_ratio = encoder["name"], encoder.get("sk_ratio", 0.0)
+    if is_foreign(name):
+        return {key.removeprefix(NETWORK): x for key, x in tensors.items()}, _foreign(name, encoder["options"] or {})
     if name.startswith("resnet") and encoder["stem"] == "imagenet":
         width = len(tensors["bn1.weight"]) // 64
         if width == 1 and not sk_ratio:
@@ -107,6 +111,17 @@ def _with_public_names(tensors: dict[str, Tensor], encoder: dict[str, Any], size
             f"num_layers={blocks}, num_heads={heads}, hidden_dim={features}, mlp_dim={4 * features})"
         )
     return tensors, "kilobatch.methods.networks.build.build_encoder"
+
+
+def _foreign(name: str, options: dict[str, Any]) -> str:
+    """The network of a library or of a user's file that tensors load into."""
+    library, _, model = name.partition("/")
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    if library_of(name) == "timm":
+        return f"timm.create_model('{model}', num_classes=0{given})"
+    if library_of(name) == "torchvision":
+        return f"torchvision.models.get_model('{model}'{given}), but for its classifier"
+    return f"{name}({given.removeprefix(', ')})"
 
 
 def check_out(out: Path, force: bool) -> None:

@@ -9,7 +9,14 @@ from kilobatch.launch.cli.usage_errors import refuse_override
 
 # recipes
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes instead of the list.")]
-
+SchemaMethods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="With --schema: a method of your own as FILE.py:Class, for its options; may be repeated.",
+        show_default=False,
+    ),
+]
 ShownRecipe = Annotated[
     str | None,
     typer.Argument(help="Show this recipe: what it reproduces, its command, its settings.", show_default=False),
@@ -134,8 +141,17 @@ BenchFile = Annotated[
 # verify
 MethodName = Annotated[
     str | None,
-    typer.Argument(help="A method's name, such as simclr.", show_default=False, callback=refuse_override),
+    typer.Argument(
+        help="A method's name, such as simclr; or FILE.py:Class, or an encoder that is not kilobatch's own, such as "
+        "timm/convnext_atto.",
+        show_default=False,
+        callback=refuse_override,
+    ),
 ]
 AllMethods = Annotated[
     bool, typer.Option("--all", help="All of them: check every method, and print a summary at the end.")
 ]
+
+# new
+NewKind = Annotated[Literal["method"], typer.Argument(help="What to write: method.")]
+NewName = Annotated[str, typer.Argument(help="The file's name, without .py.", show_default=False)]

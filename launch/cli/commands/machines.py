@@ -7,17 +7,24 @@ import json
 
 import typer
 
+from kilobatch.data.errors import UserError
 from kilobatch.launch.cli.commands import machine_options
 from kilobatch.launch.cli.commands.options import Force, Json, Overrides, Recipe
 
 
-def recipes(name: machine_options.ShownRecipe = None, print_schema: machine_options.Schema = False) -> None:
+def recipes(
+    name: machine_options.ShownRecipe = None,
+    print_schema: machine_options.Schema = False,
+    methods: machine_options.SchemaMethods = None,
+) -> None:
     """Lists the recipes and what each of them reproduces, or shows one of them whole."""
     if print_schema:
         from kilobatch.launch.recipes.recipe import schema
 
-        print(json.dumps(schema(), indent=2))
+        print(json.dumps(schema(methods or ()), indent=2))
         return
+    if methods:
+        raise UserError("--method adds a method's options to the schema; ask for it with --schema")
     from kilobatch.launch.cli.reports.recipes import print_recipe, print_recipes
 
     print_recipes() if name is None else print_recipe(name)
@@ -96,6 +103,18 @@ def bench(
 
 def verify(method: machine_options.MethodName = None, everything: machine_options.AllMethods = False) -> None:
     """Compares a method's gradients with its paper's formula, for several numbers of ranks and chunks."""
-    from kilobatch.launch.cli.reports.tables import verify
+    from kilobatch.launch.cli.reports import layouts, tables
 
-    raise typer.Exit(0 if verify(method, everything) else 1)
+    if method is not None and not everything and layouts.is_layout_subject(method):
+        agrees = layouts.verify_layouts(method)
+    else:
+        agrees = tables.verify(method, everything)
+    raise typer.Exit(0 if agrees else 1)
+
+
+def new(kind: machine_options.NewKind, name: machine_options.NewName, force: Force = False) -> None:
+    """Writes a commented start of a method of your own: a file that trains and passes verify as it is."""
+    from kilobatch.launch.cli.reports.new_method import write_method
+
+    assert kind == "method", kind
+    write_method(name, force)

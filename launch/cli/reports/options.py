@@ -2,7 +2,7 @@
 docs/options.md. All of it is read from the JSON schema."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,13 @@ from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, schema
 from kilobatch.launch.recipes.settings import format_value
+from kilobatch.methods.source_file import is_source
 
 UNIONS = ("anyOf", "oneOf", "allOf")
 LINE = 120  # characters of a line in documents
-NAMES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
+NAMES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"} | {
+    "object": "mapping"
+}
 HEAD = """\
 # Every option of a recipe
 
@@ -42,27 +45,32 @@ class Option:
         return f"{self.kind}{default}"
 
 
-def all_options() -> dict[str, list[Option]]:
-    """The options of each section, and those of each method by the method's name, in the order of their declaration."""
-    found = schema()
+def all_options(further: Sequence[str] = ()) -> dict[str, list[Option]]:
+    """The options of each section, and those of each method by the method's name, in the order of their declaration.
+    further: methods as FILE.py:Class."""
+    found = schema(further)
     named, sections = found["$defs"], {}
     for section in Recipe.model_fields:
         if section != "method":
             model = named[str(_reference(found["properties"][section])).rpartition("/")[2]]
             sections[section] = list(_options(section, model, named, {}, {}))
-    methods = {name: f"{name}_options" for name in method_options.method_names()}
+    methods = {name: method_options.model_name(name) for name in (*method_options.method_names(), *further)}
     return sections | {name: list(_options("method", named[model], named, {}, {})) for name, model in methods.items()}
 
 
 def print_options(section: str | None) -> None:
-    """Prints all options, those of a section or a part of it (data.views), or those of a method (simclr).
+    """Prints all options, those of a section or a part of it (data.views), or those of a method (simclr, or
+    FILE.py:Class).
 
     Raises UserError for a section or a method that there is not.
     """
-    options, methods = all_options(), method_options.method_names()
+    further = [section] if section is not None and is_source(section) else []
+    options, methods = all_options(further), [*method_options.method_names(), *further]
     wanted = options
     if section == "method":
         wanted = {name: options[name] for name in methods}
+    elif further:
+        wanted = {name: options[name] for name in further}
     elif section is not None:
         name = section.removeprefix("method.").partition(".")[0]
         inner = section.removeprefix(f"method.{name}").removeprefix(name) if name in methods else ""

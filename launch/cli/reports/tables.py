@@ -41,7 +41,8 @@ def print_parity(methods: Sequence[str]) -> bool:
 
     tables = parity_tables(*(name for name in methods if len(methods) == 1 or name in known()), tell=tell)
     for name, rows in tables.items():
-        print_table(_table(name, rows), Console(emoji=False))
+        title = f"{name}: gradients against the formula in one process, fp64"
+        print_table(parity_table(title, rows), Console(emoji=False))
     if len(tables) > 1:
         print_table(_summary(tables), Console(emoji=False))
     missing = [name for name in methods if name not in tables]
@@ -53,8 +54,9 @@ def print_parity(methods: Sequence[str]) -> bool:
     return not missing and all(row.ok for rows in tables.values() for row in rows)
 
 
-def _table(method: str, rows: "Sequence[ParityRow]") -> Table:
-    table = Table(title=f"{method}: gradients against the formula in one process, fp64", title_justify="left")
+def parity_table(title: str, rows: "Sequence[ParityRow]") -> Table:
+    """The table of `kilobatch verify`, a line for each comparison."""
+    table = Table(title=title, title_justify="left")
     table.add_column("construction", overflow="fold")
     for column in ("norm", "ranks × chunks", "error", "cosine", "norm ratio", ""):
         table.add_column(column, no_wrap=" " not in column)

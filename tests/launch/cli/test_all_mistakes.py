@@ -26,7 +26,8 @@ TOLD = """kilobatch: 5 mistakes:
 keep, precision, zero
   my.yaml line 3: data.batch is many; it should be a valid integer
   my.yaml line 7: encoder.name is renet50; it should be 'resnet18', 'resnet34', 'resnet50', 'resnet101', \
-'resnet152', 'vit_small', 'vit_base' or 'convnet'; did you mean 'resnet50'?
+'resnet152', 'vit_small', 'vit_base', 'convnet', timm/NAME, torchvision/NAME or FILE.py:function; \
+did you mean 'resnet50'?
 """
 
 

@@ -33,7 +33,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     """Writes a file of methods/, which is empty."""
 
     def forget() -> None:
-        for cached in (method_source.read_declaration, method_source._file, method_options.options_of):
+        for cached in (method_source.read_declaration, method_source._file, method_options._options_of):
             cached.cache_clear()
 
     def write(name: str, text: str) -> None:

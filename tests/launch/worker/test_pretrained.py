@@ -48,7 +48,12 @@ def test_runs_checkpoints_and_whole_files(changes: list[str], tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     "encoder",
-    ["encoder.width=2", "encoder.name=resnet18", pytest.param("encoder.name=vit_small", marks=pytest.mark.slow)],
+    [
+        "encoder.width=2",
+        "encoder.name=resnet18",
+        "encoder.name=timm/test_vit",
+        pytest.param("encoder.name=vit_small", marks=pytest.mark.slow),
+    ],
 )
 def test_a_file_with_the_encoder_alone(encoder: str, tmp_path: Path) -> None:
     method = make_run(tmp_path / "run", [encoder], 1)

@@ -52,6 +52,19 @@ def trained(
     return encoder
 
 
+def test_a_network_of_timm_loads_strictly_into_timm(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    encoder = trained(tmp_path, EncoderOptions(name="timm/test_convnext", options={"drop_path_rate": 0.1}), steps=(1,))
+    out = tmp_path / "encoder.safetensors"
+    metadata = export(tmp_path, out, report=pytest.fail)
+    assert metadata["loads_into"] == "timm.create_model('test_convnext', num_classes=0, drop_path_rate=0.1)"
+    theirs = timm.create_model("test_convnext", num_classes=0).eval()
+    theirs.load_state_dict(load_file(out), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), encoder(images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_loads_strictly_into_torchvision(tmp_path: Path, name: str) -> None:
     options = EncoderOptions.model_validate({"name": name})

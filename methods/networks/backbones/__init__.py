@@ -1,0 +1,1 @@
+"""Networks of other libraries and of users' own files, as encoders."""
