@@ -18,6 +18,15 @@ Reference = Annotated[
     Field(min_length=1, description="a run (its folder, or its name under runs/), a checkpoint, or an exported file"),
 ]
 
+WeightsReference = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="starting weights: a run, a checkpoint, an exported file, or a checkpoint of another package "
+        "(docs/weights.md), such as torchvision's or timm's; null: random ones",
+    ),
+]
+
 TeacherPrecision = Literal["fp32", "bf16"]
 
 

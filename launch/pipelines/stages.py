@@ -89,7 +89,9 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
             own = [f"data.labels={stages[-1].recipe.data.labels.model_dump_json()}"]
         # These stages have the encoder of the first one.
         if stage in ("finetune", SCRATCH) or (stage == "distill" and request.self_distill):
-            own = [*own, *(text for text in overrides_of.stage.get("pretrain", []) if text.startswith("encoder."))]
+            # Its starting weights are those of its beginning: a later stage begins with what it has made of them.
+            first = [text for text in overrides_of.stage.get("pretrain", []) if text.startswith("encoder.")]
+            own = [*own, *(text for text in first if not text.startswith("encoder.start"))]
         if predecessor is not None and stage in PREDECESSOR_KEY:
             own = [*own, f"{PREDECESSOR_KEY[stage]}={json.dumps(predecessor)}"]
         if not stages and name is not None:

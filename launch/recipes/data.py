@@ -176,7 +176,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             raise UserError(
                 f"{printable(path)} has bytes that are not UTF-8, which no recipe can hold; rename that folder or file"
             )
-    return recipe.model_copy(update={"data": data, "method": recipe.method.model_copy(update=runs)})
+    return references.with_references(recipe.model_copy(update={"data": data}), runs)
 
 
 def _is_text(path: str) -> bool:

@@ -22,12 +22,24 @@ from kilobatch.methods.options import Reference
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, read_description
 from kilobatch.trainer.checkpoint.exported_file import check_seal
 
+ENCODER_START = "encoder.start"
+
 
 def references(recipe: Recipe) -> dict[str, str]:
-    """The references of the recipe's method, by the option's name: `start`, starting weights, and `teacher`."""
+    """The references of a recipe, by the option: method.start and encoder.start, starting weights, and
+    method.teacher."""
     kinds = {name: kind for name, (kind, _) in method_options.declared(recipe.method.name).arguments.items()}
     names = [name for name, kind in kinds.items() if Reference in (kind, *get_args(kind))]
-    return {name: where for name in names if (where := getattr(recipe.method, name)) is not None}
+    found = {f"method.{name}": getattr(recipe.method, name) for name in names} | {ENCODER_START: recipe.encoder.start}
+    return {option: where for option, where in found.items() if where is not None}
+
+
+def with_references(recipe: Recipe, changed: Mapping[str, str]) -> Recipe:
+    """The recipe with other references, by the option."""
+    for option, where in changed.items():
+        section, _, name = option.partition(".")
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: where})})
+    return recipe
 
 
 def locate_reference(where: str) -> Path:
@@ -109,12 +121,14 @@ def check_references(
     awaited: the recipes of the runs that will have been trained by then, by reference; their folders are not read.
     classes: of data.train; None: not known here.
     """
-    for name, where in references(recipe).items():
-        option = f"method.{name}"
+    for option, where in references(recipe).items():
+        _, _, name = option.partition(".")
+        if option == ENCODER_START:  # starting_weights.py checks it
+            continue
         try:
             other = awaited[where] if where in awaited else recipe_of(where)
             if where not in awaited:
-                _refuse_damaged_or_unfinished(where, other)
+                refuse_damaged_or_unfinished(where, other)
         except UserError as error:
             raise refuse(option, f"{option} '{where}': {error}") from error
         encoder_only = where not in awaited and _holds_encoder_only(where)
@@ -133,7 +147,7 @@ def check_references(
                 f"{_numbers(theirs.std)}, here they are {_numbers(mine.mean)} and {_numbers(mine.std)}; "
                 "set them as there",
             )
-        if name == "start" and (differing := _differing(recipe.encoder, other.encoder)):
+        if name == "start" and (differing := differing_encoder(recipe.encoder, other.encoder)):
             raise refuse(
                 option,
                 f"{option} '{where}' has another encoder: {differing}; set these as there, or start from another run",
@@ -167,7 +181,7 @@ def _check_classes(recipe: Recipe, where: str, classes: int, refuse: Callable[[s
 def refuse_other_teacher(recipe: Recipe, classes: list[str], where: str, found: ReferenceIdentity) -> None:
     """Raises UserError where a reference is the recipe's teacher, and its classes are others than `classes`, those of
     data.train. A warning where it does not say its classes."""
-    if where != references(recipe).get("teacher"):
+    if where != references(recipe).get("method.teacher"):
         return
     if found.classes is None:
         warn(f"method.teacher '{where}' does not say the names of its classes, so that only their number was compared")
@@ -222,7 +236,7 @@ def _numbers(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
-def _refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
+def refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
     """Raises UserError for a file that is damaged, and for a run whose steps are not all done and saved; a checkpoint,
     which is verified when it is loaded, or a file is meant as it is."""
     path = locate_reference(where)
@@ -246,7 +260,7 @@ def _refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
         )
 
 
-def _differing(mine: EncoderOptions, theirs: EncoderOptions) -> str:
+def differing_encoder(mine: EncoderOptions, theirs: EncoderOptions) -> str:
     """The options that decide on shapes and differ, in words; empty where none does."""
     ours, other = _shape_options(mine), _shape_options(theirs)
     found = [f"encoder.{name} {other[name]} there, {ours[name]} here" for name in ours if ours[name] != other[name]]

@@ -1,6 +1,7 @@
 """Loads methods that other runs have trained: fine-tuning starts from them, and distillation learns from them."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,15 +13,20 @@ from kilobatch.data.files import sha256
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
-from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
+from kilobatch.launch.recipes.starting_weights import is_foreign, locate_weights
+from kilobatch.launch.runs.identity import LoadedWeights, ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
+from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.networks.weights.start import StartReport, start_encoder
+from kilobatch.methods.networks.weights.state_file import read_places
 from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
 from kilobatch.trainer.checkpoint.exported_file import check_seal
 from kilobatch.trainer.checkpoint.reader import newest, open_saved
+from kilobatch.trainer.ranks import phase
 
 METHOD, ENCODER = "method.", "encoder."  # prefixes of tensors' names
 FOREIGN = (
@@ -55,10 +61,21 @@ class PinnedReferences:
         the reference has changed since this run first loaded it."""
         return load_resolved(collectives.from_rank_0(lambda: self._resolve(where)).path)
 
-    def _resolve(self, where: str) -> ReferenceIdentity:
+    def load_encoder_start(self, options: EncoderOptions, encoder: Encoder) -> None:
+        """Gives an encoder the weights that its options name, and writes into the run's identity.json what was loaded;
+        all ranks call it together. Raises UserError where they do not fit."""
+        assert options.start is not None
+        found = collectives.from_rank_0(lambda: self._resolve(str(options.start), weights=True))
+        loaded = start_from(found.path, options, encoder)
+        if collectives.rank() == 0:
+            phase.announce(f"encoder.start {found.path}: {loaded}")
+            record = LoadedWeights(**asdict(loaded))
+            add_reference(self.run, options.start, found.model_copy(update={"loaded": record}))
+
+    def _resolve(self, where: str, weights: bool = False) -> ReferenceIdentity:
         first = read_references(self.run).get(where)
         if first is None:
-            found = resolve_reference(where)
+            found = resolve_reference(where, weights)
             self.check(where, found)
             add_reference(self.run, where, found)
             return found
@@ -67,7 +84,7 @@ class PinnedReferences:
                 f"{first.path}, which this run began with ('{where}' at step {first.step}), is not there any more; put "
                 "it back, or start a new run"
             )
-        if resolve_reference(str(first.path)).sha256 != first.sha256:
+        if resolve_reference(str(first.path), weights).sha256 != first.sha256:
             raise UserError(
                 f"{first.path} has another content than when this run began with it ('{where}' at step {first.step}); "
                 "put the old one back, or start a new run"
@@ -86,10 +103,25 @@ def load_method(where: str) -> Method:
     return load_resolved(resolve_reference(where).path)
 
 
-def resolve_reference(where: str) -> ReferenceIdentity:
-    """Finds the checkpoint or file of a reference, and verifies every byte of it. Raises UserError where it is absent
-    or damaged."""
-    path = locate_reference(where).absolute()
+def start_from(path: Path, options: EncoderOptions, encoder: Encoder) -> StartReport:
+    """Gives an encoder the weights of a checkpoint's folder or a file that resolve_reference has verified. Raises
+    UserError where they do not fit."""
+    try:
+        if is_foreign(path):
+            return start_encoder(encoder, *read_places(path), options.start_share, options.start_prefix)
+        tensors = dict(load_resolved(path).kept_encoder.state_dict())
+        loaded = start_encoder(encoder, {"": tensors}, [], options.start_share, options.start_prefix)
+        return replace(loaded, package="kilobatch")
+    except UserError as error:
+        raise UserError(f"encoder.start '{options.start}': {error}") from error
+
+
+def resolve_reference(where: str, weights: bool = False) -> ReferenceIdentity:
+    """Finds the checkpoint or file of a reference, and verifies every byte of it; weights: a file may be of another
+    package. Raises UserError where it is absent or damaged."""
+    path = (locate_weights(where) if weights else locate_reference(where)).absolute()
+    if weights and is_foreign(path):
+        return ReferenceIdentity(path=path, step=0, sha256=sha256(path))
     if path.is_file():
         metadata = metadata_of(path)
         check_seal(path)
@@ -113,9 +145,13 @@ def load_resolved(path: Path) -> Method:
     return method.eval().requires_grad_(False)
 
 
-def build_of_recipe(recipe: Recipe, data: DataFacts) -> Method:
-    """The recipe's method, prepared, initialised from torch's random state."""
-    method = method_options.build_method(recipe.method, build.build_encoder(recipe.encoder))
+def build_of_recipe(recipe: Recipe, data: DataFacts, start: Callable[[Encoder], None] | None = None) -> Method:
+    """The recipe's method, prepared, initialised from torch's random state. start: gives the encoder its weights before
+    the method is made around it, which may copy it, as a momentum encoder does."""
+    encoder = build.build_encoder(recipe.encoder)
+    if start is not None:
+        start(encoder)
+    method = method_options.build_method(recipe.method, encoder)
     method.prepare(data)
     if recipe.engine.adversarial:
         adversarial.add_norms(method)

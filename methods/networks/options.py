@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kilobatch.data.errors import UserError
-from kilobatch.methods.options import OptionContext
+from kilobatch.methods.options import OptionContext, WeightsReference
 
 Mode = Literal["global", "local"]  # of BatchNorm's statistics
 Stem = Literal["imagenet", "cifar", "imagenet_same"]
@@ -60,6 +60,23 @@ class EncoderOptions(BaseModel):
             "memory, about a third more time, same gradients"
         ),
     ] = False
+    start: WeightsReference | None = None
+    start_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="the least share of the encoder's parameters that `start` has to hold, and of that encoder's "
+            "that has to be used; with less the run is refused",
+        ),
+    ] = 0.9
+    start_prefix: Annotated[
+        str | None,
+        Field(
+            description="what stands before the encoder's names in `start`, such as module.encoder_k.; null: found, by "
+            "the names of the packages that are known"
+        ),
+    ] = None
 
     @property
     def times(self) -> int:
