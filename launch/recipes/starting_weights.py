@@ -1,29 +1,17 @@
 """Finds and checks the weights that an encoder starts with, which may be of another package. Loads no torch."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.references import (
     ENCODER_START,
     differing_encoder,
-    locate_reference,
-    metadata_of,
+    is_foreign,
+    locate_weights,
     recipe_of,
     refuse_damaged_or_unfinished,
 )
-
-
-def locate_weights(where: str) -> Path:
-    """The path of an encoder's starting weights: as of a reference, but a file may be of any package."""
-    path = Path(where).expanduser()
-    return path if path.is_file() else locate_reference(where)
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a path is a file that another package has written: it does not say a recipe of ours."""
-    return path.is_file() and (path.suffix != ".safetensors" or "recipe" not in metadata_of(path))
 
 
 def check_encoder_start(recipe: Recipe, awaited: Mapping[str, Recipe], refuse: Callable[[str, str], UserError]) -> None:

@@ -154,7 +154,8 @@ def _work(
     phase.announce(f"building {recipe.method.name}, reading {recipe.data.train}")
     saved = _newest(run)
     former_data = frozenset[str]() if evaluators else _identify(run, recipe, data)
-    pinned = PinnedReferences(run, partial(refuse_other_teacher, recipe, images_of(data).classes))
+    check = partial(refuse_other_teacher, recipe, images_of(data).classes)
+    pinned = PinnedReferences(run, check, getattr(recipe.method, "teacher_network", None))
     begins = saved is None and not (evaluators or arguments.rest) and recipe.encoder.start is not None
     start = partial(pinned.load_encoder_start, recipe.encoder) if begins else None
     method = method_of(recipe, data, saved if evaluators else None, start)

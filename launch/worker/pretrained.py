@@ -12,16 +12,24 @@ from kilobatch.data.errors import UserError, did_you_mean, warn
 from kilobatch.data.files import sha256
 from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
-from kilobatch.launch.recipes.references import locate_reference, metadata_of, names_of_classes, recipe_in
-from kilobatch.launch.recipes.starting_weights import is_foreign, locate_weights
+from kilobatch.launch.recipes.references import (
+    is_foreign,
+    locate_reference,
+    locate_weights,
+    metadata_of,
+    names_of_classes,
+    recipe_in,
+)
 from kilobatch.launch.runs.identity import LoadedWeights, ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import build
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.networks.weights.network import classifier_of, network_of
 from kilobatch.methods.networks.weights.start import StartReport, start_encoder
 from kilobatch.methods.networks.weights.state_file import read_places
+from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.trainer import adversarial
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint
 from kilobatch.trainer.checkpoint.exported_file import check_seal
@@ -50,16 +58,18 @@ class PinnedReferences:
     """A run's references, each resolved once, by rank 0, and written into the run's identity.json: so a resumed run
     loads the same weights as at first, although the other run may have been trained on.
 
-    check: called on rank 0 with a reference and what it stands for, before it is loaded.
+    check: called on rank 0 with a reference and what it stands for, before it is loaded; network: encoder.name of
+    files of other packages, None: it is found.
     """
 
-    def __init__(self, run: Path, check: Callable[[str, ReferenceIdentity], None]) -> None:
-        self.run, self.check = run, check
+    def __init__(self, run: Path, check: Callable[[str, ReferenceIdentity], None], network: str | None = None) -> None:
+        self.run, self.check, self.network = run, check, network
 
     def load(self, where: str) -> Method:
         """Loads the method that a reference stands for; all ranks call it together. Raises UserError, on rank 0, where
         the reference has changed since this run first loaded it."""
-        return load_resolved(collectives.from_rank_0(lambda: self._resolve(where)).path)
+        path = collectives.from_rank_0(lambda: self._resolve(where, weights=True)).path
+        return load_foreign(path, self.network) if is_foreign(path) else load_resolved(path)
 
     def load_encoder_start(self, options: EncoderOptions, encoder: Encoder) -> None:
         """Gives an encoder the weights that its options name, and writes into the run's identity.json what was loaded;
@@ -114,6 +124,25 @@ def start_from(path: Path, options: EncoderOptions, encoder: Encoder) -> StartRe
         return replace(loaded, package="kilobatch")
     except UserError as error:
         raise UserError(f"encoder.start '{options.start}': {error}") from error
+
+
+def load_foreign(path: Path, network: str | None) -> Method:
+    """A method of an encoder, and a classifier where there is one, from a file of another package. network: its
+    encoder.name; None: it is found. Raises UserError where the file does not say the network, or lacks a part of it."""
+    try:
+        places, top = read_places(path)
+        with torch.random.fork_rng(devices=[]):
+            options = network_of(places, top) if network is None else EncoderOptions.model_validate({"name": network})
+            encoder = build.build_encoder(options)
+            report = start_encoder(encoder, places, top, 1.0)
+            linear = classifier_of(places, report)
+            method = EncoderAlone(encoder) if linear is None else FineTune(encoder, layer=0)
+            if linear is not None:
+                method.prepare(DataFacts(0, len(linear[0])))
+                method.load_state_dict({"classifier.weight": linear[0], "classifier.bias": linear[1]}, strict=False)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return method.eval().requires_grad_(False)
 
 
 def resolve_reference(where: str, weights: bool = False) -> ReferenceIdentity:

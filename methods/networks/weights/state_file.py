@@ -16,7 +16,7 @@ DEPTH = 6  # of mappings inside each other; VISSL's trunk is the fourth
 # Optimizers hold a tensor for each parameter, too, but of its moments.
 PASSED_OVER = ("optimizer", "optimizers", "optimizer_states", "lr_schedulers", "scaler")
 # The arguments of DINO and others lie beside the weights in a Namespace, which only holds values.
-HARMLESS = [argparse.Namespace]
+HARMLESS: list[Any] = [argparse.Namespace]
 
 Places = dict[str, dict[str, Tensor]]  # tensors by name, by the keys that lead to them, each with a slash at its end
 

@@ -47,9 +47,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
         "moved": not torch.equal(trained["method.encoder.convs.5.weight"], whole),
         "recorded": read_references(run)[f"{folder}/source"],
         "resumed": (again.code, again.printed, same_bits(weights(resumed), trained)),
-        "same": [
-            same_bits(weights(folder / f"of-{name}" / "r"), trained) for name in ("e.safetensors", "moco.pth.tar")
-        ],
+        "same": [same_bits(other, trained) for other in others],
     }
 
 
