@@ -23,7 +23,7 @@ WeightsReference = Annotated[
     Field(
         min_length=1,
         description="starting weights: a run, a checkpoint, an exported file, or a checkpoint of another package "
-        "(docs/weights.md), such as torchvision's or timm's; null: random ones",
+        "(docs/methods/weights.md), such as torchvision's or timm's; null: random ones",
     ),
 ]
 

@@ -49,6 +49,6 @@ def test_starting_weights_are_worth_five_points_of_knn(tmp_path: Path) -> None:
         (tmp_path / str(seed)).mkdir()
         found += run_ranks(1, compare, tmp_path / str(seed), seed, timeout=1200.0)
     gains = [begun - random for begun, random in found]
-    print(found)  # with `pytest -s`, for docs/weights.md
+    print(found)  # with `pytest -s`, for docs/methods/weights.md
     assert min(gains) >= 5, found
     assert mean(gains) >= 5, found

@@ -9,10 +9,14 @@ import torch
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.pipelines.stages import PipelineRequest, plan_pipeline
+from kilobatch.launch.planning.fake_step import StepLayout, run_fake_step
 from kilobatch.launch.recipes import checks
 from kilobatch.launch.recipes.data import with_absolute_paths
 from kilobatch.launch.recipes.recipe import read_recipe, resolve_recipe
 from kilobatch.launch.runs.identity import read_references
+from kilobatch.launch.worker.pretrained import load_foreign
+from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.trainer.checkpoint.export import export
 from tests.helpers.in_process_runs import copy_of, kilobatch, same_bits, stop_at, tiny_training, weights
 from tests.helpers.method_runs import make_run
@@ -97,6 +101,40 @@ def test_starting_weights_are_checked_before_a_run_begins(tmp_path: Path, monkey
     assert with_absolute_paths(resolve_recipe("demo", ["encoder.start=source"])).encoder.start == str(
         tmp_path / "source"
     )
+
+
+def test_teachers_of_other_packages_are_found_by_their_tensors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    networks = {"resnet18": ResNet("resnet18", "cifar"), "convnet": ConvNet(3)}
+    images = torch.randn(2, 3, 32, 32)
+    for name, network in networks.items():
+        state = {f"backbone.{key}": x for key, x in network.state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / f"{name}.pth")
+        taught = load_foreign(tmp_path / f"{name}.pth", None)
+        assert not taught.classifies and torch.equal(taught.represent(images), network.eval()(images)), name
+    fine = torch.nn.Linear(24, 5)
+    state = networks["convnet"].state_dict() | {f"fc.{key}": x for key, x in fine.state_dict().items()}
+    torch.save(state, tmp_path / "fine.pth")
+    taught = load_foreign(tmp_path / "fine.pth", None)
+    assert (taught.classifies, taught.classes) == (True, 5)
+    torch.testing.assert_close(taught.logits(images), fine(networks["convnet"](images)))
+    assert not any(p.requires_grad for p in taught.parameters())
+    torch.save({f"blocks.{key}": x for key, x in fine.state_dict().items()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x.pth: it holds none of kilobatch's own .*method.teacher_network="):
+        load_foreign(tmp_path / "x.pth", None)
+
+
+def test_a_teacher_of_another_package_is_planned(tmp_path: Path) -> None:
+    torch.save(ConvNet(3).state_dict(), tmp_path / "t.pth")
+    held = []
+    for further in ("[]", f"[{tmp_path}/t.pth]"):
+        dim = 24 if further == "[]" else 48
+        changes = [f"method.teacher={tmp_path}/t.pth", f"method.dim={dim}", f"method.further_teachers={further}"]
+        recipe, settings = read_recipe("seed_digits", changes)
+        checks.check(recipe, 2, settings)
+        held.append(run_fake_step(recipe, StepLayout(2, 119, 1), 1437, 10).held["teacher"])
+    assert held[0] == sum(x.numel() * x.element_size() for x in [*ConvNet(3).parameters(), *ConvNet(3).buffers()])
+    assert held[1] == 2 * held[0]
 
 
 def test_later_stages_of_a_pipeline_do_not_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
