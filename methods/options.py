@@ -22,8 +22,7 @@ WeightsReference = Annotated[
     str,
     Field(
         min_length=1,
-        description="starting weights: a run, a checkpoint, an exported file, or a checkpoint of another package "
-        "(docs/methods/weights.md), such as torchvision's or timm's; null: random ones",
+        description="a run, a checkpoint, an exported file, or a checkpoint of another package",
     ),
 ]
 

@@ -80,7 +80,7 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
         "distill": (_sibling(request.recipe, "_selfdistill" if request.self_distill else "_distill"), []),
         SCRATCH: (finetune, [*label_overrides, "method.start=null"]),
     }
-    given = request.teacher or request.pretrained
+    given, origin = request.teacher or request.pretrained, "--teacher" if request.teacher else "the stage before"
     predecessor = references.absolute_reference(given) if given else None
     top = Path()
     stages: list[Stage] = []
@@ -103,7 +103,7 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
         with naming_stage(stage, overrides_of.all):
             found, recipe, settings = _read_stage(request, stage, recipe_name, changes, stages, overrides_of.all)
             if predecessor is not None and stage in PREDECESSOR_KEY:
-                settings.origins[tuple(PREDECESSOR_KEY[stage].split("."))] = "the stage before"
+                settings.origins[tuple(PREDECESSOR_KEY[stage].split("."))] = origin
             recipe = with_absolute_paths(recipe)
         if found != recipe_name:
             notes.append(f"{stage}: {derived.describe(recipe, found, recipe_name, request.recipe)}")
@@ -127,9 +127,7 @@ def _stage_names(request: PipelineRequest) -> tuple[StageName, ...]:
     if request.teacher:
         of_others = {"--pretrained": request.pretrained, "--labels": request.labels, "--scratch": request.scratch}
         if other := next((option for option, given in of_others.items() if given), None):
-            raise UserError(
-                f"--teacher leaves the distillation alone, and {other} is of a stage before; use one of them"
-            )
+            raise UserError(f"--teacher leaves the distillation alone, and {other} is of a stage before; leave one out")
         return ("distill",)
     names = STAGES[1:] if request.pretrained else STAGES
     return (*names, SCRATCH) if request.scratch else names

@@ -60,7 +60,13 @@ class EncoderOptions(BaseModel):
             "memory, about a third more time, same gradients"
         ),
     ] = False
-    start: WeightsReference | None = None
+    start: Annotated[
+        WeightsReference | None,
+        Field(
+            description="starting weights: a run, a checkpoint, an exported file, or a checkpoint of another package, "
+            "such as torchvision's, timm's or MoCo's; null: random ones"
+        ),
+    ] = None
     start_share: Annotated[
         float,
         Field(

@@ -34,14 +34,13 @@ class Distill(FineTune):
     classifier, too, other than in fine-tuning: docs/fidelity.md has what either does.
 
     teacher: of a method that classifies (fine-tuned or distilled): a run, a checkpoint, an exported file, or a file of
-    another package with its classifier (docs/methods/weights.md). further_teachers: the probabilities P_T are the mean
-    of all teachers'. teacher_network: encoder.name of a file of another package; null: found by its tensors. start: run
-    or file whose encoder the student starts with; null: from scratch. temperature: tau, which both networks' logits are
-    divided by; the authors' 0.1 for self-distillation, 1 for a smaller student. alpha: the weight of the teacher's
-    predictions; the labels' is 1 - alpha. teacher_precision: the type that the teacher computes in. teacher_size:
-    pixels that its images are resized to on the device, null: the student's. classes_by: the teacher's classes are
-    those of the images by their names in order, or by their places alone (folders of the same classes under other
-    names).
+    another package with its classifier. further_teachers: the probabilities P_T are the mean of all teachers'.
+    teacher_network: encoder.name of a file of another package; null: found by its tensors. start: run or file whose
+    encoder the student starts with; null: from scratch. temperature: tau, which both networks' logits are divided by;
+    the authors' 0.1 for self-distillation, 1 for a smaller student. alpha: the weight of the teacher's predictions; the
+    labels' is 1 - alpha. teacher_precision: the type that the teacher computes in. teacher_size: pixels that its images
+    are resized to on the device, null: the student's. classes_by: the teacher's classes are those of the images by
+    their names in order, or by their places alone (folders of the same classes under other names).
     """
 
     head_layers: ClassVar[int | str] = 0

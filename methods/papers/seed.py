@@ -28,15 +28,15 @@ QUEUE = QueueOptions()  # 65,536 keys
 class SEED(Method):
     """A student compares an image with the keys of a queue as its teacher does, which needs no classes: section 3.
 
-    teacher: the encoder that teaches: a run, a checkpoint, an exported file, or a file of another package
-    (docs/methods/weights.md). further_teachers: their features stand beside the first one's, so that similarities are
-    the mean. teacher_network: encoder.name of a file of another package; null: found by its tensors, for a ResNet, a
-    ViT or convnet of ours. dim: the teachers' features, all together; what the student's head makes. by: similarity is
-    SEED, features regresses the teacher's unit features, without a queue. queue: the teacher's keys. temperature:
-    tau_S; teacher_temperature: tau_T. own: whether an image's own key is among those that it is compared with, as in
-    SEED; false is CompRess's form with one queue. head: of the student; linear or mlp. teacher_precision: the type that
-    the teacher computes in; teacher_size: pixels that its images are resized to on the device, null: the student's.
-    operands: the type of products with the queue's keys, whose sums are fp32.
+    teacher: the encoder that teaches: a run, a checkpoint, an exported file, or a file of another package.
+    further_teachers: their features stand beside the first one's, so that similarities are the mean. teacher_network:
+    encoder.name of a file of another package; null: found by its tensors, for a ResNet, a ViT or convnet of ours. dim:
+    the teachers' features, all together; what the student's head makes. by: similarity is SEED, features regresses the
+    teacher's unit features, without a queue. queue: the teacher's keys. temperature: tau_S; teacher_temperature: tau_T.
+    own: whether an image's own key is among those that it is compared with, as in SEED; false is CompRess's form with
+    one queue. head: of the student; linear or mlp. teacher_precision: the type that the teacher computes in;
+    teacher_size: pixels that its images are resized to on the device, null: the student's. operands: the type of
+    products with the queue's keys, whose sums are fp32.
     """
 
     views: ClassVar[int | None] = 1

@@ -25,7 +25,13 @@ def write_halves(folder: Path) -> None:
 def trained(folder: Path, name: str, half: int, seed: int, epochs: int, *changes: str) -> float:
     """The k-NN accuracy on moved test digits, in per cent, after a training on one half."""
     short = [f"schedule.epochs={epochs}", "schedule.warmup_epochs=1", "data.batch=238", "engine.precision=bf16"]
-    short += ["evaluate.every_epochs=0", "evaluate.final=[moved]", "checkpoint.every_minutes=60", "data.threads=1"]
+    short += [
+        "evaluate.every_epochs=0",
+        "evaluate.final=[moved]",
+        "checkpoint.every_minutes=60",
+        "data.threads=1",
+        "encoder.width=8",
+    ]
     where = [f"data.train=npz:{folder}/half-{half}.npz", f"run.name={name}", f"run.folder={folder}", f"run.seed={seed}"]
     ended = kilobatch("train", "demo", *short, *where, "--workers", "1", *changes)
     assert ended.code == 0, ended.printed

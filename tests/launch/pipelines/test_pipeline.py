@@ -70,7 +70,10 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         "--teacher x --labels 1%",
         ["--teacher leaves", "--labels", "leave one out"],
     ),
-    "a teacher that is not there": ("--teacher x.pth", ["distill: ", "there is no run 'x.pth'"]),
+    "a teacher that is not there": (
+        "--teacher x.pth",
+        ["distill: --teacher: method.teacher '", "/x.pth'", "there is no run"],
+    ),
     "here and there": ("--cluster local", ["--workers trains here, --cluster on a cluster"]),
 }
 
