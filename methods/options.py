@@ -18,6 +18,14 @@ Reference = Annotated[
     Field(min_length=1, description="a run (its folder, or its name under runs/), a checkpoint, or an exported file"),
 ]
 
+WeightsReference = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="a run, a checkpoint, an exported file, or a checkpoint of another package",
+    ),
+]
+
 TeacherPrecision = Literal["fp32", "bf16"]
 
 

@@ -72,7 +72,7 @@ def _fine_tuning(first: Recipe, base: Recipe, asked: Recipe) -> dict[str, Any]:
         batch //= 2
     epochs = max(base.schedule.epochs, ceil(FEWEST_STEPS / max(1, labelled // batch)))
     layers = getattr(first.method, "layers", 1)
-    values: dict[str, Any] = {"encoder": first.encoder.model_dump(), "data.batch": batch, "schedule.epochs": epochs}
+    values: dict[str, Any] = {"encoder": _encoder(first), "data.batch": batch, "schedule.epochs": epochs}
     values["method.layer"] = 0 if labels.all else min(1, layers - 1)  # as in the paper
     values["method.hidden"] = getattr(first.method, "hidden", None)
     if base.optimizer.name == "lars" and not first.encoder.sk_ratio:
@@ -83,10 +83,15 @@ def _fine_tuning(first: Recipe, base: Recipe, asked: Recipe) -> dict[str, Any]:
 def _distillation(first: Recipe, self_distill: bool) -> dict[str, Any]:
     """Batch and optimizer as in pre-training, half of its epochs, as in the paper."""
     epochs = max(1, first.schedule.epochs // 2)
-    values: dict[str, Any] = {"encoder": first.encoder.model_dump() | ({} if self_distill else _student(first))}
+    values: dict[str, Any] = {"encoder": _encoder(first) | ({} if self_distill else _student(first))}
     values |= {"data.batch": first.data.batch, "optimizer": first.optimizer.model_dump(mode="json")}
     values |= {"schedule.epochs": epochs, "schedule.warmup_epochs": epochs / 20}
     return values | {"evaluate.every_epochs": max(1, epochs // 10)}
+
+
+def _encoder(first: Recipe) -> dict[str, Any]:
+    """The first one's network. Its starting weights are its own: later stages begin with what it has made of them."""
+    return first.encoder.model_dump(exclude={"start", "start_share", "start_prefix"})
 
 
 def _student(first: Recipe) -> dict[str, Any]:

@@ -26,20 +26,21 @@ FILE = "pipeline.yaml"
 
 
 def _whole(recipes: dict[StageName, str]) -> dict[StageName, str]:
-    if tuple(stage for stage in recipes if stage != SCRATCH) not in (STAGES, STAGES[1:]):
+    if tuple(stage for stage in recipes if stage != SCRATCH) not in (STAGES, STAGES[1:], STAGES[2:]):
         raise ValueError(f"the stages are {', '.join(recipes) or 'none'}; they should be {', '.join(STAGES)}")
     return recipes
 
 
 class Pipeline(BaseModel):
     """What pipeline.yaml holds. recipes: the recipe of each stage, in order; pretrained: the run or file that is used
-    instead of a first stage."""
+    instead of a first stage; teacher: that is used instead of the first two."""
 
     model_config = ConfigDict(extra="forbid")
 
     recipes: Annotated[dict[StageName, str], AfterValidator(_whole)]
     labels: str | None = None
     pretrained: str | None = None
+    teacher: str | None = None
     overrides: list[str] = []
 
     def write(self, top: Path) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from kilobatch.data.files import read_model, write_whole
 from kilobatch.data.loading.labels import count_labelled, count_used
 from kilobatch.data.sources.specs import count_classes
-from kilobatch.launch.pipelines.pipeline import StageName, stage_folders, stages_around
+from kilobatch.launch.pipelines.pipeline import StageName, stage_folders
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.runs.table_printing import print_table
 from kilobatch.trainer.evaluate.baselines.baselines_file import Baselines, read_baselines
@@ -65,8 +65,8 @@ def conclude(top: Path) -> None:
 
 def conclude_after_last_stage(run: Path) -> None:
     """Concludes the pipeline of a run that has finished, where the run is its last stage; else does nothing."""
-    before, after = stages_around(run)
-    if before and not after:
+    stages = stage_folders(run.parent)
+    if stages and stages[-1].name == run.name:
         conclude(run.parent)
 
 

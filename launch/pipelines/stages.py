@@ -31,7 +31,8 @@ _SET_BY_PIPELINE = {
 @dataclass(frozen=True)
 class PipelineRequest:
     """A pipeline as the command line asks for it. labels: 1%, 0.01 or a file with the names of images; None: the
-    recipe's own; scratch: whether the fine-tuned network is also trained without a start, to compare."""
+    recipe's own; scratch: whether the fine-tuned network is also trained without a start, to compare; teacher: who
+    teaches in the one stage that is left then."""
 
     recipe: str
     overrides: list[str]
@@ -39,6 +40,7 @@ class PipelineRequest:
     pretrained: str | None = None
     self_distill: bool = False
     scratch: bool = False
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,29 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
     name: of the pipeline's folder; None for the recipe's name and the time. Raises UserError for an error in any of the
     recipes or overrides; the message names the stage.
     """
-    names: tuple[StageName, ...] = STAGES[1:] if request.pretrained else STAGES
-    names = (*names, SCRATCH) if request.scratch else names
+    names = _stage_names(request)
     overrides_of = _split_overrides(request.overrides, names)
-    finetune, label_overrides = _finetune(request)
+    finetune, label_overrides = ("", []) if request.teacher else _finetune(request)
     recipes_and_overrides: dict[StageName, tuple[str, list[str]]] = {
         "pretrain": (request.recipe, []),
         "finetune": (finetune, label_overrides),
         "distill": (_sibling(request.recipe, "_selfdistill" if request.self_distill else "_distill"), []),
         SCRATCH: (finetune, [*label_overrides, "method.start=null"]),
     }
-    predecessor = references.absolute_reference(request.pretrained) if request.pretrained else None
+    given, origin = request.teacher or request.pretrained, "--teacher" if request.teacher else "the stage before"
+    predecessor = references.absolute_reference(given) if given else None
     top = Path()
     stages: list[Stage] = []
     notes: list[str] = []
     for stage in names:
         recipe_name, own = recipes_and_overrides[stage]
-        if stage == "distill":  # the student gets no label that its teacher did not have
+        if stage == "distill" and stages:  # the student gets no label that its teacher did not have
             own = [f"data.labels={stages[-1].recipe.data.labels.model_dump_json()}"]
         # These stages have the encoder of the first one.
         if stage in ("finetune", SCRATCH) or (stage == "distill" and request.self_distill):
-            own = [*own, *(text for text in overrides_of.stage.get("pretrain", []) if text.startswith("encoder."))]
+            # Its starting weights are those of its beginning: a later stage begins with what it has made of them.
+            first = [text for text in overrides_of.stage.get("pretrain", []) if text.startswith("encoder.")]
+            own = [*own, *(text for text in first if not text.startswith("encoder.start"))]
         if predecessor is not None and stage in PREDECESSOR_KEY:
             own = [*own, f"{PREDECESSOR_KEY[stage]}={json.dumps(predecessor)}"]
         if not stages and name is not None:
@@ -99,7 +103,7 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
         with naming_stage(stage, overrides_of.all):
             found, recipe, settings = _read_stage(request, stage, recipe_name, changes, stages, overrides_of.all)
             if predecessor is not None and stage in PREDECESSOR_KEY:
-                settings.origins[tuple(PREDECESSOR_KEY[stage].split("."))] = "the stage before"
+                settings.origins[tuple(PREDECESSOR_KEY[stage].split("."))] = origin
             recipe = with_absolute_paths(recipe)
         if found != recipe_name:
             notes.append(f"{stage}: {derived.describe(recipe, found, recipe_name, request.recipe)}")
@@ -110,9 +114,23 @@ def plan_pipeline(request: PipelineRequest, name: str | None) -> PipelinePlan:
         predecessor = str(top.absolute() / stage)
     recipes: dict[StageName, str] = {stage.name: stage.recipe_name for stage in stages}
     pipeline = Pipeline(
-        recipes=recipes, labels=request.labels, pretrained=request.pretrained, overrides=request.overrides
+        recipes=recipes,
+        labels=request.labels,
+        pretrained=request.pretrained,
+        teacher=request.teacher,
+        overrides=request.overrides,
     )
     return PipelinePlan(top, pipeline, stages, notes)
+
+
+def _stage_names(request: PipelineRequest) -> tuple[StageName, ...]:
+    if request.teacher:
+        of_others = {"--pretrained": request.pretrained, "--labels": request.labels, "--scratch": request.scratch}
+        if other := next((option for option, given in of_others.items() if given), None):
+            raise UserError(f"--teacher leaves the distillation alone, and {other} is of a stage before; leave one out")
+        return ("distill",)
+    names = STAGES[1:] if request.pretrained else STAGES
+    return (*names, SCRATCH) if request.scratch else names
 
 
 def _read_stage(
@@ -132,7 +150,7 @@ def _read_stage(
         return name, *read_recipe(name, changes)
     if not catalogue.is_path(request.recipe):
         raise UserError(_missing_recipe_message(request.recipe, name))
-    first = read_recipe(request.recipe, overrides_of_all)[0] if request.pretrained else stages[0].recipe
+    first = read_recipe(request.recipe, overrides_of_all)[0] if not stages else stages[0].recipe
     if first.method.name != derived.METHOD:
         way_out = f"a recipe of one's own with method.name={derived.METHOD} needs none"
         raise UserError(f"{_missing_recipe_message(request.recipe, name)}; {way_out}")
@@ -164,7 +182,8 @@ def check_stages(planned: PipelinePlan, check: Check) -> None:
             check(stage.recipe, stage.settings, awaited)
         awaited[str(planned.top.absolute() / stage.name)] = stage.recipe
     named = {stage.name: stage for stage in planned.stages}
-    _check_same_classes(named["finetune"], named["distill"])
+    if "finetune" in named:
+        _check_same_classes(named["finetune"], named["distill"])
 
 
 def _check_same_classes(teacher: Stage, student: Stage) -> None:
@@ -198,7 +217,7 @@ def _split_overrides(texts: list[str], stages: tuple[StageName, ...]) -> _Overri
         head = first.partition("=")[0]
         if head in (*STAGES, SCRATCH):
             if head not in stages:
-                why = "--scratch adds it" if head == SCRATCH else "as --pretrained stands for it"
+                why = "--scratch adds it" if head == SCRATCH else "as --teacher or --pretrained stands for it"
                 raise UserError(f"override '{text}': there is no stage {head} here, {why}")
             if not dot:
                 raise UserError(f"override '{text}' is not of the form stage.section.key=value")

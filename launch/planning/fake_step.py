@@ -12,8 +12,8 @@ from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.launch.planning.fake_parts import FakeParts, Parts
 from kilobatch.launch.planning.fake_tensors import FlopCounter, Traffic, fake_ranks
 from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.recipes.references import recipe_of
-from kilobatch.launch.worker.pretrained import build_of_recipe
+from kilobatch.launch.recipes.references import is_foreign, is_teacher, locate_weights, recipe_of, references
+from kilobatch.launch.worker.pretrained import build_of_recipe, load_foreign
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
 from kilobatch.methods.method import DataFacts, Memory, Method
 from kilobatch.methods.networks import batch_norm
@@ -73,18 +73,28 @@ def run_fake_step(
 
     Raises UserError where the method does, for this many ranks or samples.
     """
+    taught_by = [where for option, where in references(recipe).items() if is_teacher(option)]
+    foreign = {where: path for where in taught_by if is_foreign(path := locate_weights(where))}
+    network = getattr(recipe.method, "teacher_network", None)
+    read = {where: load_foreign(path, network) for where, path in foreign.items()}  # files are not read as fake tensors
     with fake_ranks(layout.ranks) as sent:
         method = _method(recipe, images, classes)
         # A teacher is no submodule of the method, so it is noted here when the method loads it.
         teachers: list[Method] = []
 
         def load(where: str) -> Method:
-            teachers.append(_method(recipe_of(where), images, classes).eval().requires_grad_(False))
+            taught = as_fake(read[where]) if where in read else _method(recipe_of(where), images, classes)
+            teachers.append(taught.eval().requires_grad_(False))
             return teachers[-1]
 
         method.load_pretrained(load, fresh=False)
         batch = blank(layout.samples, recipe.data.groups, fields)
         return _run(recipe, layout, batch, method, teachers, sent)
+
+
+def as_fake(method: Method) -> Method:
+    """The method with tensors without data in the place of its own, within fake_ranks."""
+    return method._apply(lambda x: torch.empty(x.shape, dtype=x.dtype))
 
 
 def _method(recipe: Recipe, images: int, classes: int) -> Method:

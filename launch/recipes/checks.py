@@ -7,7 +7,7 @@ from kilobatch.data.errors import Mistakes, UserError
 from kilobatch.data.loading.labels import count_labelled, count_used
 from kilobatch.data.loading.options import order_problem
 from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names, has_labels_alone
-from kilobatch.launch.recipes import method_options, references, validation_errors
+from kilobatch.launch.recipes import method_options, references, starting_weights, validation_errors
 from kilobatch.launch.recipes.data import count_scored
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
@@ -73,6 +73,8 @@ def check(
     if training and not begun:
         with mistakes.noted():
             references.check_references(recipe, awaited or {}, refuse, classes)
+        with mistakes.noted():
+            starting_weights.check_encoder_start(recipe, awaited or {}, refuse)
     if recipe.data.test is not None and images is None:
         with mistakes.noted():
             _count(recipe, "test", refuse)

@@ -17,7 +17,7 @@ from kilobatch.launch.recipes import changes, method_options
 from kilobatch.launch.recipes.data import PreparedData, with_absolute_paths
 from kilobatch.launch.recipes.overrides import key_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
-from kilobatch.launch.recipes.references import newest_description, references
+from kilobatch.launch.recipes.references import newest_description, references, with_references
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.launch.recipes.source_files import FILE_OF
 from kilobatch.launch.runs import run_folder
@@ -253,11 +253,9 @@ def _describe_moves(before: Recipe, after: Recipe) -> Iterator[str]:
 def _with_absolute_paths(recipe: Recipe, before: Recipe) -> Recipe:
     """The recipe with absolute paths. References that were not changed stay as they are: by these words identity.json
     knows what they stand for."""
-    recipe_now = with_absolute_paths(recipe)
-    unchanged = {
-        name: where for name, where in references(recipe).items() if where == getattr(before.method, name, None)
-    }
-    return recipe_now.model_copy(update={"method": recipe_now.method.model_copy(update=unchanged)})
+    former = references(before)
+    unchanged = {option: where for option, where in references(recipe).items() if where == former.get(option)}
+    return with_references(with_absolute_paths(recipe), unchanged)
 
 
 def steps_left(run: Path, epochs: int) -> int:

@@ -109,10 +109,10 @@ def count_scored(train: str, evaluators: tuple[str, ...]) -> int:
     """Counts the images of data.train that evaluators learn from. Raises UserError where none has a label."""
     known = count_known(train)
     if not known:
+        names = ", ".join(dict.fromkeys(evaluators))
         raise UserError(
-            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train '{train}' has "
-            "none; use data.test=null, and score the run later by images that have some: kilobatch eval RUN --train LABELLED "
-            "--test TEST"
+            f"{names} learn from labels of the training images, and data.train '{train}' has none; use data.test=null, "
+            "and score the run later by images that have some: kilobatch eval RUN --train LABELLED --test TEST"
         )
     return known
 
@@ -239,8 +239,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             raise UserError(
                 f"{printable(path)} has bytes that are not UTF-8, which no recipe can hold; rename that folder or file"
             )
-    recipe = recipe.model_copy(update={"data": data, "method": recipe.method.model_copy(update=runs)})
-    return with_absolute_sources(recipe)
+    return with_absolute_sources(references.with_references(recipe.model_copy(update={"data": data}), runs))
 
 
 def _is_text(path: str) -> bool:

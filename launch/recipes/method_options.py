@@ -3,7 +3,7 @@
 import ast
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from kilobatch.data.errors import UserError, choices
 from kilobatch.launch.recipes import method_source
 from kilobatch.launch.recipes.method_source import Declared
+from kilobatch.methods.networks.options import refuse_layers
 from kilobatch.methods.source_file import absolute_source, check_source, is_source, load_source, parse_source
 
 if TYPE_CHECKING:
@@ -97,6 +98,23 @@ def meanings(texts: Iterable[str], names: Iterable[str]) -> dict[str, str]:
             }
         found = own | found
     return found
+
+
+def head_of(options: Any) -> tuple[int, int | None]:
+    """The number of layers of a method's projection head, and the width of the projections that the last one makes;
+    None where all are hidden layers."""
+    said = declared(options.name).head_layers
+    layers = getattr(options, said) if isinstance(said, str) else said
+    return layers, options.dim if layers else None
+
+
+def check_head(options: Any, where: str, head: tuple[int, int | None], refuse: Callable[[str, str], UserError]) -> None:
+    """Raises UserError, worded by refuse(option, message), where fine-tuning cannot keep as many layers of a head as it
+    should."""
+    try:
+        refuse_layers(options.layer, options.dim, where, *head)
+    except UserError as error:
+        raise refuse("method.layer", str(error)) from error
 
 
 def method_class(name: str) -> "type[Method]":

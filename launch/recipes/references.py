@@ -17,17 +17,46 @@ from kilobatch.launch.recipes import method_options
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, recipe_from
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import ReferenceIdentity, read_references
-from kilobatch.methods.networks.options import EncoderOptions, refuse_layers
-from kilobatch.methods.options import Reference
+from kilobatch.methods.networks.options import EncoderOptions
+from kilobatch.methods.options import Reference, WeightsReference
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, read_description
 from kilobatch.trainer.checkpoint.exported_file import check_seal
 
+ENCODER_START = "encoder.start"
+
 
 def references(recipe: Recipe) -> dict[str, str]:
-    """The references of the recipe's method, by the option's name: `start`, starting weights, and `teacher`."""
+    """The references of a recipe, by the option: method.start and encoder.start, starting weights, and
+    method.teacher."""
     kinds = {name: kind for name, (kind, _) in method_options.declared(recipe.method.name).arguments.items()}
-    names = [name for name, kind in kinds.items() if Reference in (kind, *get_args(kind))]
-    return {name: where for name in names if (where := getattr(recipe.method, name)) is not None}
+    names = [name for name, kind in kinds.items() if {Reference, WeightsReference} & {kind, *get_args(kind)}]
+    found: dict[str, Any] = {}
+    for name in names:
+        value = getattr(recipe.method, name)
+        found |= (
+            {f"method.{name}.{i}": one for i, one in enumerate(value)}
+            if isinstance(value, tuple)
+            else {f"method.{name}": value}
+        )
+    found[ENCODER_START] = recipe.encoder.start
+    return {option: where for option, where in found.items() if where is not None}
+
+
+def is_teacher(option: str) -> bool:
+    """Whether the option of a reference names a teacher; the others are starting weights."""
+    return option.startswith(("method.teacher", "method.further_teachers"))
+
+
+def with_references(recipe: Recipe, changed: Mapping[str, str]) -> Recipe:
+    """The recipe with other references, by the option."""
+    for option, where in changed.items():
+        section, name, *place = option.split(".")
+        options: Any = getattr(recipe, section)
+        value: Any = where
+        if place:  # of several teachers
+            value = tuple(where if i == int(place[0]) else one for i, one in enumerate(getattr(options, name)))
+        recipe = recipe.model_copy(update={section: options.model_copy(update={name: value})})
+    return recipe
 
 
 def locate_reference(where: str) -> Path:
@@ -36,6 +65,17 @@ def locate_reference(where: str) -> Path:
     if path.is_file() and path.suffix != ".safetensors":
         raise UserError(f"{path} is no .safetensors file; kilobatch export makes one, or name a run's folder")
     return path if path.is_file() or is_checkpoint(path) else run_folder.find_run(where)
+
+
+def locate_weights(where: str) -> Path:
+    """The path of starting weights or a teacher: as of a reference, but a file may be of any package."""
+    path = Path(where).expanduser()
+    return path if path.is_file() else locate_reference(where)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a file that another package has written: it does not say a recipe of ours."""
+    return path.is_file() and (path.suffix != ".safetensors" or "recipe" not in metadata_of(path))
 
 
 def absolute_reference(where: str) -> str:
@@ -109,22 +149,26 @@ def check_references(
     awaited: the recipes of the runs that will have been trained by then, by reference; their folders are not read.
     classes: of data.train; None: not known here.
     """
-    for name, where in references(recipe).items():
-        option = f"method.{name}"
+    for option, where in references(recipe).items():
+        teaches = is_teacher(option)
+        if option == ENCODER_START:  # starting_weights.py checks it
+            continue
         try:
+            if teaches and where not in awaited and is_foreign(locate_weights(where)):
+                continue  # what it holds is seen when it is loaded
             other = awaited[where] if where in awaited else recipe_of(where)
             if where not in awaited:
-                _refuse_damaged_or_unfinished(where, other)
+                refuse_damaged_or_unfinished(where, other)
         except UserError as error:
             raise refuse(option, f"{option} '{where}': {error}") from error
         encoder_only = where not in awaited and _holds_encoder_only(where)
-        if name == "teacher":
+        if teaches and method_options.declared(recipe.method.name).classifies:
             if encoder_only or not method_options.declared(other.method.name).classifies:
                 made = "holds an encoder alone" if encoder_only else f"was trained by {other.method.name}"
                 use = "kilobatch export --whole writes all" if encoder_only else "fine-tune it first, and name that run"
                 raise refuse(option, f"{option} '{where}' {made}, which has no classifier to learn from; {use}")
             if where not in awaited and classes:
-                _check_classes(recipe, where, classes, refuse)
+                _check_classes(recipe, option, where, classes, refuse)
         mine, theirs = recipe.data.groups[0], other.data.groups[0]  # all groups of a recipe are normalised alike
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
             raise refuse(
@@ -133,13 +177,14 @@ def check_references(
                 f"{_numbers(theirs.std)}, here they are {_numbers(mine.mean)} and {_numbers(mine.std)}; "
                 "set them as there",
             )
-        if name == "start" and (differing := _differing(recipe.encoder, other.encoder)):
+        if not teaches and (differing := differing_encoder(recipe.encoder, other.encoder)):
             raise refuse(
                 option,
                 f"{option} '{where}' has another encoder: {differing}; set these as there, or start from another run",
             )
-        if name == "start" and hasattr(recipe.method, "layer"):
-            _check_head(recipe.method, where, (0, None) if encoder_only else _head(other.method), refuse)
+        if not teaches and hasattr(recipe.method, "layer"):
+            start_head = (0, None) if encoder_only else method_options.head_of(other.method)
+            method_options.check_head(recipe.method, where, start_head, refuse)
 
 
 def _holds_encoder_only(where: str) -> bool:
@@ -147,27 +192,30 @@ def _holds_encoder_only(where: str) -> bool:
     return path.is_file() and metadata_of(path).get("content") == "encoder"
 
 
-def _check_classes(recipe: Recipe, where: str, classes: int, refuse: Callable[[str, str], UserError]) -> None:
+def _check_classes(
+    recipe: Recipe, option: str, where: str, classes: int, refuse: Callable[[str, str], UserError]
+) -> None:
     """Raises UserError for a teacher of other classes than data.train has, or of the same in another order."""
     described = _described(where)
     taught, spec = int(described.get("classes", 0)), recipe.data.train
     if taught not in (0, classes):
         raise refuse(
-            "method.teacher",
-            f"method.teacher '{where}' knows {taught} classes, and data.train '{spec}' has {classes}; "
+            option,
+            f"{option} '{where}' knows {taught} classes, and data.train '{spec}' has {classes}; "
             "let one teach that was fine-tuned on the same classes",
         )
     if learned := names_of_classes(described):  # else the worker warns
         try:
             _refuse_other_classes(recipe, where, learned, class_names(spec, "train"))
         except UserError as error:
-            raise refuse("method.teacher", str(error)) from error
+            raise refuse(option, str(error)) from error
 
 
 def refuse_other_teacher(recipe: Recipe, classes: list[str], where: str, found: ReferenceIdentity) -> None:
     """Raises UserError where a reference is the recipe's teacher, and its classes are others than `classes`, those of
     data.train. A warning where it does not say its classes."""
-    if where != references(recipe).get("teacher"):
+    taught_by = {where for option, where in references(recipe).items() if is_teacher(option)}
+    if where not in taught_by or not method_options.declared(recipe.method.name).classifies:
         return
     if found.classes is None:
         warn(f"method.teacher '{where}' does not say the names of its classes, so that only their number was compared")
@@ -201,28 +249,11 @@ def _described(where: str) -> Mapping[str, Any]:
     return description_of(path) if is_checkpoint(path) else newest_description(path)
 
 
-def _head(options: Any) -> tuple[int, int | None]:
-    """The number of layers of a method's projection head, and the width of the projections that the last one makes;
-    None where all are hidden layers."""
-    declared = method_options.declared(options.name).head_layers
-    layers = getattr(options, declared) if isinstance(declared, str) else declared
-    return layers, options.dim if layers else None
-
-
-def _check_head(
-    options: Any, where: str, head: tuple[int, int | None], refuse: Callable[[str, str], UserError]
-) -> None:
-    try:
-        refuse_layers(options.layer, options.dim, where, *head)
-    except UserError as error:
-        raise refuse("method.layer", str(error)) from error
-
-
 def _numbers(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
-def _refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
+def refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
     """Raises UserError for a file that is damaged, and for a run whose steps are not all done and saved; a checkpoint,
     which is verified when it is loaded, or a file is meant as it is."""
     path = locate_reference(where)
@@ -246,7 +277,7 @@ def _refuse_damaged_or_unfinished(where: str, recipe: Recipe) -> None:
         )
 
 
-def _differing(mine: EncoderOptions, theirs: EncoderOptions) -> str:
+def differing_encoder(mine: EncoderOptions, theirs: EncoderOptions) -> str:
     """The options that decide on shapes and differ, in words; empty where none does."""
     ours, other = _shape_options(mine), _shape_options(theirs)
     found = [f"encoder.{name} {other[name]} there, {ours[name]} here" for name in ours if ours[name] != other[name]]

@@ -25,10 +25,25 @@ class ImagesIdentity(BaseModel):
     classes: list[str] | None
 
 
+class LoadedWeights(BaseModel):
+    """What an encoder took from its starting weights: the package that wrote them, the place in the file, the number of
+    tensors, their share of the encoder's parameters, and the names of those left there and of those missing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    package: str
+    place: str
+    tensors: int
+    share: float
+    left: list[str]
+    missing: list[str]
+    resized: list[str]
+
+
 class ReferenceIdentity(BaseModel):
     """What a reference to another run stood for: the folder of a checkpoint or a file, its step, the SHA-256 of its
     content (of a checkpoint: of its description, which holds those of all its files), and the names of the classes that
-    it was trained on, in order; None: it does not say."""
+    it was trained on, in order; None: it does not say. loaded: of starting weights, once they were loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +51,7 @@ class ReferenceIdentity(BaseModel):
     step: int
     sha256: str
     classes: list[str] | None = None
+    loaded: LoadedWeights | None = None
 
 
 class Change(BaseModel):

@@ -23,6 +23,7 @@ from kilobatch.launch.worker import pretrained
 from kilobatch.launch.worker.process_group import World
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method
+from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.trainer.checkpoint.reader import Saved
 
 CLEAN_BATCH = 256  # images of a batch of clean ones
@@ -61,16 +62,18 @@ def images_of(data: PreparedData) -> BetonInfo:
     return verify_beton(data.train.beton)
 
 
-def method_of(recipe: Recipe, data: PreparedData, saved: Saved | None = None) -> Method:
+def method_of(
+    recipe: Recipe, data: PreparedData, saved: Saved | None = None, start: Callable[[Encoder], None] | None = None
+) -> Method:
     """The recipe's method, initialised by the run's seed: the same on every rank.
 
-    saved: a checkpoint that it is to be restored from, whose run may have had another number of images and classes than
-    the data that it is evaluated on.
+    start: as build_of_recipe has it. saved: a checkpoint that it is to be restored from, whose run may have had another
+    number of images and classes than the data that it is evaluated on.
     """
     torch.manual_seed(recipe.run.seed)
     if saved is not None:
         return pretrained.build_of_recipe(recipe, DataFacts(saved.meta["images"], saved.meta["classes"]))
-    return pretrained.build_of_recipe(recipe, facts_of(recipe, data))
+    return pretrained.build_of_recipe(recipe, facts_of(recipe, data), start)
 
 
 def facts_of(recipe: Recipe, data: PreparedData) -> DataFacts:

@@ -154,13 +154,14 @@ def _work(
         phase.show_with(partial(print, flush=True))
     phase.announce(f"building {recipe.method.name}, reading {recipe.data.train}")
     saved = _newest(run)
-    method = method_of(recipe, data, saved if evaluators else None)
-    former_data = frozenset[str]()
-    if not evaluators:
-        former_data = _identify(run, recipe, data)
+    former_data = frozenset[str]() if evaluators else _identify(run, recipe, data)
+    check = partial(refuse_other_teacher, recipe, images_of(data).classes)
+    pinned = PinnedReferences(run, check, getattr(recipe.method, "teacher_network", None))
+    begins = saved is None and not (evaluators or arguments.rest) and recipe.encoder.start is not None
+    start = partial(pinned.load_encoder_start, recipe.encoder) if begins else None
+    method = method_of(recipe, data, saved if evaluators else None, start)
     if not (evaluators or arguments.rest):
-        check = partial(refuse_other_teacher, recipe, images_of(data).classes)
-        method.load_pretrained(PinnedReferences(run, check).load, fresh=saved is None)
+        method.load_pretrained(pinned.load, fresh=saved is None)
     method.to(world.device)
     torch.manual_seed(recipe.run.seed + 1 + world.rank)  # weights are the same on all ranks; what libraries draw is not
     if evaluators or arguments.rest:

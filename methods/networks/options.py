@@ -7,7 +7,7 @@ from pydantic_core import PydanticKnownError
 
 from kilobatch.data.errors import UserError
 from kilobatch.methods.backbone_names import FORMS, RESERVED, is_foreign
-from kilobatch.methods.options import OptionContext
+from kilobatch.methods.options import OptionContext, WeightsReference
 from kilobatch.methods.source_file import is_source, parse_source
 
 Mode = Literal["global", "local"]  # of BatchNorm's statistics
@@ -89,6 +89,29 @@ class EncoderOptions(BaseModel):
             "memory, about a third more time, same gradients"
         ),
     ] = False
+    start: Annotated[
+        WeightsReference | None,
+        Field(
+            description="starting weights: a run, a checkpoint, an exported file, or a checkpoint of another package, "
+            "such as torchvision's, timm's or MoCo's; null: random ones"
+        ),
+    ] = None
+    start_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="the least share of the encoder's parameters that `start` has to hold, and of that encoder's "
+            "that has to be used; with less the run is refused",
+        ),
+    ] = 0.9
+    start_prefix: Annotated[
+        str | None,
+        Field(
+            description="what stands before the encoder's names in `start`, such as module.encoder_k.; null: found, by "
+            "the names of the packages that are known"
+        ),
+    ] = None
 
     @property
     def times(self) -> int:

@@ -68,6 +68,13 @@ Pretrained = Annotated[
     str | None,
     typer.Option(help="Start from this run or exported file, and leave out the pre-training.", show_default=False),
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Let this run or file teach, of kilobatch or another package, and leave out the stages before.",
+        show_default=False,
+    ),
+]
 SelfDistill = Annotated[bool, typer.Option("--self-distill", help="Distil into a student as large as its teacher.")]
 
 Scratch = Annotated[

@@ -61,6 +61,7 @@ def pipeline(
     overrides: run_options.StageOverrides = None,
     labels: run_options.Labels = None,
     pretrained: run_options.Pretrained = None,
+    teacher: run_options.Teacher = None,
     self_distill: run_options.SelfDistill = False,
     scratch: run_options.Scratch = False,
     name: Name = None,
@@ -74,7 +75,7 @@ def pipeline(
     from kilobatch.launch.cli.pipeline import start_pipeline
     from kilobatch.launch.pipelines.stages import PipelineRequest
 
-    request = PipelineRequest(recipe, overrides or [], labels, pretrained, self_distill, scratch)
+    request = PipelineRequest(recipe, overrides or [], labels, pretrained, self_distill, scratch, teacher)
     raise typer.Exit(start_pipeline(request, name, workers, cluster, resources, dry_run, anyway))
 
 

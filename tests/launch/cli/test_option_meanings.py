@@ -62,6 +62,7 @@ MEANINGS = {
     "--photo-side": "The longer side of the photographs in pixels, as converted",
     "--picture": "A picture of test images with their nearest neighbours",
     "--pretrained": "Start from this run or exported file",
+    "--teacher": "Let this run or file teach",
     "--projections": "Take the projection head",
     "--python": "Command that starts Python on a node",
     "--qos": "Quality of service",

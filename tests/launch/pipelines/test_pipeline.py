@@ -66,6 +66,14 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "labels that are no file": ("--labels 1pct.txt", ["1pct.txt is neither a share", "nor a file"]),
     "a stage that was left out": ("--pretrained x pretrain.seed=1", ["no stage pretrain here", "--pretrained"]),
     "a start that is not there": ("--pretrained x.safetensors", ["finetune: ", "x.safetensors"]),
+    "labels of a stage that is left out": (
+        "--teacher x --labels 1%",
+        ["--teacher leaves", "--labels", "leave one out"],
+    ),
+    "a teacher that is not there": (
+        "--teacher x.pth",
+        ["distill: --teacher: method.teacher '", "/x.pth'", "there is no run"],
+    ),
     "here and there": ("--cluster local", ["--workers trains here, --cluster on a cluster"]),
 }
 
@@ -88,6 +96,16 @@ def test_a_recipe_without_stages_says_which_have_them(kilobatch: Callable[..., C
     result = kilobatch("pipeline", "demo", "--workers", "2")
     assert "needs the recipe 'demo_finetune'" in result.err
     assert "simclr_v2_digits" in result.err and "simclr_v2_imagenet" in result.err
+
+
+def test_a_teacher_leaves_the_distillation_alone(empty_folder: Path):
+    (empty_folder / "w.pth").write_bytes(b"PK")
+    planned = plan_pipeline(PipelineRequest("simclr_v2_digits", ["distill.schedule.epochs=3"], teacher="w.pth"), "mine")
+    assert [stage.name for stage in planned.stages] == ["distill"] == [*planned.pipeline.recipes]
+    recipe = planned.stages[0].recipe
+    assert (recipe.method.model_dump()["teacher"], recipe.schedule.epochs) == (str(empty_folder / "w.pth"), 3)
+    run = create_runs(planned, 1)[0]
+    assert pipeline.stage_folders(run.parent) == [run] and pipeline.reason_to_wait(run) is None
 
 
 def test_stages_take_from_the_one_before(empty_folder: Path):

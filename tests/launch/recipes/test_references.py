@@ -266,7 +266,7 @@ def test_submitted_recipes_name_absolute_places(folder: Path) -> None:
     recipe = resolve_recipe("demo", [*DISTILL[1:], "method.start=pre", "data.labels.list=some.txt"])
     rooted = with_absolute_paths(recipe)
     places = references.references(rooted)
-    assert places == {"start": str(folder / "pre"), "teacher": str(folder / "runs" / "fine")}
+    assert places == {"method.start": str(folder / "pre"), "method.teacher": str(folder / "runs" / "fine")}
     assert rooted.data.labels.list == str(folder / "some.txt")
 
 

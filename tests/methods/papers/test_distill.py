@@ -134,12 +134,12 @@ def batch(step: int) -> Batch:
 def train(optimizer: str, chunks: int, **options: Any) -> dict[str, Any]:
     """Results of three steps in DeepSpeed: the teacher before and after, and what includes it."""
     method, device = student(alpha=0.5, **options), torch.device("cpu")
-    assert method.teacher_network
+    assert method.teaching
     method.to(device)
     named = build_optimizer(OptimizerOptions.model_validate({"name": optimizer, "lr": 0.2}), method, SAMPLES)
     engine_options = EngineOptions.model_validate({"chunks": chunks})
     engine = Engine(method, named, engine_options, device, SAMPLES // collectives.world_size())
-    before = {name: x.clone() for name, x in method.teacher_network.method.state_dict().items()}
+    before = {name: x.clone() for name, x in method.teaching[0].method.state_dict().items()}
     began = {name: p.detach().clone() for name, p in method.named_parameters()}
     answers: list[Tensor] = []
     for step in range(3):
@@ -147,7 +147,7 @@ def train(optimizer: str, chunks: int, **options: Any) -> dict[str, Any]:
         answers.append(forward_backward(engine, batch(step)).t["logits"])
         engine.step(0.2)
         batch_norm.commit(method)
-    after = method.teacher_network.method.state_dict()
+    after = method.teaching[0].method.state_dict()
     return {
         "teacher unchanged": before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before),
         "student moved": all(not torch.equal(p.detach(), began[n]) for n, p in method.named_parameters()),
@@ -155,8 +155,8 @@ def train(optimizer: str, chunks: int, **options: Any) -> dict[str, Any]:
         "types": {name: x.dtype for name, x in after.items() if x.is_floating_point()},
         "optimized": [name for group in named.param_groups for name in group["names"]],
         "kept": sorted(name.split(".")[1] for name in engine.pieces()),
-        "training": method.training and not any(m.training for m in method.teacher_network.method.modules()),
-        "asks": any(p.requires_grad or p.grad is not None for p in method.teacher_network.method.parameters()),
+        "training": method.training and not any(m.training for m in method.teaching[0].method.modules()),
+        "asks": any(p.requires_grad or p.grad is not None for p in method.teaching[0].method.parameters()),
     }
 
 
@@ -193,9 +193,9 @@ def test_the_teacher_is_no_submodule_and_moves_with_the_student() -> None:
     method = student()
     assert {name.split(".")[0] for name in method.state_dict()} == {"encoder", "classifier"}
     assert not any("teach" in name for name, _ in method.named_modules())
-    assert method.teacher_network and next(method.teacher_network.method.parameters()).dtype == torch.float32
+    assert method.teaching and next(method.teaching[0].method.parameters()).dtype == torch.float32
     method.double()
-    assert next(method.teacher_network.method.parameters()).dtype == torch.float64
+    assert next(method.teaching[0].method.parameters()).dtype == torch.float64
     assert method.views == 1 and method.classifies
     assert method.represent(torch.zeros(2, 3, 8, 8).double()).shape == (2, 16)
 
@@ -220,7 +220,7 @@ def test_a_start_gives_the_student_its_encoder_once() -> None:
         method.load_pretrained(lambda where: labelled[where], fresh)
         weights = method.encoder.state_dict()["convs.0.weight"]
         assert torch.equal(weights, beginning.encoder.state_dict()["convs.0.weight"]) == fresh
-        assert method.teacher_network
+        assert method.teaching
 
 
 def test_methods_that_cannot_teach_are_refused() -> None:
