@@ -10,12 +10,12 @@ from typing import Any
 from kilobatch.data.beton import verify_beton
 from kilobatch.data.errors import UserError, warn
 from kilobatch.data.sources.specs import Split, absolute_spec, differing_classes
-from kilobatch.launch.recipes import source_files
 from kilobatch.launch.recipes.data import PreparedData, PreparedFile, data_sha256, labelled_of, used_of
+from kilobatch.launch.recipes.outside import source_files
+from kilobatch.launch.recipes.outside.source_files import FILE_OF
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.references import newest_description
 from kilobatch.launch.recipes.settings import format_value
-from kilobatch.launch.recipes.source_files import FILE_OF
 from kilobatch.launch.runs import identity, job_history
 from kilobatch.launch.runs.identity import AcceptedChanges, Change, Identity, ImagesIdentity
 from kilobatch.trainer.checkpoint.description import list_checkpoints

@@ -7,13 +7,13 @@ from kilobatch.data.errors import Mistakes, UserError
 from kilobatch.data.loading.labels import count_labelled, count_used
 from kilobatch.data.loading.options import order_problem
 from kilobatch.data.sources.specs import Split, count_classes, count_images, field_names, has_labels_alone
-from kilobatch.launch.recipes import method_options, references, starting_weights, validation_errors
-from kilobatch.launch.recipes.data import count_scored
+from kilobatch.launch.recipes import method_options, references, validation_errors
+from kilobatch.launch.recipes.evaluator_checks import check_evaluators
+from kilobatch.launch.recipes.outside.starting_weights import check_encoder_start
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.methods.backbone_names import check_name
 from kilobatch.methods.options import Constraint, OptionContext
-from kilobatch.trainer.evaluate.options import CLASSIFYING
 from kilobatch.trainer.options import chunks_problem, zero_problem
 
 Refuse = Callable[[str, str], UserError]  # from an option, such as data.batch, and a message; says where it was written
@@ -45,9 +45,8 @@ def check(
     mistakes = Mistakes()
     chunks = 1 if recipe.engine.chunks == "auto" else recipe.engine.chunks
     training = evaluators is None
-    if recipe.encoder.foreign:
-        with mistakes.noted():
-            _check_encoder(recipe, refuse)
+    with mistakes.noted():
+        _check_encoder(recipe, refuse)
     if training:  # an evaluation has no steps: it uses neither the views nor the batch, nor what depends on them
         with mistakes.noted():
             _check_views(recipe, refuse)
@@ -74,11 +73,11 @@ def check(
         with mistakes.noted():
             references.check_references(recipe, awaited or {}, refuse, classes)
         with mistakes.noted():
-            starting_weights.check_encoder_start(recipe, awaited or {}, refuse)
+            check_encoder_start(recipe, awaited or {}, refuse)
     if recipe.data.test is not None and images is None:
         with mistakes.noted():
             _count(recipe, "test", refuse)
-        _check_evaluators(recipe, workers, enough, evaluators, refuse, mistakes)
+        check_evaluators(recipe, workers, enough, evaluators, refuse, mistakes)
     mistakes.refuse()
 
 
@@ -160,6 +159,8 @@ def _check_options(recipe: Recipe, context: OptionContext, settings: Settings, m
 
 
 def _check_encoder(recipe: Recipe, refuse: Refuse) -> None:
+    if not recipe.encoder.foreign:
+        return
     try:
         check_name(recipe.encoder.name)
     except UserError as error:
@@ -249,56 +250,6 @@ def _check_size(recipe: Recipe, parts: int, samples: int, used: int, refuse: Ref
             "data.batch",
             f"data.batch {batch} is more than the {used} {which} of data.train '{recipe.data.train}'; {way_out}",
         )
-
-
-def _check_evaluators(
-    recipe: Recipe,
-    workers: int,
-    samples: int | None,
-    evaluators: list[str] | None,
-    refuse: Refuse,
-    mistakes: Mistakes,
-) -> None:
-    """samples: images of data.train, among which k-NN searches and from which probes learn; None: not known, or too
-    few to train on."""
-    final = recipe.evaluate.final if evaluators is None else evaluators
-    during = [recipe.evaluate.during] if evaluators is None and recipe.evaluate.every_epochs else []
-    for option, names in (("evaluate.during", during), ("evaluate.final", final)):
-        classifying = [name for name in names if name in CLASSIFYING]
-        if classifying and not method_options.declared(recipe.method.name).classifies:
-            able = [name for name in method_options.method_names() if method_options.declared(name).classifies]
-            asks = f"{option if evaluators is None else 'the evaluation'} asks for {classifying[0]}, but method "
-            asks += (
-                f"{recipe.method.name} has no classifier (these have: {', '.join(able)}); ask for knn or fast_linear"
-            )
-            mistakes.add(str(refuse(option, asks)))
-    if samples is None:
-        return
-    if recipe.data.test is not None and (*during, *final) and not has_labels_alone(recipe.data.train):
-        try:
-            samples = count_scored(recipe.data.train, (*during, *final))
-        except UserError as error:
-            mistakes.add(str(refuse("data.test", str(error))))
-    if "knn" in (*during, *final) and recipe.evaluate.knn.k > samples:
-        asks = f"evaluate.knn.k {recipe.evaluate.knn.k} is more than the {samples} images of data.train; use at most "
-        mistakes.add(str(refuse("evaluate.knn.k", f"{asks}that")))
-    if "linear" in (*during, *final):
-        with mistakes.noted():
-            _check_linear(recipe, workers, samples, refuse)
-
-
-def _check_linear(recipe: Recipe, workers: int, samples: int, refuse: Refuse) -> None:
-    batch, most = recipe.evaluate.linear.batch, samples // workers * workers
-    if batch % workers == 0 and batch <= samples:
-        return
-    if batch > samples:
-        way_out = f"use at most {most}" if most else "use fewer workers, or add images"
-        wrong = f"is more than the {samples} images of data.train '{recipe.data.train}'; {way_out}"
-    else:
-        nearest = [str(n) for n in (batch // workers * workers, -(-batch // workers) * workers) if 0 < n <= samples]
-        way_out = " or ".join(nearest) if nearest else f"at most {samples} workers"
-        wrong = f"does not divide over {workers} workers; use {way_out}"
-    raise refuse("evaluate.linear.batch", f"evaluate.linear.batch {batch} {wrong}")
 
 
 def _count(recipe: Recipe, split: Split, refuse: Refuse) -> int:

@@ -15,11 +15,11 @@ from kilobatch.data.files import refusing_os_errors, write_whole
 from kilobatch.data.sources.specs import path_of, spec_at
 from kilobatch.launch.recipes import changes, method_options
 from kilobatch.launch.recipes.data import PreparedData, with_absolute_paths
+from kilobatch.launch.recipes.outside.source_files import FILE_OF
 from kilobatch.launch.recipes.overrides import key_of
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe
 from kilobatch.launch.recipes.references import newest_description, references, with_references
 from kilobatch.launch.recipes.settings import Settings
-from kilobatch.launch.recipes.source_files import FILE_OF
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import Change
 from kilobatch.methods.parameter_groups import rule_of

@@ -20,8 +20,8 @@ from kilobatch.data.sources.path_names import composed, printable
 from kilobatch.data.sources.specs import Split, absolute_spec, field_forms
 from kilobatch.data.views.groups import largest_side
 from kilobatch.launch.recipes import method_options, references
+from kilobatch.launch.recipes.outside.source_files import with_absolute_sources
 from kilobatch.launch.recipes.recipe import Recipe
-from kilobatch.launch.recipes.source_files import with_absolute_sources
 
 
 class PreparedFile(BaseModel):

@@ -29,14 +29,7 @@ from kilobatch.launch.recipes.references import refuse_other_teacher
 from kilobatch.launch.runs.final_evaluation import REST
 from kilobatch.launch.worker import error_file, flight_recorder
 from kilobatch.launch.worker.baselines import with_baselines
-from kilobatch.launch.worker.components import (
-    clean_loader,
-    data_of,
-    images_of,
-    loader_of,
-    method_of,
-    order_of,
-)
+from kilobatch.launch.worker.components import clean_loader, data_of, images_of, loader_of, method_of, order_of
 from kilobatch.launch.worker.devices import with_precision
 from kilobatch.launch.worker.error_file import leave, recording_error
 from kilobatch.launch.worker.evaluation import after_epoch, evaluate, suite_of
@@ -287,8 +280,8 @@ def _describe_start(step: int, loop: Loop, saved: Saved) -> str:
 
 def _describe_training(steps: int, per_epoch: int, recipe: Recipe) -> str:
     what = f"{steps:,} {'step' if steps == 1 else 'steps'} of {recipe.data.batch:,} images, {per_epoch:,} an epoch"
-    precision = "" if recipe.engine.precision == "fp32" else f" in {recipe.engine.precision}"
-    return f"training{precision}: {what}; the first one takes longer than the others"
+    what = what if recipe.engine.precision == "fp32" else f"{what}, in {recipe.engine.precision}"
+    return f"training: {what}; the first one takes longer than the others"
 
 
 def _newest(run: Path) -> Saved | None:

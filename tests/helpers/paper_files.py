@@ -124,5 +124,5 @@ def add_paper(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: st
     monkeypatch.setattr(method_source, "FOLDER", folder)
     monkeypatch.setattr(papers, "__path__", [*papers.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, f"kilobatch.methods.papers.{name}", raising=False)
-    for made_of_files in (method_source.read_declaration, method_options.options_of, recipe._recipe_of):
+    for made_of_files in (method_source.read_declaration, method_options._options_of, recipe._recipe_of):
         made_of_files.cache_clear()

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method, Tensors
@@ -13,7 +14,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.seed import SEED
 from kilobatch.methods.parity.formulas.finetune import prepared
-from kilobatch.methods.parity.standard import Construction, Standard
+from kilobatch.methods.parity.standard import Construction, GroupShape, Standard
 
 KEYS, TAU, TAU_T = 48, 0.2, 0.1
 
@@ -37,7 +38,7 @@ def cross_entropy(z: Tensor, t: Tensor, keys: Tensor) -> Tensor:
     return total / len(z)
 
 
-def formula(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The loss against this rank's part of the queue, which is the whole queue in one process."""
     return cross_entropy(z["z"], t["t"], held(method))
 
@@ -48,7 +49,7 @@ def held(method: Method) -> Tensor:
     return queue.keys
 
 
-def remembered(method: Method, z: Tensors, t: Tensors) -> Tensor:
+def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The step's keys, which are the teacher's, replace the oldest."""
     return torch.cat([held(method), t["t"]])[-KEYS:]
 
@@ -59,13 +60,13 @@ STANDARD = Standard(
     constructions=(
         Construction(
             "the queue of all ranks on every rank",
-            lambda method, z, t: cross_entropy(z["z"], t["t"], collectives.gather(held(method))),
+            lambda method, z, t, batch: cross_entropy(z["z"], t["t"], collectives.gather(held(method))),
             formula,
             True,
         ),
         Construction("the own rank's part of the queue only", formula, formula, False),
     ),
-    views=1,
+    groups=(GroupShape(1),),
     held=held,
     remembered=remembered,
 )
