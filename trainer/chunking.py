@@ -150,8 +150,9 @@ class MemoryNeed:
         def backward(z: Tensors) -> None:
             nonlocal outputs
             outputs = sum(x.numel() * 4 for x in z.values())
-            scalar = torch.stack([x.float().sum() for x in z.values() if x.requires_grad]).sum()
-            torch.autograd.grad(scalar, parameters, allow_unused=True)
+            terms = [x.float().sum() for x in z.values() if x.requires_grad]
+            if terms:  # else all of embed is frozen
+                torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)
 
         samples = min(PROBE_SAMPLES[0], len(batch)), min(PROBE_SAMPLES[1], len(batch))
         before = random_state(device)

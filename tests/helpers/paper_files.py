@@ -122,7 +122,7 @@ def add_paper(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: st
     folder.mkdir()
     (folder / f"{name}.py").write_text(text)
     monkeypatch.setattr(method_source, "FOLDER", folder)
-    monkeypatch.setattr(papers, "__path__", [*papers.__path__, str(folder)])
+    monkeypatch.setattr(papers, "__path__", [str(folder), *papers.__path__])
     monkeypatch.delitem(sys.modules, f"kilobatch.methods.papers.{name}", raising=False)
     for made_of_files in (method_source.read_declaration, method_options._options_of, recipe._recipe_of):
         made_of_files.cache_clear()
