@@ -84,9 +84,9 @@ def count_scored(train: str, evaluators: tuple[str, ...]) -> int:
     known = count_known(train)
     if not known:
         raise UserError(
-            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train '{train}' "
-            "has none; use data.test=null, and score the run later by images that have some: kilobatch eval RUN --train "
-            "LABELLED --test TEST"
+            f"{', '.join(dict.fromkeys(evaluators))} learn from labels of the training images, and data.train "
+            f"'{train}' has none; use data.test=null, and score the run later by images that have some: "
+            "kilobatch eval RUN --train LABELLED --test TEST"
         )
     return known
 
