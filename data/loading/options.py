@@ -119,12 +119,11 @@ def order_problem(order: OrderOptions | None, batch: int, classes: int | None, u
 class DataOptions(BaseModel):
     """Recipe section `data`.
 
-    train: the training images: a .beton or a source, as folder:PATH, list:FILE, tar:PATTERN, digits (all of them:
-    docs/folders.md). test: the test images, likewise; null: nothing is evaluated. batch: images of a step, over all
-    ranks. views: what is made of each image: one group of views, or a list of groups, each of its own size, from one
-    decoding; all are normalised as the first. labels: which training images have labels. order: which images an epoch
-    shows, by their labels; null: all of them, shuffled. threads: of each worker's loader; null: its share of the
-    processors.
+    train: the training images: a .beton or a source, as folder:PATH, list:FILE, tar:PATTERN, digits. test: the test
+    images, likewise; null: nothing is evaluated. batch: images of a step, over all ranks. views: what is made of each
+    image: one group of views, or a list of groups, each of its own size, from one decoding; all are normalised as the
+    first. labels: which training images have labels. order: which images an epoch shows, by their labels; null: all of
+    them, shuffled. threads: of each worker's loader; null: its share of the processors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
