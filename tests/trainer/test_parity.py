@@ -16,6 +16,7 @@ METHODS = {
     "simclr_clip": (False, 2),
     "finetune": (False, 1),
     "distill": (False, 2),
+    "seed": (True, 2),
 }
 TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 

@@ -14,7 +14,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.seed import SEED
 from kilobatch.methods.parity.formulas.finetune import prepared
-from kilobatch.methods.parity.standard import Construction, GroupShape, Standard
+from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, own_slice
 
 KEYS, TAU, TAU_T = 48, 0.2, 0.1
 
@@ -65,6 +65,14 @@ STANDARD = Standard(
             True,
         ),
         Construction("the own rank's part of the queue only", formula, formula, False),
+        Construction(
+            "whole loss on every rank, own slice",
+            lambda method, z, t, batch: cross_entropy(
+                own_slice(z["z"]), collectives.gather(t["t"]), collectives.gather(held(method))
+            ),
+            formula,
+            False,
+        ),
     ),
     groups=(GroupShape(1),),
     held=held,

@@ -41,8 +41,8 @@ def test_another_folder_takes_from_its_own_stages(how: Callable[..., object], to
     own = OTHER.absolute() / "pretrain"
     assert f"runs/other/finetune takes from {own} now, not from {top.absolute() / 'pretrain'}\n" in result.err
     assert f"method.start '{own}': it has no checkpoint yet" in result.err
-    assert taken(OTHER / "finetune") == {"start": str(own)}
-    assert taken(OTHER / "distill") == {"teacher": str(OTHER.absolute() / "finetune")}
+    assert taken(OTHER / "finetune") == {"method.start": str(own)}
+    assert taken(OTHER / "distill") == {"method.teacher": str(OTHER.absolute() / "finetune")}
     assert reason_to_wait(OTHER / "finetune") is None and take_from_own_stages(OTHER) == []
     if how is shutil.copytree:
         assert {path: path.read_bytes() for path in original} == original
@@ -59,4 +59,4 @@ def test_a_stage_that_has_begun_keeps_what_it_began_with(top: Path):
     run_folder.set_status(OTHER / "finetune", "interrupted", 1)
     assert reason_to_wait(OTHER / "finetune") is None
     assert [change.split()[0] for change in take_from_own_stages(OTHER)] == ["runs/other/distill"]
-    assert taken(OTHER / "finetune") == {"start": str(top.absolute() / "pretrain")}
+    assert taken(OTHER / "finetune") == {"method.start": str(top.absolute() / "pretrain")}
