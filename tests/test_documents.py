@@ -18,7 +18,7 @@ RECORDS = {"docs/log.md"}  # keeps the names and paths of its time
 # Files that a document has its reader write, or only names for the example's sake.
 EXAMPLES: dict[str, set[str]] = {
     "docs/first-steps.md": {"neighbours.py"},
-    "docs/backbones.md": {"nets.py", "mine.py"},
+    "docs/networks/backbones.md": {"nets.py", "mine.py"},
 }
 TOP = rf"(?:{'|'.join([*FOLDERS, 'configs', 'tests', 'benchmarks', 'docs', 'src'])})"
 PATH = re.compile(rf"(?<![\w/.~<>-]){TOP}/[\w./*<>{{}},-]*")
