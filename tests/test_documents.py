@@ -21,7 +21,7 @@ EXAMPLES: dict[str, set[str]] = {
     "docs/folders.md": {"FILE.py", "my_sets.py"},
     "docs/architecture.md": {"FILE.py"},
     "CONTRIBUTING.md": {"tests/data/sources/test_zip_archive.py"},
-    "docs/methods/backbones.md": {"nets.py", "mine.py"},
+    "docs/networks/backbones.md": {"nets.py", "mine.py"},
 }
 TOP = rf"(?:{'|'.join([*FOLDERS, 'configs', 'tests', 'benchmarks', 'docs', 'src'])})"
 PATH = re.compile(rf"(?<![\w/.~<>-]){TOP}/[\w./*<>{{}},-]*")

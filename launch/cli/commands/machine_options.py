@@ -9,11 +9,11 @@ from kilobatch.launch.cli.usage_errors import refuse_override
 
 # recipes
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes instead of the list.")]
-SchemaMethods = Annotated[
-    list[str] | None,
+SchemaMethod = Annotated[
+    str | None,
     typer.Option(
         "--method",
-        help="With --schema: a method of your own as FILE.py:Class, for its options; may be repeated.",
+        help="A method of your own as FILE.py:Class, whose options --schema prints as well.",
         show_default=False,
     ),
 ]

@@ -15,15 +15,15 @@ from kilobatch.launch.cli.commands.options import Force, Json, Overrides, Recipe
 def recipes(
     name: machine_options.ShownRecipe = None,
     print_schema: machine_options.Schema = False,
-    methods: machine_options.SchemaMethods = None,
+    method: machine_options.SchemaMethod = None,
 ) -> None:
     """Lists the recipes and what each of them reproduces, or shows one of them whole."""
     if print_schema:
         from kilobatch.launch.recipes.recipe import schema
 
-        print(json.dumps(schema(methods or ()), indent=2))
+        print(json.dumps(schema([] if method is None else [method]), indent=2))
         return
-    if methods:
+    if method is not None:
         raise UserError("--method adds a method's options to the schema; ask for it with --schema")
     from kilobatch.launch.cli.reports.recipes import print_recipe, print_recipes
 

@@ -52,7 +52,7 @@ MEANINGS = {
     "--max-side": "Shrink images whose longer side has more pixels than this",
     "--measured": "Use the rates in this file of kilobatch bench --out",
     "--mem-gb": "Memory on each node, in GB",
-    "--method": "A method that trains without labels",
+    "--method": "A method",
     "--min-side": "With --max-side: but leave the shorter side this many pixels",
     "--moved": "k-NN on test images that are turned, shifted and scaled",
     "--name": "Name of the run, sweep or pipeline, and of its folder",

@@ -1,4 +1,4 @@
-"""What `kilobatch init` finds in trees, lists, saved data sets and converted files: labels, splits, held-out parts."""
+"""Survey by `kilobatch init` of trees, lists, saved data sets and converted files: labels, splits, held-out parts."""
 
 from pathlib import Path
 

@@ -24,11 +24,15 @@ def test_networks_of_libraries_and_of_ones_own(tmp_path: Path) -> None:
     convnext = ["encoder.name=timm/test_convnext", "encoder.options.drop_path_rate=0.1"]
     plain, again = planned(*convnext), planned(*convnext, "encoder.checkpoint=true")
     assert again.kept < plain.kept and again.backward > plain.backward
-    assert planned("encoder.name=torchvision/regnet_y_400mf").forward > 0  # its builder reads numbers out of tensors
     (tmp_path / "nets.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())\n"
     )
     assert planned(f"encoder.name={tmp_path}/nets.py:net").forward > 0
+
+
+@pytest.mark.slow
+def test_a_network_whose_builder_reads_numbers_out_of_tensors() -> None:
+    assert planned("encoder.name=torchvision/regnet_y_400mf").forward > 0
 
 
 def test_a_size_that_it_does_not_take_is_refused_before_any_step() -> None:
