@@ -78,7 +78,7 @@ def cut_journal(out: Path) -> None:
 def add_to_files(out: Path) -> None:
     for suffix in (".partial", ".names.partial", ".tmp"):
         with out.with_name(out.name + suffix).open("ab") as file:
-            file.write(b"of a write that was not synced")
+            file.write(b"of a write that was not synced" * (1 if suffix == ".tmp" else 400_000))
 
 
 def cut_names(out: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.in_process_runs import tiny_training
+from tests.helpers.process_groups import run_ranks
 
 
 def write_list(root: Path, labelled: int) -> Path:
@@ -21,18 +22,23 @@ def write_list(root: Path, labelled: int) -> Path:
     return root / "train.txt"
 
 
+def trainings(folder: Path) -> list[tuple[int, str, list[dict[str, float]]]]:
+    """Exit code, what was printed and metrics of a training without labels and of one with ten."""
+    found = []
+    for labelled, test in ((0, ["data.test=null"]), (10, [])):
+        images = write_list(folder / f"images{labelled}", labelled)
+        ended = tiny_training(folder / f"runs{labelled}", f"data.train=list:{images}", *test)
+        metrics = folder / f"runs{labelled}" / "r" / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        found.append((ended.code, ended.printed, [json.loads(line) for line in lines]))
+    return found
+
+
 @pytest.mark.slow
 def test_images_without_labels_are_trained_on_and_the_others_scored_by(tmp_path: Path):
-    steps: list[float] = []
-    for labelled, test in ((0, ["data.test=null"]), (10, [])):
-        images = write_list(tmp_path / f"images{labelled}", labelled)
-        folder = tmp_path / f"runs{labelled}"
-        ended = tiny_training(folder, f"data.train=list:{images}", *test)
-        assert ended.code == 0, ended.printed
-        lines = [json.loads(line) for line in (folder / "r" / "metrics.jsonl").read_text().splitlines()]
-        losses = [line["loss"] for line in lines if "loss" in line]
-        scored = [line for line in lines if "knn/top1" in line]
-        assert len(losses) == 6 and bool(scored) == bool(labelled)
-        assert labelled == 0 or "10 training images with their labels" in ended.printed, ended.printed
-        steps = steps or losses
-    assert steps == losses  # labels change no loss
+    without, some = run_ranks(1, trainings, tmp_path, timeout=400.0)[0]
+    assert (without[0], some[0]) == (0, 0), without[1] + some[1]
+    losses = [[line["loss"] for line in lines if "loss" in line] for *_, lines in (without, some)]
+    assert len(losses[0]) == 6 and losses[0] == losses[1]  # labels change no loss
+    scored = ["knn/top1" in "".join(map(str, lines)) for *_, lines in (without, some)]
+    assert scored == [False, True] and "10 training images with their labels" in some[1], some[1]
