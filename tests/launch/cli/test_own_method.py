@@ -1,5 +1,5 @@
-"""`kilobatch new method` and `kilobatch verify FILE.py:NAME`: the start passes, what depends on ranks does not, and what
-cannot be built is refused."""
+"""`kilobatch new method` and `kilobatch verify FILE.py:NAME`: the start passes, what depends on ranks does not, and
+what cannot be built is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
