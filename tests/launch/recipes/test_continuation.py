@@ -2,12 +2,10 @@
 written."""
 
 from collections.abc import Callable
-from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
 
 from kilobatch.data.errors import UserError
 from kilobatch.launch.jobs import code_snapshot, submit
@@ -15,13 +13,11 @@ from kilobatch.launch.pipelines.pipeline import Pipeline
 from kilobatch.launch.processes import launcher
 from kilobatch.launch.processes.exit_status import RunOutcome
 from kilobatch.launch.recipes import changes
-from kilobatch.launch.recipes.continuation import describe_schedule, moved_beginning, moved_data
+from kilobatch.launch.recipes.continuation import describe_schedule, moved_data
 from kilobatch.launch.recipes.data import prepare_data
 from kilobatch.launch.recipes.recipe import load_recipe, resolve_recipe
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import Change, read_identity
-from kilobatch.methods.method import Method
-from kilobatch.methods.parameter_groups import ParameterGroup
 from tests.helpers.begun_runs import SMALL, checkpoint, images
 
 FILES = ("recipe.yaml", "identity.json", "state.json")
@@ -294,28 +290,3 @@ def test_the_schedule_is_said(words: list[str], says: list[str], run: Path):
     assert bool(lines) == bool(says), lines
     for part in says:
         assert part in "\n".join(lines)
-
-
-class Beginning(Method):
-    def __init__(self, epoch: float) -> None:
-        super().__init__()
-        self.encoder, self.head, self.epoch = nn.Linear(2, 2), nn.Linear(2, 2), epoch
-
-    def groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("head", from_epoch=self.epoch)]
-
-
-def moved(before: float, after: float) -> str:
-    """Of a run of 3 steps an epoch, of which 5 are done."""
-    return moved_beginning(Beginning(before), Beginning(after), 5, 3) or ""
-
-
-def test_a_beginning_is_not_moved_across_the_steps_that_are_done():
-    assert [moved(*epochs) for epochs in ((2, 2), (2, 5 / 3), (2, 9), (1, 0), (1, 4 / 3), (inf, 1), (1, inf))] == [
-        ""
-    ] * 7
-    lowered, raised = moved(2, 1), moved(1, 2)
-    assert "head.weight is not trained before epoch 2, and would be from epoch 1 on, while step 5 of 3 an" in lowered
-    assert "let it begin at epoch 1.67 or later, or branch from a checkpoint before both" in lowered
-    assert "head.weight has been trained since epoch 1, and would be from epoch 2 on" in raised
-    assert "let it begin at epoch 1.33 or before" in raised
