@@ -1,4 +1,4 @@
-"""A late group's beginning, changed while a training goes on."""
+"""Parts of a method that begin late: a resume does not move their beginning across the steps that are done."""
 
 from math import inf
 
