@@ -182,7 +182,7 @@ def test_labels_are_read_and_sorted_once_at_a_start(tmp_path: Path, monkeypatch:
         used, labelled, counts = used_of(asked, data), labelled_of(asked, data), class_counts(asked, data)
         assert used is not None and labelled is not None and data_sha256(asked, data)
         assert (len(used), len(labelled), counts.tolist()) == (3, 3, [1, 1, 1])
-    assert len(read) == 2, "once for the long tail, once for the share of it"
+    assert len(read) == 3, "once for the long tail, for which of it have labels, and for the share of these"
     assert used_of(resolve_recipe("demo", ["data.labels.share=0.8"]), data) is None
 
 
