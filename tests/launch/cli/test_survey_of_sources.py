@@ -1,4 +1,4 @@
-"""Survey by `kilobatch init` of trees, lists, saved data sets and converted files: labels, splits, held-out parts."""
+"""Findings of `kilobatch init` in trees, lists, saved data sets and converted files: labels, splits, held-out parts."""
 
 from pathlib import Path
 

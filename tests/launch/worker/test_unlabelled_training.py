@@ -38,7 +38,7 @@ def trainings(folder: Path) -> list[tuple[int, str, list[dict[str, float]]]]:
 def test_images_without_labels_are_trained_on_and_the_others_scored_by(tmp_path: Path):
     without, some = run_ranks(1, trainings, tmp_path, timeout=400.0)[0]
     assert (without[0], some[0]) == (0, 0), without[1] + some[1]
-    losses = [[line["loss"] for line in lines if "loss" in line] for *_, lines in (without, some)]
+    losses = [[line["train/loss"] for line in lines if "train/loss" in line] for *_, lines in (without, some)]
     assert len(losses[0]) == 6 and losses[0] == losses[1]  # labels change no loss
     scored = ["knn/top1" in "".join(map(str, lines)) for *_, lines in (without, some)]
     assert scored == [False, True] and "10 training images with their labels" in some[1], some[1]
