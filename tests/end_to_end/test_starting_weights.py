@@ -43,12 +43,13 @@ def trained(folder: Path, name: str, half: int, seed: int, epochs: int, *changes
 def compare(folder: Path, seed: int) -> tuple[float, float]:
     """With the weights of the other half, and without."""
     write_halves(folder)
-    trained(folder, "a", 0, seed, 40)
+    trained(folder, "a", 0, seed, 24)
     begun = trained(folder, "begun", 1, seed, 4, f"encoder.start={folder}/a")
     return begun, trained(folder, "random", 1, seed, 4)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_starting_weights_are_worth_five_points_of_knn(tmp_path: Path) -> None:
     found = []
     for seed in SEEDS:
