@@ -1,7 +1,7 @@
 """Option types that all papers share, and constraints between options. Loads no torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
 from pydantic import Field
 
@@ -51,3 +51,8 @@ class Constraint(Protocol):
     def check(self, value: Any, context: OptionContext) -> None:
         """Raises UserError, which names what has to change."""
         ...
+
+
+def is_reference(kind: Any) -> bool:
+    """Whether an option of this type names a run or a file, or several of them."""
+    return bool({Reference, WeightsReference} & {kind, *get_args(kind)})

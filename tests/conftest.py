@@ -26,6 +26,7 @@ LONG = [
     "launch/jobs/test_local_queue.py",
     "trainer/checkpoint/test_memory_resume.py",
     "trainer/test_parity.py",
+    "trainer/test_protocol.py",
     "end_to_end/test_endings.py",
     "end_to_end/test_memory.py",
     "launch/planning/test_question.py",
@@ -53,6 +54,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(_group(item)) if _group(item) in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def without_local_rank() -> Generator[None]:
+    """Takes back what an engine in this process writes for DeepSpeed: a launcher would take it for torchrun's."""
+    before = os.environ.get("LOCAL_RANK")
+    yield
+    if before is None:
+        os.environ.pop("LOCAL_RANK", None)
 
 
 def pytest_collection_finish() -> None:

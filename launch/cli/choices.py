@@ -10,6 +10,7 @@ from kilobatch.launch.recipes import catalogue, method_options
 from kilobatch.launch.recipes.recipe import Recipe, recipe_from
 from kilobatch.launch.recipes.settings import Settings
 from kilobatch.methods.networks.options import BOTTLENECKS
+from kilobatch.methods.options import is_reference
 
 SMALL_SIDE = 64  # pixels; up to this, recipes for CIFAR-10 are nearer than those for ImageNet
 FEW_IMAGES = 100_000  # below this, a ResNet-50 is more than they teach
@@ -43,8 +44,8 @@ Choices = dict[str, Choice]  # by dotted key
 
 @cache
 def contrasting_methods() -> dict[str, list[str]]:
-    """The methods that train without labels, and the shipped recipes of each."""
-    names = [name for name in method_options.method_names() if not method_options.declared(name).classifies]
+    """The methods that train without labels and without another run, and the shipped recipes of each."""
+    names = [name for name in method_options.method_names() if not (_learns_from_labels(name) or _needs_run(name))]
     found: dict[str, list[str]] = {name: [] for name in names}
     for recipe in catalogue.recipe_names():
         method = catalogue.read_settings(recipe).values["method"]["name"]
@@ -53,16 +54,26 @@ def contrasting_methods() -> dict[str, list[str]]:
     return found
 
 
+def _learns_from_labels(method: str) -> bool:
+    return method_options.declared(method).classifies
+
+
+def _needs_run(method: str) -> bool:
+    """Whether it has to be told of a run or a file to take from, such as a teacher."""
+    return any(
+        default is ... and is_reference(kind) for kind, default in method_options.declared(method).arguments.values()
+    )
+
+
 def recipe_to_extend(method: str, side: int) -> str:
     """The shipped recipe of a method that is nearest to images of this size: the newest of those for CIFAR-10 or for
     ImageNet. Raises UserError for an unknown method and for one that needs labels."""
     known = contrasting_methods()
     if method not in known:
         if method in method_options.method_names():
-            raise UserError(
-                f"--method {method} learns from labels, and starts from a run; pre-train with one of "
-                f"{', '.join(known)}, then kilobatch pipeline"
-            )
+            what = "learns from labels, and starts from a run" if _learns_from_labels(method) else "needs a teacher"
+            way_out = "kilobatch pipeline" if _learns_from_labels(method) else f"extend a recipe of {method} by hand"
+            raise UserError(f"--method {method} {what}; pre-train with one of {', '.join(known)}, then {way_out}")
         raise UserError(f"--method is '{method}'{did_you_mean(method, known)}")
     if not known[method]:
         raise UserError(f"--method {method} has no recipe in configs/ to extend; write one there first")

@@ -6,7 +6,7 @@ A reference is a run (its folder, or its name under runs/), one of its checkpoin
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,7 +18,7 @@ from kilobatch.launch.recipes.recipe import Recipe, load_recipe, recipe_from
 from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import ReferenceIdentity, read_references
 from kilobatch.methods.networks.options import EncoderOptions
-from kilobatch.methods.options import Reference, WeightsReference
+from kilobatch.methods.options import is_reference
 from kilobatch.trainer.checkpoint.description import DESCRIPTION, is_checkpoint, list_checkpoints, read_description
 from kilobatch.trainer.checkpoint.exported_file import check_seal
 
@@ -29,7 +29,7 @@ def references(recipe: Recipe) -> dict[str, str]:
     """The references of a recipe, by the option: method.start and encoder.start, starting weights, and
     method.teacher."""
     kinds = {name: kind for name, (kind, _) in method_options.declared(recipe.method.name).arguments.items()}
-    names = [name for name, kind in kinds.items() if {Reference, WeightsReference} & {kind, *get_args(kind)}]
+    names = [name for name, kind in kinds.items() if is_reference(kind)]
     found: dict[str, Any] = {}
     for name in names:
         value = getattr(recipe.method, name)

@@ -66,7 +66,7 @@ def test_a_folder_of_photographs(kilobatch: Callable[..., CommandResult], tmp_pa
     recipe = checked(tmp_path / "my_1_photos.yaml")
     assert recipe.data.train == f"folder:{tmp_path}/my #1: photos/train"
     assert recipe.data.test == f"folder:{tmp_path}/my #1: photos/val"
-    assert (recipe.encoder.name, recipe.data.groups[0].size, recipe.engine.precision) == ("resnet18", 64, "fp32")
+    assert (recipe.encoder.name, recipe.data.groups[0].size, recipe.engine.precision) == ("resnet18", 64, "auto")
     assert recipe.data.batch == 8 and recipe.evaluate.knn.k == 5
 
 

@@ -72,7 +72,7 @@ def test_the_first_to_raise_is_named_though_it_ends_last(folder: Path, monkeypat
 
 
 def test_a_hang_dumps_the_flight_recorders(folder: Path):
-    outcome = launcher.run_workers(folder, 2, "scripted_rank", ["waits in vain", str(folder)], stall_minutes=12 / 60)
+    outcome = launcher.run_workers(folder, 2, "scripted_rank", ["waits in vain", str(folder)], stall_minutes=25 / 60)
     assert outcome.kind == "stalled"
     begun = []
     for rank in range(2):
