@@ -56,15 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(_group(item)) if _group(item) in LONG else len(LONG))
 
 
-@pytest.fixture(autouse=True)
-def without_local_rank() -> Generator[None]:
-    """Takes back what an engine in this process writes for DeepSpeed: a launcher would take it for torchrun's."""
-    before = os.environ.get("LOCAL_RANK")
-    yield
-    if before is None:
-        os.environ.pop("LOCAL_RANK", None)
-
-
 def pytest_collection_finish() -> None:
     collect_from_now_on()
 

@@ -43,7 +43,7 @@ def run_workers(
     """Stands for launcher.run_workers with one worker; what it prints goes to this process's streams."""
     assert workers == 1
     code, lines = 0, []
-    with _restored():
+    with restored():
         sys.argv = [module, *arguments]
         try:
             MAINS[module]()
@@ -60,8 +60,8 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
-    """Puts back what a worker changes of its process."""
+def restored() -> Iterator[None]:
+    """Puts back what a worker, or another program with an engine, changes of its process."""
     argv, exit_now, hook = sys.argv, error_file.exit_now, threading.excepthook
     handlers = {number: signal.getsignal(number) for number in worker.STOP_SIGNALS}
     environment, tells = dict(os.environ), [*triton_support.log.handlers]  # DeepSpeed sets LOCAL_RANK

@@ -14,6 +14,7 @@ from kilobatch.launch.recipes.data import needed_fields
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.trainer.bench import loader, step
 from tests.helpers.paper_files import WORDS, add_paper
+from tests.helpers.worker_in_process import restored
 from tests.launch.conftest import CommandResult
 
 CHANGES = ["method.name=words", "data.test=null", "data.batch=8", "data.views.count=1", "data.views.size=16"]
@@ -63,7 +64,8 @@ def test_bench_measures_the_step_of_such_a_method(
 ):
     monkeypatch.setattr(loader, "SECONDS", 0.01)
     monkeypatch.setattr(step, "SECONDS", 0.0)
-    result = kilobatch("bench", "demo", *CHANGES, f"data.train={data}", "--device", "cpu")
+    with restored():
+        result = kilobatch("bench", "demo", *CHANGES, f"data.train={data}", "--device", "cpu")
     assert result.code == 0, result.err
     printed = " ".join(result.out.split())
     assert "1 x 16" in printed and "words step" in printed, result.out
