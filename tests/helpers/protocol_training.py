@@ -1,5 +1,6 @@
 """Trains the toy method of the whole protocol by the real loader, loop and engine, and kills it where a test says."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def train(
 ) -> dict[str, Tensor]:
     """Trains from the newest checkpoint on, if there is one, to the end. Returns everything that the last checkpoint
     holds. Raises Killed where it is killed; killed_by: does so instead."""
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):  # checkpoints hold the states of all three
+        seed(0)
     rank, world = collectives.rank(), collectives.world_size()
     method = ProtocolToy(case.norm)
     method.prepare(DataFacts(IMAGES, CLASSES, (SAMPLES,) * CLASSES))
