@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from kilobatch.data import cpus
 from kilobatch.data.batch import Batch, Clock
 from kilobatch.data.errors import UserError
 from kilobatch.methods import collectives
@@ -224,6 +225,11 @@ def autocast(precision: str, device: str) -> torch.autocast:
     """The autocast context of engine.precision ("fp32", "bf16" or "fp16") on this kind of device; off in fp32."""
     dtype = None if precision == "fp32" else AUTOCAST[precision]
     return torch.autocast(device, dtype, enabled=dtype is not None)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether this device of the process multiplies bfloat16 by units of its own, NVIDIA's from sm_80 on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpus.has_bf16_units()
 
 
 def _initialize(

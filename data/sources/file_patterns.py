@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kilobatch.data.errors import UserError
@@ -66,6 +66,14 @@ def _braces(scheme: str, text: str, whole: str) -> Iterator[str]:
         raise UserError(f"{scheme}:{whole}: {found[0]} stands for nothing; write {{000..127}} or {{a,b}}")
     for part in parts:
         yield from _braces(scheme, text[: found.start()] + part + text[found.end() :], whole)
+
+
+def names_of_option(where: str, files: list[Path], options: Mapping[str, str]) -> list[str] | None:
+    """The names in the file that the option `classes` names, beside the first of the source's files; None: without it.
+    Raises UserError."""
+    if "classes" not in options:
+        return None
+    return names_in_file(where, files[0].parent / Path(options["classes"]).expanduser())
 
 
 def names_in_file(where: str, file: Path) -> list[str]:

@@ -20,7 +20,7 @@ from kilobatch.data.sources.image_files import BrokenImage
 from kilobatch.data.sources.listing import NOWHERE, Listing, cannot_be_read, list_folder, shape_of
 from kilobatch.data.sources.path_names import composed, existing_path, printable
 from kilobatch.data.sources.splits import Shape, Split, choose_split, likely_splits, refuse_splits_again, split_folders
-from kilobatch.data.sources.walk import NO_CLASS, Walk, describe_passed_over
+from kilobatch.data.sources.walk import NO_CLASS, Walk, also_passed_over
 from kilobatch.data.sources.walk_cache import walk_once
 
 
@@ -117,7 +117,7 @@ def _shapes(path: Path, listing: Listing) -> dict[str, Shape]:
 
 
 def _refuse_empty(path: Path, walk: Walk) -> None:
-    others = f" (passed over: {describe_passed_over(walk.passed_over)})" if walk.passed_over else ""
+    others = also_passed_over(walk.passed_over)
     if not walk.classes:
         if len(walk.files):
             others = f" ({len(walk.files):,} links in it lead nowhere, such as {printable(walk.files[0])})"

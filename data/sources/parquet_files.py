@@ -10,7 +10,7 @@ import numpy as np
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.arrow_tables import TableImages, require_pyarrow
-from kilobatch.data.sources.file_patterns import files_of_pattern, names_in_file
+from kilobatch.data.sources.file_patterns import files_of_pattern, names_of_option
 from kilobatch.data.sources.open_cache import opened_once
 
 HELD = 1 << 29  # bytes of row groups that are kept beside the two newest
@@ -74,8 +74,7 @@ def open_parquet(pattern: Path, options: Mapping[str, str]) -> ParquetImages:
     """parquet:PATTERN. Raises UserError."""
     where = f"parquet:{pattern}"
     files = files_of_pattern("parquet", pattern, (".parquet",))
-    file = Path(options["classes"]).expanduser() if "classes" in options else None
-    names = None if file is None else names_in_file(where, files[0].parent / file)
+    names = names_of_option(where, files, options)
     require_pyarrow(where)
     return opened_once(
         ParquetImages,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.encoded_files import EncodedFiles, digest_of_files
-from kilobatch.data.sources.file_patterns import files_of_pattern, names_in_file
+from kilobatch.data.sources.file_patterns import files_of_pattern, names_of_option
 from kilobatch.data.sources.formats import IMAGE_SUFFIXES
 from kilobatch.data.sources.image_files import BrokenImage
 from kilobatch.data.sources.label_names import (
@@ -32,7 +32,7 @@ from kilobatch.data.sources.open_cache import opened_once
 from kilobatch.data.sources.path_list import PathList
 from kilobatch.data.sources.path_names import printable
 from kilobatch.data.sources.tar_index import Member, tar_members
-from kilobatch.data.sources.walk import describe_passed_over
+from kilobatch.data.sources.walk import also_passed_over
 
 CLASS, CLASS_NAME, JSON = "cls", "cls.txt", "json"
 NAME_KEYS = ("class_name", "label_name", "class")  # of a .json that names the class of a .cls
@@ -64,7 +64,7 @@ class TarShards(EncodedFiles):
             self._read_shard(number, shard)
         self.passed_over = dict(self._passed.most_common())
         if not len(self._files):
-            others = f" (passed over: {describe_passed_over(self.passed_over)})" if self.passed_over else ""
+            others = also_passed_over(self.passed_over)
             raise UserError(f"{where} has no images{others}; give shards with members such as KEY.jpg and KEY.cls")
         if rule is not None:
             self.classes, self._labels = labels_of_paths(self._files, rule, where, label or "")
@@ -171,8 +171,7 @@ def open_tar(pattern: Path, options: Mapping[str, str]) -> TarShards:
     """tar:PATTERN. Raises UserError."""
     where = f"tar:{pattern}"
     shards = files_of_pattern("tar", pattern, (".tar",))
-    file = Path(options["classes"]).expanduser() if "classes" in options else None
-    names = None if file is None else names_in_file(where, shards[0].parent / file)
+    names = names_of_option(where, shards, options)
     label, image = options.get("label"), options.get("image")
     return opened_once(
         TarShards,

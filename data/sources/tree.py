@@ -11,7 +11,7 @@ from kilobatch.data.sources.folder import folder_names, folder_of_split
 from kilobatch.data.sources.label_names import NO_LABEL, NONE, expression_of, labels_of_paths, unlabelled
 from kilobatch.data.sources.path_names import existing_path
 from kilobatch.data.sources.splits import Split
-from kilobatch.data.sources.walk import Walk, describe_passed_over
+from kilobatch.data.sources.walk import Walk, also_passed_over
 from kilobatch.data.sources.walk_cache import walk_once
 
 FOLDER = "folder"  # the value of the option `label` that is its default
@@ -39,7 +39,7 @@ class Tree(EncodedFiles):
         walk = walk_once(self.path, tree=label != FOLDER)
         self._files, self.passed_over = walk.files, dict(walk.passed_over.most_common())
         if not len(walk.files):
-            others = f" (passed over: {describe_passed_over(self.passed_over)})" if self.passed_over else ""
+            others = also_passed_over(self.passed_over)
             raise UserError(f"{where} has no images{others}; give a folder that holds images, at any depth")
         if label == FOLDER:
             self._label_by_folder(walk)

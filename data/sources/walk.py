@@ -58,6 +58,11 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
     return ", ".join(said + ([f"{others:,} for {len(reasons) - SAID:,} other reasons"] if others else []))
 
 
+def also_passed_over(passed_over: Mapping[str, int]) -> str:
+    """What was passed over, in brackets, for a message that there are no images; nothing where there is nothing."""
+    return f" (passed over: {describe_passed_over(passed_over)})" if passed_over else ""
+
+
 class _Walker:
     """One walk. Folders wait on a stack of its own: they may lie deeper than Python's."""
 

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kilobatch.data.cpus import has_bf16_units
 from kilobatch.data.errors import UserError, warn
 from kilobatch.launch.recipes.recipe import Recipe
 from kilobatch.launch.runs import identity
@@ -65,15 +64,10 @@ def least_precision(device: torch.device) -> Precision:
     import torch
 
     from kilobatch.methods import collectives
+    from kilobatch.trainer import engine
 
-    lacks = torch.tensor([int(not _has_bf16_units(device))], device=device)
+    lacks = torch.tensor([int(not engine.has_bf16_units(device))], device=device)
     return "fp32" if collectives.all_reduce_max(lacks).item() else "bf16"
-
-
-def _has_bf16_units(device: torch.device) -> bool:
-    import torch
-
-    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else has_bf16_units()
 
 
 def _on_gpus(device: Literal["auto", "cpu", "cuda"]) -> bool:

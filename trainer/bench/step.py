@@ -5,13 +5,12 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.batch import Batch, make_batch
-from kilobatch.data.cpus import has_bf16_units
 from kilobatch.methods.method import Method
 from kilobatch.methods.networks import batch_norm, build, keyed_layers
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.bench.rates import BenchRow, best, gemm
-from kilobatch.trainer.engine import AUTOCAST, Engine
+from kilobatch.trainer.engine import AUTOCAST, Engine, has_bf16_units
 from kilobatch.trainer.optim import optimizers
 from kilobatch.trainer.optim.options import OptimizerOptions
 from kilobatch.trainer.options import EngineOptions, Precision
@@ -26,9 +25,8 @@ def rows(device: torch.device) -> tuple[list[BenchRow], float]:
 
     Needs a process group of this process alone.
     """
-    on_gpu = device.type == "cuda"
     table, rate = _rows_in("fp32", device)
-    if torch.cuda.get_device_capability(device) >= (8, 0) if on_gpu else has_bf16_units():
+    if has_bf16_units(device):
         in_bf16, rate = _rows_in("bf16", device)
         table += in_bf16
     return table, rate

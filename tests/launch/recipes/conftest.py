@@ -7,11 +7,9 @@ import pytest
 
 from kilobatch.launch.processes import launcher
 from kilobatch.launch.processes.exit_status import RunOutcome
-from kilobatch.launch.recipes import changes
-from kilobatch.launch.recipes.data import prepare_data
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.runs import run_folder
-from tests.helpers.begun_runs import SMALL, checkpoint, images
+from tests.helpers.begun_runs import SMALL, begun, images
 
 
 @pytest.fixture
@@ -21,10 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("KILOBATCH_CACHE", str(tmp_path / "cache"))
     images("train.npz", 0)
     images("test.npz", 1)
-    recipe = resolve_recipe("demo", SMALL)
-    folder = run_folder.create_run(recipe.run.model_copy(update={"name": "r"}), "demo", recipe.dump_yaml(), 1)
-    changes.begin_or_compare(folder, recipe, prepare_data(recipe))
-    checkpoint(folder, 3)
+    folder = begun(resolve_recipe("demo", SMALL))
     run_folder.set_status(folder, "interrupted", 1)
     return folder
 

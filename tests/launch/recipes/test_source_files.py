@@ -10,9 +10,8 @@ from kilobatch.launch.cli.reports.new_method import write_method
 from kilobatch.launch.recipes import changes, checks, method_options
 from kilobatch.launch.recipes.data import prepare_data, with_absolute_paths
 from kilobatch.launch.recipes.recipe import Recipe, load_recipe, read_recipe, resolve_recipe, schema
-from kilobatch.launch.runs import run_folder
 from kilobatch.launch.runs.identity import read_identity
-from tests.helpers.begun_runs import SMALL, checkpoint, images
+from tests.helpers.begun_runs import SMALL, begun, images
 
 NETWORK = """
 raise SystemExit("a recipe's files are read, not run")
@@ -34,14 +33,6 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     data = [text for text in SMALL if not text.startswith("encoder")]
     names = ["encoder.name=nets.py:net", "encoder.options={width: 3}", "method.name=mine.py:Mine", "method.dim=8"]
     return resolve_recipe("demo", [*data, *names])
-
-
-def begun(recipe: Recipe) -> Path:
-    recipe = with_absolute_paths(recipe)
-    folder = run_folder.create_run(recipe.run.model_copy(update={"name": "r"}), "demo", recipe.dump_yaml(), 1)
-    changes.begin_or_compare(folder, recipe, prepare_data(recipe))
-    checkpoint(folder, 3)
-    return folder
 
 
 def test_a_method_of_ones_own_has_options_as_a_papers(own: Recipe):
@@ -69,7 +60,7 @@ def test_paths_become_absolute_and_the_recipe_is_read_back(own: Recipe, tmp_path
 
 
 def test_a_changed_file_is_a_change_of_the_run(own: Recipe, tmp_path: Path):
-    run = begun(own)
+    run = begun(with_absolute_paths(own))
     recorded = read_identity(run)
     assert recorded is not None and {*recorded.sources} == {"encoder.name", "method.name"}
     recipe = load_recipe(run / "recipe.yaml")[0]
@@ -82,7 +73,7 @@ def test_a_changed_file_is_a_change_of_the_run(own: Recipe, tmp_path: Path):
 
 
 def test_a_file_that_lies_elsewhere_is_the_same(own: Recipe, tmp_path: Path):
-    run = begun(own)
+    run = begun(with_absolute_paths(own))
     (tmp_path / "moved").mkdir()
     (tmp_path / "nets.py").rename(tmp_path / "moved" / "nets.py")
     settings = load_recipe(run / "recipe.yaml")
@@ -95,7 +86,7 @@ def test_a_file_that_lies_elsewhere_is_the_same(own: Recipe, tmp_path: Path):
 
 
 def test_a_method_whose_file_has_moved_is_refused_with_its_path(own: Recipe, tmp_path: Path):
-    run = begun(own)
+    run = begun(with_absolute_paths(own))
     (tmp_path / "mine.py").unlink()
     with pytest.raises(
         UserError, match=rf"recipe.yaml line \d+: there is no file {tmp_path}/mine.py, which should hold"

@@ -12,9 +12,9 @@ from kilobatch.launch.planning.machines import find_machine, on_machine
 from kilobatch.launch.recipes.recipe import resolve_recipe
 from kilobatch.launch.runs import identity
 from kilobatch.launch.runs.identity import Identity, ImagesIdentity
-from kilobatch.launch.worker import devices
 from kilobatch.launch.worker.devices import with_precision
 from kilobatch.methods import collectives
+from kilobatch.trainer import engine
 from kilobatch.trainer.options import EngineOptions
 from tests.helpers.process_groups import run_ranks
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def decided(run: Path, without_units: set[int]) -> str:
     """The precision of a run of whose ranks some have no units for bf16."""
-    devices._has_bf16_units = lambda device: collectives.rank() not in without_units
+    engine.has_bf16_units = lambda device: collectives.rank() not in without_units
     return with_precision(run, resolve_recipe("simclr_cifar10", []), CPU).engine.precision
 
 
@@ -48,7 +48,7 @@ def test_ranks_agree_on_the_least(without_units: set[int], precision: str, tmp_p
 def units(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether this machine has units for bf16: the last one counts."""
     has = [True]
-    monkeypatch.setattr(devices, "_has_bf16_units", lambda device: has[-1])
+    monkeypatch.setattr(engine, "has_bf16_units", lambda device: has[-1])
     return has
 
 
