@@ -26,7 +26,7 @@ from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.papers.simclr import SimCLR
-from kilobatch.trainer.parity import PlainEngine
+from kilobatch.trainer.plain_step import PlainEngine
 from kilobatch.trainer.step import forward_backward
 
 SIDE, CHUNKS, CHUNK = 32, 8, 64

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import HALF_WAY, Batch, make_batch
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
 from kilobatch.methods.method import DataFacts, Method
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.build import build_encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.papers.simclr import SimCLR
+from kilobatch.methods.parity.standard import GroupShape
 from kilobatch.methods.source_file import load_source
-from kilobatch.trainer.parity import DTYPE, LAYOUTS, RANKS, Norm, ParityLayout, ParityRow, PlainEngine, Precision
+from kilobatch.trainer.parity import DTYPE, LAYOUTS, RANKS, ParityLayout, ParityRow, Precision, parity_row, parts_of
+from kilobatch.trainer.plain_step import Norm, PlainEngine, begin_epoch, random_batch, set_norms
 from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import forward_backward
@@ -55,26 +57,20 @@ def layout_rows(
     tell: as for parity_tables. Raises UserError where the method or the encoder does.
     """
     references: dict[tuple[Norm, int], _Outcome] = {}
+    whole = _batch(subject)
     rows: list[ParityRow] = []
     for world in ranks:
         work = (subject, tuple(precisions), tell)
         results = _results(*work) if world == 1 else run_ranks(world, _results, *work, timeout=1800.0)[0]
         for (layout, precision), got in results.items():
-            parts = layout.norm, layout.ranks * layout.chunks if layout.norm == "local" else 1
+            parts = parts_of(layout)
             if parts not in references:
-                references[parts] = _run(subject, ParityLayout(layout.norm, 1, parts[1]), "fp64", _batch(subject))
+                references[parts] = _run(subject, ParityLayout(layout.norm, 1, parts[1]), "fp64", whole, whole)
             want = references[parts]
-            rows.append(_row(subject.name, layout, precision, got[0], want[0]))
+            rows.append(parity_row(subject.name, layout, precision, got[0], want[0]))
             if want[1].numel():
-                rows.append(_row(f"{subject.name}{KEPT}", layout, precision, got[1], want[1]))
+                rows.append(parity_row(f"{subject.name}{KEPT}", layout, precision, got[1], want[1]))
     return rows
-
-
-def _row(name: str, layout: ParityLayout, precision: Precision, got: Tensor, want: Tensor) -> ParityRow:
-    got = got.double()
-    error = ((got - want).norm() / want.norm().clamp(min=torch.finfo(torch.float64).tiny)).item()
-    cosine = torch.cosine_similarity(got, want, dim=0).item()
-    return ParityRow(name, layout, precision, error, cosine, (got.norm() / want.norm()).item(), right=True)
 
 
 _Outcome = tuple[Tensor, Tensor]  # the gradients of all parameters, averaged over ranks; the buffers after the step
@@ -92,22 +88,23 @@ def _results(
         for layout in LAYOUTS
         if layout.ranks == world and layout.norm in norms and (layout.chunks == 1 or not probe.whole_batch)
     ]
-    mine = _batch(subject).chunks(world)[collectives.rank()]
+    whole = _batch(subject)
+    mine = whole.chunks(world)[collectives.rank()]
     found: dict[tuple[ParityLayout, Precision], _Outcome] = {}
     work = f"rows of {subject.name} on {world} {'rank' if world == 1 else 'ranks'}"
     with phase.shown_with(tell if collectives.rank() == 0 else None, every=phase.FIRST):
         phase.announce(work)
         for layout in layouts:
             for precision in precisions:
-                found[layout, precision] = _run(subject, layout, precision, mine)
+                found[layout, precision] = _run(subject, layout, precision, whole, mine)
                 phase.phase(work, len(found), len(layouts) * len(precisions))
     return found
 
 
-def _run(subject: Subject, layout: ParityLayout, precision: Precision, mine: Batch) -> _Outcome:
-    """A step on this rank's part of the batch."""
-    method = _method(subject, layout.norm).to(DTYPE[precision])
-    batch = mine.to(DTYPE[precision])
+def _run(subject: Subject, layout: ParityLayout, precision: Precision, whole: Batch, mine: Batch) -> _Outcome:
+    """A step on this rank's part of the batch, after the hook before an epoch."""
+    method, batch = _method(subject, layout.norm).to(DTYPE[precision]), mine.to(DTYPE[precision])
+    begin_epoch(method, whole.to(DTYPE[precision]))
     step = forward_backward(PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept), batch)
     gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
     batch_norm.commit(method)
@@ -135,15 +132,11 @@ def _method(subject: Subject, norm: Norm) -> Method:
         # New layers often begin as the identity, by a factor of 0 or 1e-6, and would hide what they do.
         if p.numel() == max(p.shape) and p.abs().max() < 1e-3:
             nn.init.uniform_(p, 0.1, 0.2)
-    for module in batch_norm.norms(method):
-        if isinstance(module.weight, nn.Parameter):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-        module.train(norm != "fixed")
+    set_norms(method, norm)
     return method.double()
 
 
 def _batch(subject: Subject) -> Batch:
     """The global batch."""
-    generator, shape = torch.Generator().manual_seed(1), (subject.samples, subject.views, 3, subject.side, subject.side)
-    views = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return make_batch(views, label=torch.arange(subject.samples) % CLASSES, clock=HALF_WAY)
+    label = torch.arange(subject.samples) % CLASSES
+    return random_batch(subject.samples, [GroupShape(subject.views, subject.side)], label)

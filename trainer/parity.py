@@ -2,26 +2,30 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import HALF_WAY, Batch, Clock, make_batch
+from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
-from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks import batch_norm, keyed_layers
+from kilobatch.methods.method import Method
+from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.parity.lookup import standard
 from kilobatch.methods.parity.standard import Arrange, Construction, Loss, Standard, by_method
-from kilobatch.trainer.chunking import Chunking
-from kilobatch.trainer.engine import Engine
-from kilobatch.trainer.options import EngineOptions
+from kilobatch.trainer.plain_step import (
+    Norm,
+    PlainEngine,
+    begin_epoch,
+    plain_embed,
+    plain_target,
+    random_batch,
+    set_norms,
+)
 from kilobatch.trainer.ranks import phase
 from kilobatch.trainer.ranks.spawn import run_ranks
 from kilobatch.trainer.step import forward_backward, join
-from kilobatch.trainer.training_features import TrainingFeatures
 
-Norm = Literal["fixed", "global", "local"]  # fixed: with the running statistics, so each sample is normalised alone
 Precision = Literal["fp64", "fp32"]
 LIMIT: dict[Precision, float] = {"fp64": 1e-12, "fp32": 1e-5}
 DTYPE: dict[Precision, torch.dtype] = {"fp64": torch.float64, "fp32": torch.float32}
@@ -94,31 +98,32 @@ def parity_tables(*names: str, tell: Callable[[str], None] | None = None) -> dic
 
 def _rows(name: str, expected: Standard, ranks: int, got: "_Table") -> Iterator[ParityRow]:
     layouts = [layout for layout in LAYOUTS if layout.ranks == ranks]
-    wants = {parts_of: _reference(expected, expected.formula, *parts_of) for parts_of in map(_parts, layouts)}
+    wants = {parts: _reference(expected, expected.formula, *parts) for parts in map(parts_of, layouts)}
     for layout in layouts:
         for precision in DTYPE:
             gradient, memory = got.layouts[layout, precision]
-            want = wants[_parts(layout)]
-            yield _row(name, layout, precision, gradient, want.gradient, right=True)
+            want = wants[parts_of(layout)]
+            yield parity_row(name, layout, precision, gradient, want.gradient, right=True)
             if memory is not None and want.memory is not None:
-                yield _row(f"{name}, what it remembers", layout, precision, memory, want.memory, right=True)
+                yield parity_row(f"{name}, what it remembers", layout, precision, memory, want.memory, right=True)
     for construction, gradient in zip(expected.constructions, got.constructions, strict=False):
-        layout, want = (
-            ParityLayout("fixed", ranks, 1),
-            _reference(expected, construction.formula, "fixed", 1, construction.arrange),
-        )
-        yield _row(construction.name, layout, "fp64", gradient, want.gradient, right=construction.right)
+        layout = ParityLayout("fixed", ranks, 1)
+        want = _reference(expected, construction.formula, "fixed", 1, construction.arrange)
+        yield parity_row(construction.name, layout, "fp64", gradient, want.gradient, right=construction.right)
 
 
-def _row(name: str, layout: ParityLayout, precision: Precision, got: Tensor, want: Tensor, right: bool) -> ParityRow:
+def parity_row(
+    name: str, layout: ParityLayout, precision: Precision, got: Tensor, want: Tensor, right: bool = True
+) -> ParityRow:
+    """The row of a comparison. got, want: tensors with as many elements, the second in fp64."""
     got, want = got.double().flatten(), want.flatten()
-    error = ((got - want).norm() / want.norm()).item()
+    error = ((got - want).norm() / want.norm().clamp(min=torch.finfo(torch.float64).tiny)).item()
     cosine = torch.cosine_similarity(got, want, dim=0).item()
     ratio = (got.norm() / want.norm()).item()
     return ParityRow(name, layout, precision, error, cosine, ratio, right)
 
 
-def _parts(layout: ParityLayout) -> tuple[Norm, int]:
+def parts_of(layout: ParityLayout) -> tuple[Norm, int]:
     """The norm, and the number of parts that it splits the global batch into; 1 unless it is local."""
     return layout.norm, layout.ranks * layout.chunks if layout.norm == "local" else 1
 
@@ -127,19 +132,14 @@ def _method(expected: Standard, mode: Norm) -> Method:
     """The method in fp64, with the same weights in every process."""
     torch.manual_seed(0)
     method = expected.build("global" if mode == "global" else "local").double()
-    for module in batch_norm.norms(method):
-        if isinstance(module.weight, nn.Parameter):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-        module.train(mode != "fixed")
+    set_norms(method, mode)
     return method
 
 
 def _batch(expected: Standard) -> Batch:
     """The global batch."""
-    generator, samples = torch.Generator().manual_seed(1), expected.samples
-    shapes = [(samples, group.count, 3, group.size, group.size) for group in expected.groups]
-    views = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    return make_batch(views, label=expected.labels(samples), clock=HALF_WAY, fields=expected.fields(samples))
+    labels, fields = expected.labels(expected.samples), expected.fields(expected.samples)
+    return random_batch(expected.samples, expected.groups, labels, fields)
 
 
 class _StepResult(NamedTuple):
@@ -156,11 +156,11 @@ def _reference(expected: Standard, formula: Loss, mode: Norm, parts: int, arrang
         if isinstance(ours, batch_norm.BatchNorm):
             method.set_submodule(name, _torch_norm(ours))
     whole = _batch(expected)
-    _begin_epoch(PlainEngine(method, len(whole)), whole)
+    begin_epoch(method, whole)
     batch = arrange(method, whole)
     chunks = batch.chunks(parts)
-    z = join([_embed(method, part) for part in chunks])
-    t = join([_target(method, part) for part in chunks])
+    z = join([plain_embed(method, part) for part in chunks])
+    t = join([plain_target(method, part) for part in chunks])
     formula(method, z, t, batch).backward()
     return _StepResult(
         _flat(method), _sorted(expected.remembered(method, z, t, batch)) if expected.remembered else None
@@ -178,56 +178,6 @@ def _torch_norm(ours: batch_norm.BatchNorm) -> nn.BatchNorm2d:
     theirs.weight.requires_grad_(isinstance(ours.weight, nn.Parameter))
     theirs.bias.requires_grad_(ours.bias is not None)
     return theirs
-
-
-def _begin_epoch(engine: Engine, whole: Batch) -> None:
-    """Calls the method's hook before an epoch. whole: the global batch, whose samples are the training data here."""
-    with torch.no_grad():
-        engine.method.before_epoch(0, TrainingFeatures(engine, lambda size: _Block(whole), lambda: False))
-
-
-class _Block:
-    """This rank's block of a batch's samples, of each its first view."""
-
-    def __init__(self, whole: Batch) -> None:
-        self.samples, self._whole = len(whole), whole.replaced(views=tuple(x[:, :1] for x in whole.views[:1]))
-
-    def __iter__(self) -> Iterator[Batch]:
-        own = torch.arange(self.samples).tensor_split(collectives.world_size())[collectives.rank()]
-        yield from map(self._whole.rows, own.split(5))
-
-
-class PlainEngine(Engine):
-    """The engine's embed, target and backward without DeepSpeed, for parameters of any type."""
-
-    def __init__(self, method: Method, samples: int, **options: Any) -> None:
-        """samples: of a rank; options: of EngineOptions."""
-        self.method, self.options, self.device = method, EngineOptions(**options), torch.device("cpu")
-        self.chunking = Chunking(self.options, method, samples, self.device, self.autocast)
-        self.trained = [p for p in method.parameters() if p.requires_grad]
-        self.loss_scale = 1.0
-
-    def begin(self, clock: Clock) -> None:
-        """Nothing begins: without an optimizer no group of parameters is late."""
-
-    def embed(self, batch: Batch) -> Tensors:
-        return _embed(self.method, batch)
-
-    def target(self, batch: Batch) -> Tensors:
-        return _target(self.method, batch)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-
-def _embed(method: Method, batch: Batch) -> Tensors:
-    with keyed_layers.drawing(method, batch.keys):
-        return method.embed(batch)
-
-
-def _target(method: Method, batch: Batch) -> Tensors:
-    with keyed_layers.off(method):
-        return method.target(batch)
 
 
 class _Table(NamedTuple):
@@ -251,7 +201,8 @@ def _tables(names: Sequence[str], tell: Callable[[str], None] | None) -> dict[st
 
 def _table(expected: Standard, work: str) -> _Table:
     """work: what is made, in words for those who wait."""
-    mine = _batch(expected).chunks(collectives.world_size())[collectives.rank()]
+    whole = _batch(expected)
+    mine = _own(whole)
     results: dict[tuple[ParityLayout, Precision], _StepResult] = {}
     layouts = [layout for layout in LAYOUTS if layout.ranks == collectives.world_size()]
     constructions = expected.constructions if collectives.world_size() == RANKS[-1] else ()
@@ -259,10 +210,9 @@ def _table(expected: Standard, work: str) -> _Table:
     for layout in layouts:
         for precision, dtype in DTYPE.items():
             method = _method(expected, layout.norm).to(dtype)
-            batch = mine.to(dtype)
-            engine = PlainEngine(method, len(batch), chunks=layout.chunks, keep=layout.kept)
-            _begin_epoch(engine, _batch(expected).to(dtype))
-            outcome = forward_backward(engine, batch)
+            begin_epoch(method, whole.to(dtype))
+            engine = PlainEngine(method, len(mine), chunks=layout.chunks, keep=layout.kept)
+            outcome = forward_backward(engine, mine.to(dtype))
             gradient = collectives.mean(_flat(method))
             method.update(outcome.z, outcome.t, outcome.batch)
             memory = _sorted(collectives.gather(expected.held(method))) if expected.held else None
@@ -270,17 +220,22 @@ def _table(expected: Standard, work: str) -> _Table:
             phase.phase(work, len(results), rows)  # from the first on, which takes longer than the others
     gradients: list[Tensor] = []
     for construction in constructions:
-        gradients.append(_constructed(expected, construction, mine))
+        gradients.append(_constructed(expected, construction, whole))
         phase.phase(work, len(results) + len(gradients), rows)
     return _Table(results, gradients)
 
 
-def _constructed(expected: Standard, construction: Construction, mine: Batch) -> Tensor:
+def _constructed(expected: Standard, construction: Construction, whole: Batch) -> Tensor:
     method = _method(expected, "fixed")
-    _begin_epoch(PlainEngine(method, len(mine)), _batch(expected))
-    batch = construction.arrange(method, mine)
-    construction.loss(method, _embed(method, batch), _target(method, batch), batch).backward()
+    begin_epoch(method, whole)
+    batch = construction.arrange(method, _own(whole))
+    construction.loss(method, plain_embed(method, batch), plain_target(method, batch), batch).backward()
     return collectives.mean(_flat(method))
+
+
+def _own(whole: Batch) -> Batch:
+    """This rank's part of the global batch."""
+    return whole.chunks(collectives.world_size())[collectives.rank()]
 
 
 def _sorted(rows: Tensor) -> Tensor:

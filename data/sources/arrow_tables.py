@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.sources.encoded_files import EncodedFiles, digest_of_files, read_file_of_source
 from kilobatch.data.sources.image_files import BrokenImage
 from kilobatch.data.sources.label_names import (
     NO_LABEL,
-    NONE,
     LabelNames,
-    expression_of,
-    labels_of_paths,
+    LabelOption,
+    Labels,
     numbered_classes,
     unlabelled,
 )
@@ -54,10 +52,9 @@ class TableImages(EncodedFiles):
 
     def __init__(self, where: str, files: list[Path], options: Mapping[str, str], names: list[str] | None) -> None:
         self.where, self.files, self._options = where, files, dict(options)
-        label = options.get("label")
-        rule = None if label is None else expression_of(label, where)
+        option = LabelOption(options.get("label"), where)
         with reading_arrow(where):
-            columns = columns_of(where, self._schema(), options, named=rule is None and label != NONE)
+            columns = columns_of(where, self._schema(), options, named=option.own)
             self.columns = columns
             self._files = PathList()
             parts: list[Any] = []
@@ -67,12 +64,13 @@ class TableImages(EncodedFiles):
                 parts += [] if labels is None else [labels]
             if not len(self._files):
                 raise UserError(f"{where} has no rows; give files with a row for each image")
-            if rule is not None:
-                self.classes, self._labels = labels_of_paths(self._files, rule, where, label or "")
-            elif columns.label is None:
-                self.classes, self._labels = unlabelled(len(self._files))
-            else:
-                self.classes, self._labels = _labels_of_columns(where, columns.label, parts, names or columns.names)
+
+            def read_own() -> Labels:
+                if columns.label is None:
+                    return unlabelled(len(self._files))
+                return _labels_of_columns(where, columns.label, parts, names or columns.names)
+
+            self.classes, self._labels = option.apply(self._files, read_own)
 
     def _schema(self) -> Any:
         """Arrow's schema of the first file."""
@@ -186,9 +184,7 @@ def _existing(where: str, schema: Any, name: str, option: str) -> str:
     return name
 
 
-def _labels_of_columns(
-    where: str, name: str, parts: list[Any], names: list[str] | None
-) -> tuple[list[str], NDArray[np.int32]]:
+def _labels_of_columns(where: str, name: str, parts: list[Any], names: list[str] | None) -> Labels:
     """parts: Arrow's columns of one kind, numbers or texts; an empty cell is no label."""
     import pyarrow
     import pyarrow.compute as compute

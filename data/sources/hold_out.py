@@ -9,7 +9,6 @@ the lowest hash, or of the highest, goes there.
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.encoding import Encoding
 from kilobatch.data.sources.image_files import EncodedImage
+from kilobatch.data.sources.path_list import MadeNames
 from kilobatch.data.sources.specs import Source
 
 SUFFIX = "_held_out"  # of the second file's name: train.beton, train_held_out.beton
 
 
-class _PartNames(Sequence[str]):
-    """Some of the names of a source's images, each made when it is asked for."""
+class _PartNames(MadeNames):
+    """Some of the names of a source's images."""
 
     def __init__(self, names: Sequence[str], rows: NDArray[np.int64]) -> None:
         self._names, self._rows = names, rows
@@ -31,15 +31,7 @@ class _PartNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self._names[int(row)] for row in self._rows[i]]
+    def name(self, i: int) -> str:
         return self._names[int(self._rows[i])]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kilobatch.data.errors import UserError, did_you_mean
 from kilobatch.data.sources.encoded_files import EncodedFiles, digest_of_files, read_file_of_source
-from kilobatch.data.sources.label_names import NONE, LabelNames, expression_of, labels_of_paths, unlabelled
+from kilobatch.data.sources.label_names import NONE, LabelNames, LabelOption
 from kilobatch.data.sources.open_cache import opened_once
 from kilobatch.data.sources.path_list import PathList
 from kilobatch.data.sources.path_names import existing_path, printable
@@ -30,19 +30,15 @@ class ImageList(EncodedFiles):
         self.root = file.parent if root is None else file.parent / Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"{where}: root is {self.root}, and there is no such folder; name the images' folder")
-        rule = None if label is None else expression_of(label, where)
+        option = LabelOption(label, where)
         self._files, names, self._known = PathList(), LabelNames(), f"; {printable(str(file))} names it"
-        written = rule is None and label != NONE
         for path, name in rows:
             self._files.append(path)
-            if written:
+            if option.own:
                 names.append(name)
         if not len(self._files):
             raise UserError(f"{where} names no image; write the path of one in each line")
-        if rule is not None:
-            self.classes, self._labels = labels_of_paths(self._files, rule, where, label or "")
-        else:
-            self.classes, self._labels = names.finish() if written else unlabelled(len(self._files))
+        self.classes, self._labels = option.apply(self._files, names.finish)
 
     def fingerprint(self) -> str:
         digest = digest_of_files(self.root, self._files)

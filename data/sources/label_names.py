@@ -16,6 +16,7 @@ NONE = "none"  # the value of the option `label` by which images have no labels
 MOST_CLASSES = 1_000_000  # numbers of classes above it are something else, such as numbers of images
 _NUMBER = re.compile(r"0|[1-9]\d{0,17}")
 RuleOfLabels = Callable[[str], str | None]
+Labels = tuple[list[str], NDArray[np.int32]]  # names of classes; positions among them, or NO_LABEL
 
 
 class LabelNames:
@@ -35,7 +36,7 @@ class LabelNames:
             number = self._numbers[name] = len(self._numbers)
         self._labels.append(number)
 
-    def finish(self) -> tuple[list[str], NDArray[np.int32]]:
+    def finish(self) -> Labels:
         """The names of the classes, sorted: as numbers where all are numbers; and the labels, positions among them.
         Names that differ by their Unicode form alone are one class."""
         names = [printable(composed(name)) for name in self._numbers]
@@ -71,7 +72,26 @@ def expression_of(value: str, where: str) -> RuleOfLabels | None:
     return name_of
 
 
-def labels_of_paths(paths: PathList, rule: RuleOfLabels, where: str, value: str) -> tuple[list[str], NDArray[np.int32]]:
+class LabelOption:
+    """The option `label` of a source: a regular expression for paths, `none`, or what the source makes of it itself.
+
+    own: whether labels are the source's own, so that it has to read them. Raises UserError for an expression that
+    cannot be used. value: None where the option is not given; where: the source, for messages.
+    """
+
+    def __init__(self, value: str | None, where: str) -> None:
+        self._value, self._where = value or "", where
+        self._rule = None if value is None else expression_of(value, where)
+        self.own = self._rule is None and value != NONE
+
+    def apply(self, paths: PathList, read_own: Callable[[], Labels]) -> Labels:
+        """Classes and labels of the images with these paths. read_own: gives the source's own."""
+        if self._rule is not None:
+            return labels_of_paths(paths, self._rule, self._where, self._value)
+        return read_own() if self.own else unlabelled(len(paths))
+
+
+def labels_of_paths(paths: PathList, rule: RuleOfLabels, where: str, value: str) -> Labels:
     """Classes and labels by a rule, as LabelNames.finish. Raises UserError where it names the class of no image."""
     found = LabelNames()
     for path in paths:
@@ -85,7 +105,7 @@ def labels_of_paths(paths: PathList, rule: RuleOfLabels, where: str, value: str)
     return classes, labels
 
 
-def unlabelled(images: int) -> tuple[list[str], NDArray[np.int32]]:
+def unlabelled(images: int) -> Labels:
     """The classes and labels of images without labels."""
     return [], np.full(images, NO_LABEL, np.int32)
 

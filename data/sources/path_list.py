@@ -32,15 +32,13 @@ class PathList:
         return os.fsdecode(bytes(self._text[self._ends[i] : self._ends[i + 1]]))
 
 
-class ImageNames(Sequence[str]):
-    """Names of images, each on one line: backslashes, control characters and bytes that are not UTF-8 are escaped, so
-    that two names are never the same text. Equal to a list of the same texts."""
+class MadeNames(Sequence[str]):
+    """Names that are made when they are asked for; a subclass has `__len__` and `name`. Equal to a list of the same
+    texts."""
 
-    def __init__(self, paths: PathList) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
+    def name(self, i: int) -> str:
+        """The name of number i, from 0."""
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, i: int) -> str: ...
@@ -50,10 +48,24 @@ class ImageNames(Sequence[str]):
 
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        return escaped(self._paths[i + len(self) if i < 0 else i])
+            return [self.name(k) for k in range(*i.indices(len(self)))]
+        return self.name(range(len(self))[i])  # which counts a negative one from the end, and refuses one too large
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))  # noqa: B905
 
     __hash__ = None  # pyright: ignore[reportAssignmentType] - as a list
+
+
+class ImageNames(MadeNames):
+    """Names of images, each on one line: backslashes, control characters and bytes that are not UTF-8 are escaped, so
+    that two names are never the same text."""
+
+    def __init__(self, paths: PathList) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        return escaped(self._paths[i])

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.encoded_files import EncodedFiles, digest_of_files
@@ -20,10 +19,9 @@ from kilobatch.data.sources.formats import IMAGE_SUFFIXES
 from kilobatch.data.sources.image_files import BrokenImage
 from kilobatch.data.sources.label_names import (
     NO_LABEL,
-    NONE,
     LabelNames,
-    expression_of,
-    labels_of_paths,
+    LabelOption,
+    Labels,
     numbered_classes,
     unlabelled,
 )
@@ -55,9 +53,10 @@ class TarShards(EncodedFiles):
         self.where, self.shards = where, shards
         self._files, self._starts, self._sizes = PathList(), array("q"), array("q")
         self._shard, self._passed, self._image = array("i"), Counter[str](), image
-        rule = None if label is None else expression_of(label, where)
-        reads = rule is None and label != NONE
-        self._kinds = () if not reads else (CLASS, CLASS_NAME, JSON) if label is None else (label, CLASS_NAME, JSON)
+        option = LabelOption(label, where)
+        self._kinds = (
+            () if not option.own else (CLASS, CLASS_NAME, JSON) if label is None else (label, CLASS_NAME, JSON)
+        )
         self._texts: dict[str, LabelNames] = {kind: LabelNames() for kind in self._kinds[:2]}
         self._names: dict[str, str] = {}  # of the classes of numbers
         for number, shard in enumerate(shards):
@@ -66,10 +65,7 @@ class TarShards(EncodedFiles):
         if not len(self._files):
             others = also_passed_over(self.passed_over)
             raise UserError(f"{where} has no images{others}; give shards with members such as KEY.jpg and KEY.cls")
-        if rule is not None:
-            self.classes, self._labels = labels_of_paths(self._files, rule, where, label or "")
-        else:
-            self.classes, self._labels = self._read_labels(label, names) if reads else unlabelled(len(self._files))
+        self.classes, self._labels = option.apply(self._files, lambda: self._read_labels(label, names))
         del self._texts, self._names
 
     def _read_shard(self, number: int, shard: Path) -> None:
@@ -137,7 +133,7 @@ class TarShards(EncodedFiles):
         if name:
             self._names[number] = name
 
-    def _read_labels(self, label: str | None, names: list[str] | None) -> tuple[list[str], NDArray[np.int32]]:
+    def _read_labels(self, label: str | None, names: list[str] | None) -> Labels:
         texts = [(kind, *found.finish()) for kind, found in self._texts.items()]
         kind, written, labels = next((found for found in texts if found[1]), texts[0])
         if not written:

@@ -8,7 +8,7 @@ import numpy as np
 from kilobatch.data.errors import UserError
 from kilobatch.data.sources.encoded_files import EncodedFiles, digest_of_files, read_file_of_source
 from kilobatch.data.sources.folder import folder_names, folder_of_split
-from kilobatch.data.sources.label_names import NO_LABEL, NONE, expression_of, labels_of_paths, unlabelled
+from kilobatch.data.sources.label_names import NO_LABEL, LabelOption, Labels
 from kilobatch.data.sources.path_names import existing_path
 from kilobatch.data.sources.splits import Split
 from kilobatch.data.sources.walk import Walk, also_passed_over
@@ -29,8 +29,8 @@ class Tree(EncodedFiles):
 
     def __init__(self, path: Path, split: Split, label: str = FOLDER) -> None:
         where = f"tree:{path}"
-        rule = expression_of(label, where)
-        if rule is None and label not in (FOLDER, NONE):
+        option = LabelOption(label, where)
+        if option.own and label != FOLDER:
             raise UserError(
                 f"{where}: label is '{label}'; use folder, none, or a regular expression with one group, as in "
                 "label=([^/]+)/[^/]+$"
@@ -41,23 +41,18 @@ class Tree(EncodedFiles):
         if not len(walk.files):
             others = also_passed_over(self.passed_over)
             raise UserError(f"{where} has no images{others}; give a folder that holds images, at any depth")
-        if label == FOLDER:
-            self._label_by_folder(walk)
-        elif rule is not None:
-            self.classes, self._labels = labels_of_paths(walk.files, rule, where, label)
-        else:
-            self.classes, self._labels = unlabelled(len(walk.files))
+        self.classes, self._labels = option.apply(walk.files, lambda: self._labels_by_folder(walk))
 
     passed_over: Mapping[str, int]
 
-    def _label_by_folder(self, walk: Walk) -> None:
+    def _labels_by_folder(self, walk: Walk) -> Labels:
         """Folders without an image are no classes."""
         images = np.bincount(walk.labels + 1, minlength=len(walk.classes) + 1)[1:]
         present = np.flatnonzero(images)
-        self.classes = folder_names(self.path, [walk.classes[i] for i in present], "tree")
+        classes = folder_names(self.path, [walk.classes[i] for i in present], "tree")
         place = np.full(len(walk.classes) + 1, NO_LABEL, np.int32)  # the last one is that of NO_CLASS, which is -1
         place[present] = np.arange(len(present))
-        self._labels = place[walk.labels]
+        return classes, place[walk.labels]
 
     def fingerprint(self) -> str:
         digest = digest_of_files(self.path, self._files)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from kilobatch.data.files import read_model, refusing_os_errors, write_whole
+from kilobatch.methods.networks.weights.report import StartReport
 from kilobatch.trainer.options import Precision
 
 FILE = "identity.json"
@@ -25,21 +26,6 @@ class ImagesIdentity(BaseModel):
     classes: list[str] | None
 
 
-class LoadedWeights(BaseModel):
-    """What an encoder took from its starting weights: the package that wrote them, the place in the file, the number of
-    tensors, their share of the encoder's parameters, and the names of those left there and of those missing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    package: str
-    place: str
-    tensors: int
-    share: float
-    left: list[str]
-    missing: list[str]
-    resized: list[str]
-
-
 class ReferenceIdentity(BaseModel):
     """What a reference to another run stood for: the folder of a checkpoint or a file, its step, the SHA-256 of its
     content (of a checkpoint: of its description, which holds those of all its files), and the names of the classes that
@@ -51,7 +37,7 @@ class ReferenceIdentity(BaseModel):
     step: int
     sha256: str
     classes: list[str] | None = None
-    loaded: LoadedWeights | None = None
+    loaded: StartReport | None = None
 
 
 class Change(BaseModel):

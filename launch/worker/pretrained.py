@@ -1,7 +1,6 @@
 """Loads methods that other runs have trained: fine-tuning starts from them, and distillation learns from them."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from kilobatch.launch.recipes.references import (
     names_of_classes,
     recipe_in,
 )
-from kilobatch.launch.runs.identity import LoadedWeights, ReferenceIdentity, add_reference, read_references
+from kilobatch.launch.runs.identity import ReferenceIdentity, add_reference, read_references
 from kilobatch.methods import collectives
 from kilobatch.methods.backbone_names import NETWORK
 from kilobatch.methods.method import DataFacts, Method
@@ -28,7 +27,8 @@ from kilobatch.methods.networks import build, keyed_layers
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.options import EncoderOptions
 from kilobatch.methods.networks.weights.network import classifier_of, network_of
-from kilobatch.methods.networks.weights.start import StartReport, start_encoder
+from kilobatch.methods.networks.weights.report import StartReport
+from kilobatch.methods.networks.weights.start import start_encoder
 from kilobatch.methods.networks.weights.state_file import read_places
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.trainer import adversarial
@@ -80,8 +80,7 @@ class PinnedReferences:
         loaded = start_from(found.path, options, encoder)
         if collectives.rank() == 0:
             phase.announce(f"encoder.start {found.path}: {loaded}")
-            record = LoadedWeights(**asdict(loaded))
-            add_reference(self.run, options.start, found.model_copy(update={"loaded": record}))
+            add_reference(self.run, options.start, found.model_copy(update={"loaded": loaded}))
 
     def _resolve(self, where: str, weights: bool = False) -> ReferenceIdentity:
         first = read_references(self.run).get(where)
@@ -122,7 +121,7 @@ def start_from(path: Path, options: EncoderOptions, encoder: Encoder) -> StartRe
             return start_encoder(encoder, *read_places(path), options.start_share, options.start_prefix)
         tensors = dict(load_resolved(path).kept_encoder.state_dict())
         loaded = start_encoder(encoder, {"": tensors}, [], options.start_share, options.start_prefix)
-        return replace(loaded, package="kilobatch")
+        return loaded.model_copy(update={"package": "kilobatch"})
     except UserError as error:
         raise UserError(f"encoder.start '{options.start}': {error}") from error
 

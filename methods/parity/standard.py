@@ -88,3 +88,28 @@ def own_slice(z: Tensor) -> Tensor:
 def no_gradient(z: Tensor) -> Tensor:
     """A gather without gradient."""
     return collectives.gather(z.detach())
+
+
+def queue_constructions(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], z: str, t: str, held: Callable[[Method], Tensor]
+) -> tuple[Construction, ...]:
+    """Ways to compute loss(z, t, keys) against a sharded queue, right and wrong. The formula is the loss against what
+    is held, which is the whole queue in one process. z, t: the names of the method's outputs."""
+
+    def whole(method: Method) -> Tensor:
+        return collectives.gather(held(method))
+
+    def formula(method: Method, outputs: Tensors, targets: Tensors, batch: Batch) -> Tensor:
+        return loss(outputs[z], targets[t], held(method))
+
+    def all_keys(method: Method, outputs: Tensors, targets: Tensors, batch: Batch) -> Tensor:
+        return loss(outputs[z], targets[t], whole(method))
+
+    def on_every_rank(method: Method, outputs: Tensors, targets: Tensors, batch: Batch) -> Tensor:
+        return loss(own_slice(outputs[z]), collectives.gather(targets[t]), whole(method))
+
+    return (
+        Construction("the queue of all ranks on every rank", all_keys, formula, True),
+        Construction("the own rank's part of the queue only", formula, formula, False),
+        Construction("whole loss on every rank, own slice", on_every_rank, formula, False),
+    )

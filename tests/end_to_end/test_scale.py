@@ -14,7 +14,7 @@ from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.costs.collective_time import Link, seconds, sent
-from kilobatch.trainer.parity import PlainEngine
+from kilobatch.trainer.plain_step import PlainEngine
 from kilobatch.trainer.step import forward_backward
 from tests.helpers.process_groups import run_ranks
 

@@ -22,7 +22,7 @@ from kilobatch.trainer.adversarial import PIXELS, Attack
 from kilobatch.trainer.chunking import SHARE, MemoryNeed
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import AdversarialOptions, EngineOptions
-from kilobatch.trainer.parity import PlainEngine
+from kilobatch.trainer.plain_step import PlainEngine
 from kilobatch.trainer.step import forward_backward
 from tests.helpers.process_groups import run_ranks
 

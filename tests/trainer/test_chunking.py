@@ -17,7 +17,7 @@ from kilobatch.trainer import chunking
 from kilobatch.trainer.chunking import SHARE, MemoryNeed
 from kilobatch.trainer.costs import memory_probe
 from kilobatch.trainer.costs.memory_probe import cost
-from kilobatch.trainer.parity import PlainEngine
+from kilobatch.trainer.plain_step import PlainEngine
 from kilobatch.trainer.step import forward_backward
 
 CPU = torch.device("cpu")

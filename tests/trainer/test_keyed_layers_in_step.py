@@ -16,7 +16,7 @@ from kilobatch.methods.networks.keyed_layers import KeyedDropPath, KeyedNoise
 from kilobatch.methods.papers.simclr import SimCLR
 from kilobatch.trainer.engine import Engine
 from kilobatch.trainer.options import EngineOptions
-from kilobatch.trainer.parity import PlainEngine
+from kilobatch.trainer.plain_step import PlainEngine
 from kilobatch.trainer.step import forward_backward
 from tests.helpers.process_groups import run_ranks
 

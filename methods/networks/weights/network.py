@@ -12,7 +12,7 @@ from kilobatch.methods.networks.options import WIDEST, EncoderOptions
 from kilobatch.methods.networks.resnet import LAYERS
 from kilobatch.methods.networks.vit import SIZES
 from kilobatch.methods.networks.weights.matching import find_tensors, wanted_of
-from kilobatch.methods.networks.weights.start import StartReport
+from kilobatch.methods.networks.weights.report import StartReport
 from kilobatch.methods.networks.weights.state_file import Places
 
 CLASSIFIERS = ("fc", "head", "heads.head", "linear", "classifier", "module.fc")

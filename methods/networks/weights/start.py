@@ -1,7 +1,7 @@
 """Starts an encoder with the weights that a file holds, and says what was loaded, left and missing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isqrt
 
 import torch
@@ -11,31 +11,10 @@ from torch import Tensor, nn
 from kilobatch.data.errors import UserError
 from kilobatch.methods.networks.vit import PATCH, ViT, positions
 from kilobatch.methods.networks.weights.matching import Found, find_tensors, is_finite, wanted_of
+from kilobatch.methods.networks.weights.report import StartReport, names_of_some, percent
 from kilobatch.methods.networks.weights.state_file import Places
 
 POSITIONS = ("pos_embed", "pos_embedding")  # timm's and torchvision's, (1, 1 + patches, D) or (1, patches, D)
-NAMED = 3  # tensors whose names are given; of the others the number
-
-
-@dataclass(frozen=True)
-class StartReport:
-    """What an encoder took from a file. package: that wrote it; place: the encoder's in it; tensors: those that were
-    loaded, with running statistics; share: of the encoder's parameters; left: names in the file; missing: the
-    encoder's, which stay random; resized: positions of another grid."""
-
-    package: str
-    place: str
-    tensors: int
-    share: float
-    left: list[str]
-    missing: list[str]
-    resized: list[str]
-
-    def __str__(self) -> str:
-        at = f", at {self.place}" if self.place else ""
-        said = f"{self.package}{at}: {self.tensors} tensors loaded, {_percent(self.share)} of the encoder's parameters"
-        said += f"; left {_list(self.left)}; missing {_list(self.missing)}"
-        return said + (f"; resized to this grid of patches {_list(self.resized)}" if self.resized else "")
 
 
 @torch.no_grad()
@@ -71,7 +50,15 @@ def start_encoder(
     for name, tensor in taken.items():
         wanted[name].copy_(tensor)
     described = [_of_other_shape(name, found, wanted) for name in missing]
-    return StartReport(found.package, found.place, len(taken), share, list(found.left), described, resized)
+    return StartReport(
+        package=found.package,
+        place=found.place,
+        tensors=len(taken),
+        share=share,
+        left=list(found.left),
+        missing=described,
+        resized=resized,
+    )
 
 
 def resize_positions(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -120,14 +107,14 @@ def _too_little(
     at = f"of {found.package}{f', at {found.place}' if found.place else ''}"
     way_out = "name the encoder that the file is of (encoder.name, stem, width), or, where this is meant, use "
     if share < least:
-        listed = _list([_of_other_shape(name, found, wanted) for name in missing])
+        listed = names_of_some([_of_other_shape(name, found, wanted) for name in missing])
         return (
-            f"only {_percent(share)} of the encoder's parameters are in it ({at}), and encoder.start_share is "
-            f"{_percent(least)}; missing {listed}; {way_out}encoder.start_share={int(share * 100) / 100:g}"
+            f"only {percent(share)} of the encoder's parameters are in it ({at}), and encoder.start_share is "
+            f"{percent(least)}; missing {listed}; {way_out}encoder.start_share={int(share * 100) / 100:g}"
         )
     return (
-        f"only {_percent(used)} of its encoder would be used ({at}), and encoder.start_share is {_percent(least)}; "
-        f"left {_list(list(found.parts))}: it is of a deeper network; {way_out}"
+        f"only {percent(used)} of its encoder would be used ({at}), and encoder.start_share is {percent(least)}; "
+        f"left {names_of_some(list(found.parts))}: it is of a deeper network; {way_out}"
         f"encoder.start_share={int(used * 100) / 100:g}"
     )
 
@@ -141,12 +128,3 @@ def _of_other_shape(name: str, found: Found, wanted: Mapping[str, Tensor]) -> st
 
 def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _percent(share: float) -> str:
-    return f"{int(share * 1000) / 10:g} %"
-
-
-def _list(names: list[str]) -> str:
-    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{len(names)}" + (f" ({', '.join(names[:NAMED])}{more})" if names else "")

@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.moco import MoCo
-from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice
+from kilobatch.methods.parity.standard import TEMPERATURE, Standard, queue_constructions
 
 KEYS = 48
 
@@ -47,28 +46,7 @@ def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
 STANDARD = Standard(
     build,
     formula,
-    constructions=(
-        Construction(
-            "the queue of all ranks on every rank",
-            lambda method, z, t, batch: infonce_formula(z["q"], t["k"], collectives.gather(held(method))),
-            formula,
-            True,
-        ),
-        Construction(
-            "the own rank's part of the queue only",
-            formula,
-            formula,
-            False,
-        ),
-        Construction(
-            "whole loss on every rank, own slice",
-            lambda method, z, t, batch: infonce_formula(
-                own_slice(z["q"]), collectives.gather(t["k"]), collectives.gather(held(method))
-            ),
-            formula,
-            False,
-        ),
-    ),
+    constructions=queue_constructions(infonce_formula, "q", "k", held),
     held=held,
     remembered=remembered,
 )

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
@@ -14,7 +13,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.methods.papers.seed import SEED
 from kilobatch.methods.parity.formulas.finetune import prepared
-from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, own_slice
+from kilobatch.methods.parity.standard import GroupShape, Standard, queue_constructions
 
 KEYS, TAU, TAU_T = 48, 0.2, 0.1
 
@@ -57,23 +56,7 @@ def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
 STANDARD = Standard(
     build,
     formula,
-    constructions=(
-        Construction(
-            "the queue of all ranks on every rank",
-            lambda method, z, t, batch: cross_entropy(z["z"], t["t"], collectives.gather(held(method))),
-            formula,
-            True,
-        ),
-        Construction("the own rank's part of the queue only", formula, formula, False),
-        Construction(
-            "whole loss on every rank, own slice",
-            lambda method, z, t, batch: cross_entropy(
-                own_slice(z["z"]), collectives.gather(t["t"]), collectives.gather(held(method))
-            ),
-            formula,
-            False,
-        ),
-    ),
+    constructions=queue_constructions(cross_entropy, "z", "t", held),
     groups=(GroupShape(1),),
     held=held,
     remembered=remembered,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kilobatch.methods.networks.resnet import ResNet
 from kilobatch.methods.networks.vit import ViT, positions
-from kilobatch.methods.networks.weights.start import StartReport, start_encoder
+from kilobatch.methods.networks.weights.report import StartReport
+from kilobatch.methods.networks.weights.start import start_encoder
 from kilobatch.methods.networks.weights.state_file import places_of, read_places
 
 State = dict[str, Tensor]
