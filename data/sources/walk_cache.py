@@ -3,26 +3,17 @@
 import hashlib
 import os
 import sys
-import time
-from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
+from kilobatch.data.sources.open_cache import RecentlyRead
 from kilobatch.data.sources.path_list import PathList
 from kilobatch.data.sources.walk import Walk, walk, walk_tree
 
-KEPT = 4  # walks; a recipe has two
 SETTLED = 2_000_000_000  # ns: a folder changed later than this before a walk may change again at the same time stamp
 LONGEST = 600  # s; the content of files and what links lead to may change without their folder's time of change
 
 
-class _Kept(NamedTuple):
-    walk: Walk
-    state: bytes
-    started: float
-
-
-_walks: OrderedDict[tuple[Path, bool | None], _Kept] = OrderedDict()
+_walks = RecentlyRead()
 
 
 def walk_once(root: Path, tree: bool | None = None) -> Walk:
@@ -32,19 +23,13 @@ def walk_once(root: Path, tree: bool | None = None) -> Walk:
     A launcher counts images and classes, converts and looks for names: each would walk through a million files.
     """
     root = root.absolute()
-    kept = _walks.get((root, tree))
-    if kept is not None:
-        if time.monotonic() - kept.started < LONGEST and _state(root, kept.walk.folders)[0] == kept.state:
-            return kept.walk
-        del _walks[root, tree]
-    started, now = time.monotonic(), time.time_ns()
-    found = walk(root) if tree is None else walk_tree(root, tree)
-    state, changed = _state(root, found.folders)
-    if changed < now - SETTLED:
-        _walks[root, tree] = _Kept(found, state, started)
-        while len(_walks) > KEPT:
-            _walks.popitem(last=False)
-    return found
+    return _walks.get(
+        (root, tree),
+        lambda: walk(root) if tree is None else walk_tree(root, tree),
+        lambda found: _state(root, found.folders),
+        SETTLED,
+        LONGEST,
+    )
 
 
 def _state(root: Path, folders: PathList) -> tuple[bytes, int]:
