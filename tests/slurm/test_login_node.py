@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,22 +38,25 @@ def queued(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def seconds(*arguments: str, folder: Path) -> float:
-    """The time that a command takes; on a busy machine its processor time, the least it takes on an idle one."""
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+def processor_seconds(*arguments: str, folder: Path) -> float:
+    """The processor time of a command: what it takes on an idle machine, where it waits for little else."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     kilobatch(*arguments, folder=folder)
-    took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if os.getloadavg()[0] < len(os.sched_getaffinity(0)):
-        return took
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_twenty_jobs_and_three_arrays_are_listed_within_a_second(queued: Path) -> None:
+def test_many_jobs_are_listed_about_as_soon_as_none(queued: Path, tmp_path: Path) -> None:
     said = kilobatch("status", folder=queued)
     lines = [line for line in said.splitlines() if "queued (JobHeldUser)" in line]
     assert len(lines) == 20 + 3 * 4, said
-    took = min(seconds("status", folder=queued) for _ in range(5))
-    assert took < 1, f"{took:.2f} s"
+    many, none = zip(
+        *[(processor_seconds("status", folder=queued), processor_seconds("status", folder=tmp_path)) for _ in range(5)],
+        strict=True,
+    )
+    # Both pay for the start of Python; 32 runs and the question to the scheduler may add half of that, not more.
+    # It is a ratio because processor times themselves more than double on a machine that does other work.
+    assert min(many) < 1.5 * min(none), f"{min(many):.2f} s, and {min(none):.2f} s without jobs"
     assert len(json.loads(kilobatch("status", "array-1", "--best-first", "--json", folder=queued))) == 4
 
 
