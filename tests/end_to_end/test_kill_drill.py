@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kilobatch.launch.cli.reports.new_method import write_method
 from tests.helpers.real_runs import (
@@ -77,6 +78,28 @@ def test_kills_with_other_backbones_and_a_method_of_ones_own(
     write_method("mine", force=False)
     changes = [f"encoder.name={encoder}", f"encoder.options={options}", "encoder.width=null", "data.views.size=32"]
     changes += ["method.name=mine.py:Mine", "schedule.epochs=4", "optimizer.name=adamw", "optimizer.lr=0.001"]
+    drill([*RECIPE, *changes], range(1, 3), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["seed", "method.dim=512", "method.queue={length: 301, placement: sharded}"],
+        ["distill", "method.alpha=0.7"],
+    ],
+    ids=lambda method: method[0],
+)
+def test_kills_of_students_of_a_timm_network_change_no_bit(method: list[str], tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    file = tmp_path / "teacher.safetensors"
+    save_file(timm.create_model("resnet18", num_classes=10).state_dict(), file)
+    teacher = [f"method.teacher={file}", "method.teacher_network=timm/resnet18", "data.views.count=1"]
+    name, *options = method
+    last = "evaluate.final=[classify]" if name == "distill" else "evaluate.final=[knn]"
+    changes = [f"method.name={name}", *options, *teacher, "schedule.epochs=4", last]
     drill([*RECIPE, *changes], range(1, 3), tmp_path)
 
 

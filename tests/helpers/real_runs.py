@@ -30,6 +30,7 @@ TINY = [
     "evaluate.final=[knn]",
     "run.log_every=1",
 ]
+WORKER = "kilobatch.launch.worker.main"
 RECIPE = [*TINY, "data.batch=130", "checkpoint.every_steps=3", "run.name=drill"]
 
 
@@ -93,7 +94,15 @@ def command(*arguments: str) -> Launcher:
 
 
 def workers_of(launcher: Launcher) -> list[psutil.Process]:
-    return psutil.Process(launcher.pid).children()
+    """Its workers, without its other children, such as the one that estimates the memory beside their start."""
+    return [child for child in psutil.Process(launcher.pid).children() if WORKER in arguments_of(child)]
+
+
+def arguments_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended
+        return []
 
 
 def logged(run: Path) -> int:
