@@ -92,7 +92,7 @@ def of_timm(folder: Path, seed: int, epochs: int) -> list[float]:
 
 def of_encoder(folder: Path, seed: int) -> list[float]:
     """The accuracies of a teacher without classes, of a student by similarity, and of one by features."""
-    part, value = "moved", "moved/moved/trained"
+    part, value = "moved", "final/moved/moved/trained"
     found = [train("demo", folder, f"demo-{seed}", seed, part, value)]
     for by in ("similarity", "features"):
         changes = {"method__teacher": str(folder / f"demo-{seed}"), "method__by": by}

@@ -1,17 +1,18 @@
 """Training by kilobatch and by lightly: images per second and k-NN of the same training, on this machine's processors.
 
-    python -m benchmarks.training --train cifar10:FOLDER
-    python -m benchmarks.training --train cifar10:FOLDER --images 10240 --widths 16 32 64 --epochs 10 --rounds 3
+    python -m benchmarks.training --source cifar10:FOLDER
+    python -m benchmarks.training --source folder:PHOTOGRAPHS --size 64 --widths 16 --batch 256
 
-Both get the same images, views, encoder of six convolutions, head, batch, AdamW and schedule. kilobatch is the command
-`kilobatch train` with two workers, everything that a run writes included: once in fp32, and once as it is by default
-(`engine.precision: auto`). lightly is its example's loop (benchmarks/training/lightly_loop.py), in fp32 and under
-torch.autocast with bf16. It runs in that form of FORMS which is the quickest in fp32 in a training of two epochs first:
-one process with two threads and one or two loading processes, or two processes.
+Both get the same images, views, encoder of six convolutions, head, batch, AdamW and schedule. Of a folder lightly reads
+the files, as its data set does; of another source an array in memory, as torchvision's CIFAR10 is. kilobatch is the
+command `kilobatch train` with two workers, everything that a run writes included: once in fp32, and once as it is by
+default (`engine.precision: auto`). lightly is its example's loop (benchmarks/training/lightly_loop.py), in fp32 and
+under torch.autocast with bf16. It runs in that form of FORMS which is the quickest in fp32 in a training of two epochs
+first: one process with two threads and one or two loading processes, or two processes.
 
 They take turns, whole trainings with the seeds 0, 1, …; the rate is that of all epochs but the first, and a ratio is of
-one round. k-NN (k 200, temperature 0.1) is from the training images to the test images, by the same code for
-both, in fp32.
+one round. k-NN (k 200, temperature 0.1) is from the training images to the test images, by the same code for both, in
+fp32.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -34,28 +35,34 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.training.lightly_loop import FORMS, Form, Model
-from benchmarks.training.setting import MEAN, RECIPE, STD, Setting, read_images
+from benchmarks.training.setting import RECIPE, Images, Setting, images_of
 from kilobatch import load_encoder
+from kilobatch.data.loading.preprocess import Preprocess
+from kilobatch.data.sources.folder import Folder
+from kilobatch.data.sources.specs import open_source
 from kilobatch.trainer.evaluate import knn
 from kilobatch.trainer.evaluate.features import Features
 from kilobatch.trainer.evaluate.options import KNNOptions
 
 PROCESSORS = 2
+LIGHTLY = "lightly, fp32"
+Found = Mapping[str, list[tuple[float, float]]]  # images per second and k-NN accuracy, of each round
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Images per second, and the encoder."""
+    """Images per second, the encoder and, of ours, how it is given images."""
 
     rate: float
     encoder: nn.Module
+    preprocess: Preprocess | None = None
 
 
-def train_ours(train: Path, setting: Setting, precision: str, out: Path) -> Trained:
+def train_ours(setting: Setting, precision: str, out: Path) -> Trained:
     """Trains by the command, and reads the rate from the run's metrics."""
     name, workers = f"{precision}-{setting.width}-{setting.seed}", ["--workers", str(PROCESSORS)]
-    changes = [*setting.changes(train, precision), f"run.name={name}", f"run.folder={out}"]
+    changes = [*setting.changes(precision), f"run.name={name}", f"run.folder={out}"]
     command = [sys.executable, "-m", "kilobatch", "train", RECIPE, *changes, *workers]
     subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE)
     rows = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
@@ -65,39 +72,76 @@ def train_ours(train: Path, setting: Setting, precision: str, out: Path) -> Trai
         if before["train/epoch"] >= 1:
             steps += row["step"] - before["step"]
             seconds += (row["step"] - before["step"]) * row["train/seconds"]
-    encoder, _ = load_encoder(str(out / name))
-    return Trained(steps * setting.batch / seconds, encoder)
+    encoder, preprocess = load_encoder(out / name)
+    return Trained(steps * setting.batch / seconds, encoder, preprocess)
 
 
-def train_theirs(train: Path, setting: Setting, form: Form, bf16: bool, out: Path) -> Trained:
-    task = {"setting": setting.as_dict(), "form": asdict(form), "train": str(train), "bf16": bf16, "out": str(out)}
+def train_theirs(images: int, setting: Setting, form: Form, bf16: bool, out: Path) -> Trained:
+    task = {"setting": asdict(setting), "form": asdict(form), "bf16": bf16, "out": str(out)}
     command = [sys.executable, "-m", "benchmarks.training.lightly_loop"]
     if form.processes > 1:
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(form.processes)]
         command = [sys.executable, *start, *command[1:]]
-    subprocess.run(command, env=os.environ | {"TRAINING_TASK": json.dumps(task)}, check=True, stderr=subprocess.PIPE)
+    subprocess.run(command, env=os.environ | {"TRAINING_TASK": json.dumps(task)}, check=True)
     model = Model(setting.width)
     model.load_state_dict(torch.load(out / "model.pt", weights_only=True))
     seconds = json.loads((out / "seconds.json").read_text())[1:]
-    images = len(np.load(train)["images"]) // setting.batch * setting.batch
-    return Trained(images * len(seconds) / sum(seconds), model.encoder.eval())
+    seen = images // setting.batch * setting.batch
+    return Trained(seen * len(seconds) / sum(seconds), model.encoder.eval())
 
 
 @torch.no_grad()
-def features_of(encoder: nn.Module, images: np.ndarray, labels: np.ndarray) -> Features:
-    scale = torch.tensor(STD).view(3, 1, 1)
-    x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / scale
-    parts: list[Tensor] = [encoder(part) for part in x.split(512)]
-    return Features(torch.cat(parts).float(), torch.from_numpy(labels))
+def features_of(encoder: nn.Module, images: Tensor, labels: Tensor) -> Features:
+    """images (N, 3, size, size), as the encoder takes them."""
+    return Features(torch.cat([encoder(part) for part in images.split(512)]).float(), labels)
 
 
-def show(found: dict[tuple[int, str], list[tuple[float, float]]], forms: dict[int, Form]) -> None:
-    table = Table("width", "who", "images/s", "to lightly, fp32", "of the rounds", "k-NN", title=str(forms))
-    for (width, who), rows in found.items():
-        peer = found[width, "lightly, fp32"]
-        ratios = [mine[0] / theirs[0] for mine, theirs in zip(rows, peer, strict=True)]
+def quickest_form(images: int, setting: Setting, out: Path) -> Form:
+    short = replace(setting, epochs=2)
+    rates = {form: train_theirs(images, short, form, False, out).rate for form in FORMS}
+    print("lightly:", ", ".join(f"{form}: {rate:,.0f} images/s" for form, rate in rates.items()), flush=True)
+    return max(rates, key=rates.__getitem__)
+
+
+def one_round(images: int, setting: Setting, form: Form, out: Path) -> Iterator[tuple[str, Trained]]:
+    """Trains once each; whoever is first in one round is last in the next but one."""
+    entries: list[tuple[str, Callable[[], Trained]]] = [
+        (LIGHTLY, lambda: train_theirs(images, setting, form, False, out)),
+        ("kilobatch, fp32", lambda: train_ours(setting, "fp32", out)),
+        ("kilobatch, by default", lambda: train_ours(setting, "auto", out)),
+        ("lightly, autocast", lambda: train_theirs(images, setting, form, True, out)),
+    ]
+    for k in range(len(entries)):
+        who, trained_by = entries[(k + setting.seed) % len(entries)]
+        yield who, trained_by()
+
+
+def measure(setting: Setting, rounds: int, bank: Images, test: Images, out: Path) -> tuple[Form, Found]:
+    """The form that lightly ran in, and (rate, k-NN accuracy) of each round."""
+    form, found = quickest_form(len(bank[0]), setting, out), defaultdict[str, list[tuple[float, float]]](list)
+    prepared: list[tuple[Tensor, Tensor]] = []
+    for seed in range(rounds):
+        done = dict(one_round(len(bank[0]), replace(setting, seed=seed), form, out))
+        preprocess = done["kilobatch, fp32"].preprocess
+        assert preprocess
+        prepared = prepared or [
+            (torch.stack([preprocess(x) for x in images]), labels) for images, labels in (bank, test)
+        ]
+        for who, trained in done.items():
+            features = [features_of(trained.encoder, *images) for images in prepared]
+            score = knn.accuracy(features[0], features[1], KNNOptions(k=200, temperature=0.1))
+            found[who].append((trained.rate, score))
+            print(f"width {setting.width}, seed {seed}, {who}: {trained.rate:,.0f} images/s, {score:.1%}", flush=True)
+    return form, found
+
+
+def show(width: int, form: Form, found: Found) -> None:
+    table = Table(
+        "who", "images/s", "to lightly, fp32", "of the rounds", "k-NN", title=f"width {width}; lightly: {form}"
+    )
+    for who, rows in sorted(found.items()):
+        ratios = [mine[0] / theirs[0] for mine, theirs in zip(rows, found[LIGHTLY], strict=True)]
         table.add_row(
-            str(width),
             who,
             f"{median(rate for rate, _ in rows):,.0f}",
             f"{median(ratios):.2f}x",
@@ -107,52 +151,31 @@ def show(found: dict[tuple[int, str], list[tuple[float, float]]], forms: dict[in
     Console(width=120).print(table)
 
 
-def quickest_form(train: Path, setting: Setting, out: Path) -> Form:
-    short = replace(setting, epochs=2)
-    rates = {form: train_theirs(train, short, form, False, out).rate for form in FORMS}
-    print("lightly:", ", ".join(f"{form}: {rate:,.0f} images/s" for form, rate in rates.items()), flush=True)
-    return max(rates, key=rates.__getitem__)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", default="cifar10:datasets", help="a source of 32-pixel images, as in data.train")
-    parser.add_argument("--images", type=int, default=10240, help="to train on")
+    parser.add_argument("--source", default="cifar10:datasets", help="of images with a train and a test split")
+    parser.add_argument("--images", type=int, help="to train on, of a source that is no folder; default: all")
     parser.add_argument("--test-images", type=int, default=4000)
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--size", type=int, default=32, help="of the views, in pixels")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    bank, test = (
-        read_images(options.train, "train", options.images),
-        read_images(options.train, "test", options.test_images),
-    )
-    found: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
-    forms: dict[int, Form] = {}
+    opened = open_source(options.source, "train")
+    bank = images_of(options.source, "train", None if isinstance(opened, Folder) else options.images)
+    test = images_of(options.source, "test", options.test_images)
     with tempfile.TemporaryDirectory() as folder:
-        out, train = Path(folder), Path(folder, "train.npz")
-        np.savez(train, images=bank[0], labels=bank[1])
+        if isinstance(opened, Folder):
+            train = f"folder:{opened.path}"
+        else:
+            train = f"npz:{folder}/train.npz"
+            np.savez(train.removeprefix("npz:"), images=np.stack(bank[0]), labels=bank[1].numpy())
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         for width in options.widths:
-            setting = Setting(width, options.epochs, options.batch, seed=0)
-            form = forms[width] = quickest_form(train, setting, out)
-            for seed in range(options.rounds):
-                now = replace(setting, seed=seed)
-                entries: dict[str, Callable[[Setting], Trained]] = {
-                    "lightly, fp32": lambda now, form=form: train_theirs(train, now, form, False, out),
-                    "kilobatch, fp32": lambda now: train_ours(train, now, "fp32", out),
-                    "kilobatch, by default": lambda now: train_ours(train, now, "auto", out),
-                    "lightly, autocast": lambda now, form=form: train_theirs(train, now, form, True, out),
-                }
-                for who, trained_by in entries.items():
-                    trained = trained_by(now)
-                    features = features_of(trained.encoder, *bank), features_of(trained.encoder, *test)
-                    score = knn.accuracy(*features, KNNOptions(k=200, temperature=0.1))
-                    found[width, who].append((trained.rate, score))
-                    print(f"width {width}, seed {seed}, {who}: {trained.rate:,.0f} images/s, {score:.1%}", flush=True)
+            setting = Setting(train, options.size, width, options.epochs, options.batch, seed=0)
+            show(width, *measure(setting, options.rounds, bank, test, Path(folder)))
         dist.destroy_process_group()
-    show(found, forms)
 
 
 if __name__ == "__main__":

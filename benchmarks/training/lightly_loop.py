@@ -19,7 +19,6 @@ from lightly.data import LightlyDataset  # pyright: ignore[reportMissingImports]
 from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
 from lightly.models.modules.heads import SimCLRProjectionHead  # pyright: ignore[reportMissingImports]
 from lightly.transforms import SimCLRTransform  # pyright: ignore[reportMissingImports]
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -44,11 +43,14 @@ class Form:
 FORMS = Form(1, 2, 1), Form(1, 2, 2), Form(2, 1, 1)
 
 
-class ArrayImages(Dataset):
+class Arrays(Dataset):
     """Images as torchvision's CIFAR10 has them: an array, of which each item becomes a Pillow image."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform: Any) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+    transform: Any = None  # LightlyDataset sets it
+
+    def __init__(self, file: str) -> None:
+        with np.load(file) as arrays:
+            self.images, self.labels = arrays["images"], arrays["labels"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,10 +69,13 @@ class Model(nn.Module):
         return self.head(self.encoder(images))
 
 
-def loader_of(train: Path, setting: Setting, form: Form) -> DataLoader:
-    arrays = np.load(train)
-    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
-    data = LightlyDataset.from_torch_dataset(ArrayImages(arrays["images"], arrays["labels"], transform))
+def loader_of(setting: Setting, form: Form) -> DataLoader:
+    transform = SimCLRTransform(setting.size, cj_strength=setting.strength, gaussian_blur=setting.blur)
+    scheme, _, path = setting.train.partition(":")
+    if scheme == "folder":
+        data = LightlyDataset(path, transform=transform)
+    else:
+        data = LightlyDataset.from_torch_dataset(Arrays(path), transform=transform)
     sampler = DistributedSampler(data, seed=setting.seed, drop_last=True) if form.processes > 1 else None
     return DataLoader(
         data,
@@ -105,7 +110,7 @@ def epochs_of(model: nn.Module, loader: DataLoader, setting: Setting, bf16: bool
         yield time.perf_counter() - began
 
 
-def one_process(train: Path, setting: Setting, form: Form, bf16: bool, out: Path) -> None:
+def one_process(setting: Setting, form: Form, bf16: bool, out: Path) -> None:
     """Trains, and writes the seconds of the epochs and the encoder's weights in rank 0."""
     torch.set_num_threads(form.threads)
     torch.manual_seed(setting.seed)
@@ -113,7 +118,7 @@ def one_process(train: Path, setting: Setting, form: Form, bf16: bool, out: Path
     if form.processes > 1:
         dist.init_process_group("gloo")
         model = DistributedDataParallel(model)
-    seconds = list(epochs_of(model, loader_of(train, setting, form), setting, bf16))
+    seconds = list(epochs_of(model, loader_of(setting, form), setting, bf16))
     if not dist.is_initialized() or dist.get_rank() == 0:
         plain = model.module if isinstance(model, DistributedDataParallel) else model
         torch.save(plain.state_dict(), out / "model.pt")
@@ -126,7 +131,7 @@ def main() -> None:
     """Reads its task from the environment, since torchrun starts it, too."""
     task = json.loads(os.environ["TRAINING_TASK"])
     setting, form = Setting(**task["setting"]), Form(**task["form"])
-    one_process(Path(task["train"]), setting, form, task["bf16"], Path(task["out"]))
+    one_process(setting, form, task["bf16"], Path(task["out"]))
 
 
 if __name__ == "__main__":

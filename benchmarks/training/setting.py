@@ -1,25 +1,28 @@
 """The training that both packages get: images, views, encoder, head, optimizer and schedule."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kilobatch.data.sources.specs import open_source
 from kilobatch.data.sources.splits import Split
 from kilobatch.trainer.optim.schedules import ScheduleOptions
 
 RECIPE = "simclr_cifar10_lightly"  # its views are those of lightly's own benchmark on CIFAR-10
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_SIDE = 32  # up to which views are not blurred, and colours change half as much
 
 
 @dataclass(frozen=True)
 class Setting:
-    """width: of the encoder of six convolutions; lr: of AdamW without decay, for the whole batch."""
+    """train: a source, as in data.train; size: of the views; width: of the encoder of six convolutions; lr: of AdamW
+    without decay, for the whole batch."""
 
+    train: str
+    size: int
     width: int
     epochs: int
     batch: int
@@ -32,13 +35,29 @@ class Setting:
     def schedule(self) -> ScheduleOptions:
         return ScheduleOptions(epochs=self.epochs, warmup_epochs=self.warmup_epochs)
 
-    def changes(self, train: Path, precision: str) -> list[str]:
+    @property
+    def strength(self) -> float:
+        """Of the colours' changes."""
+        return 0.5 if self.size <= CIFAR_SIDE else 1.0
+
+    @property
+    def blur(self) -> float:
+        """The probability."""
+        return 0.0 if self.size <= CIFAR_SIDE else 0.5
+
+    def changes(self, precision: str) -> list[str]:
         """What `kilobatch train` changes in the recipe."""
+        strong = [round(self.strength * most, 6) for most in (0.8, 0.8, 0.8, 0.2)]
+        jitter = dict(zip(("brightness", "contrast", "saturation", "hue"), strong, strict=True))
+        blur = "null" if not self.blur else f"{{probability: {self.blur}, border: edge}}"  # Pillow's, as lightly's is
         return [
-            f"data.train=npz:{train}",
+            f"data.train={self.train}",
             "data.test=null",
             f"data.batch={self.batch}",
             "data.threads=1",
+            f"data.views.size={self.size}",
+            *(f"data.views.jitter.{name}={value}" for name, value in jitter.items()),
+            f"data.views.blur={blur}",
             f"method.temperature={self.temperature}",
             "encoder.name=convnet",
             f"encoder.width={self.width}",
@@ -52,11 +71,9 @@ class Setting:
             "evaluate.every_epochs=0",
             "evaluate.final=[]",
             "checkpoint.every_minutes=60",
+            "run.log_every=5",
             f"run.seed={self.seed}",
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plain_encoder(width: int) -> nn.Sequential:
@@ -70,8 +87,11 @@ def plain_encoder(width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def read_images(source: str, split: Split, most: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The first `most` images, (N, H, W, 3), and their labels. source: as in data.train."""
+def images_of(source: str, split: Split, most: int | None) -> "Images":
+    """The first images. source: as in data.train; most: None for all."""
     opened: Any = open_source(source, split)
-    images, labels = zip(*(opened[i] for i in range(min(most, len(opened)))), strict=True)
-    return np.stack(images), np.array(labels)
+    images, labels = zip(*(opened[i] for i in range(min(most or len(opened), len(opened)))), strict=True)
+    return list(images), torch.tensor(labels)
+
+
+Images = tuple[list[NDArray[np.uint8]], Tensor]  # (H, W, 3) each; their labels (N,)

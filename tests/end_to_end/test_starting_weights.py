@@ -37,7 +37,7 @@ def trained(folder: Path, name: str, half: int, seed: int, epochs: int, *changes
     assert ended.code == 0, ended.printed
     result = read_final_evaluation(folder / name)
     assert result is not None
-    return 100 * result.parts["moved"].logged["moved/moved/trained"]
+    return 100 * result.parts["moved"].logged["final/moved/moved/trained"]
 
 
 def compare(folder: Path, seed: int) -> tuple[float, float]:
