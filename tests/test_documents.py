@@ -15,13 +15,14 @@ from tests.helpers.source_tree import FOLDERS, PACKAGE, SourceTree
 ROOT = Path(__file__).resolve().parents[1]
 LINE = 120
 RECORDS = {"docs/log.md"}  # keeps the names and paths of its time
-# Files that a document has its reader write, or only names for the example's sake.
+# Files that a document has its reader write, that another package has, or that are named for the example's sake.
 EXAMPLES: dict[str, set[str]] = {
     "docs/first-steps.md": {"neighbours.py"},
     "docs/folders.md": {"FILE.py", "my_sets.py"},
     "docs/architecture.md": {"FILE.py"},
     "CONTRIBUTING.md": {"tests/data/sources/test_zip_archive.py"},
     "docs/networks/backbones.md": {"nets.py", "mine.py"},
+    "docs/guides/coming-from.md": {"main_moco.py", "main_lincls.py", "main_dino.py", "main_linear.py"},
 }
 TOP = rf"(?:{'|'.join([*FOLDERS, 'configs', 'tests', 'benchmarks', 'docs', 'src'])})"
 PATH = re.compile(rf"(?<![\w/.~<>-]){TOP}/[\w./*<>{{}},-]*")
