@@ -41,6 +41,7 @@ EXAMPLES = {
         "kilobatch convert --verify train.beton",
     ],
     "export": ["kilobatch export first encoder.safetensors"],
+    "weights": ["kilobatch weights moco_v2_800ep.pth.tar"],
     "import": ["kilobatch import model.ckpt-250228 r50_sk.safetensors"],
     "verify": ["kilobatch verify simclr", "kilobatch verify --all"],
     "new": ["kilobatch new method my_method"],

@@ -138,7 +138,10 @@ LabelField = Annotated[
     typer.Option("--label-field", help="With --adopt: the field with the labels, of several.", show_default=False),
 ]
 
-# export, import
+# export, weights, import
+WeightsFile = Annotated[
+    Path, typer.Argument(help="A file of torch.save or safetensors; no code in it is run.", show_default=False)
+]
 Whole = Annotated[
     bool, typer.Option("--whole", help="Write the whole method, for other runs to start from or to use as a teacher.")
 ]

@@ -1,4 +1,4 @@
-"""Commands for images and encoders: evaluate, embed, convert, export, import.
+"""Commands for images and encoders: evaluate, embed, convert, export, weights, import.
 
 What a command needs is imported when it is called, so that `kilobatch --help` and a wrong option are answered at once.
 """
@@ -86,6 +86,13 @@ def export(run: Run, out: SafetensorsFile, whole: encoder_options.Whole = False,
     from kilobatch.launch.cli.convert import export
 
     export(run, out, force=force, whole=whole)
+
+
+def weights(file: encoder_options.WeightsFile) -> None:
+    """Lists the encoders in a file of weights of this or another package, and how to start with one."""
+    from kilobatch.launch.cli.reports.weights import print_weights
+
+    print_weights(file)
 
 
 def import_checkpoint(

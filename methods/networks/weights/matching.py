@@ -64,6 +64,19 @@ def find_tensors(places: Places, top: list[str], wanted: Mapping[str, Tensor], p
     return Found(package_of(first), place + before, found, left, parts)
 
 
+def prefixes_holding(places: Places, wanted: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """The places in the file, and what stands before the names there, where each tensor of an encoder has its shape.
+    wanted: the encoder's tensors."""
+    shorter = _without_common_part(wanted)
+    total, found = sum(x.numel() for x in shorter.values()), set[tuple[str, str]]()
+    for spelling in spellings(shorter):
+        back = {theirs: name for name, theirs in spelling.items()}
+        for place, tensors in places.items():
+            fitting = _fitting(tensors, back, shorter)
+            found |= {(place, before) for before, elements in fitting.items() if elements == total}
+    return sorted(found)
+
+
 def _without_common_part(wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same without the first part of the names, where it is that of all: a network inside of another module."""
     firsts = {name.partition(".")[0] for name in wanted}

@@ -21,8 +21,7 @@ CLASSIFIERS = ("fc", "head", "heads.head", "linear", "classifier", "module.fc")
 def network_of(places: Places, top: list[str]) -> EncoderOptions:
     """The options of the network of ours whose tensors are all in the file, with nothing left of its parts. Raises
     UserError where there is none."""
-    stems = {tuple(x.shape) for tensors in places.values() for x in tensors.values() if x.ndim == 4 and x.shape[1] == 3}
-    for options in _candidates(stems):
+    for options in candidates(places):
         with torch.device("meta"):  # no memory, and no random numbers
             wanted = wanted_of(build_encoder(options))
         try:
@@ -39,8 +38,9 @@ def network_of(places: Places, top: list[str]) -> EncoderOptions:
     )
 
 
-def _candidates(stems: set[tuple[int, ...]]) -> list[EncoderOptions]:
-    """Those whose first convolution has one of these shapes."""
+def candidates(places: Places) -> list[EncoderOptions]:
+    """The networks of ours whose first convolution has the shape of a tensor in the file."""
+    stems = {tuple(x.shape) for tensors in places.values() for x in tensors.values() if x.ndim == 4 and x.shape[1] == 3}
     found: list[EncoderOptions] = []
     for (stem, side), width, name in product((("imagenet", 7), ("cifar", 3)), range(1, WIDEST + 1), LAYERS):
         if (64 * width, 3, side, side) in stems:

@@ -31,7 +31,7 @@ def start_encoder(
     wanted = wanted_of(encoder)
     found = find_tensors(places, top, wanted, prefix)
     if isinstance(encoder, ViT):
-        found = _with_fixed_positions(found, encoder.features)
+        found = with_fixed_positions(found, encoder.features)
     taken, resized = dict[str, Tensor](), list[str]()
     for name, tensor in found.tensors.items():
         if tensor.shape == wanted[name].shape:
@@ -78,7 +78,7 @@ def resize_positions(tensor: Tensor, shape: torch.Size) -> Tensor:
     return torch.cat([tensor[:, :tokens].float(), resized.flatten(2).transpose(1, 2)], 1)
 
 
-def _with_fixed_positions(found: Found, features: int) -> Found:
+def with_fixed_positions(found: Found, features: int) -> Found:
     """The same without positions, which a ViT of ours computes. Raises UserError where those of the file are others."""
     left = dict(found.left)
     for name in list(left):
