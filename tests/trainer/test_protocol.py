@@ -87,17 +87,19 @@ def test_a_run_that_is_killed_in_any_phase_ends_as_if_it_had_not_been(
     assert set(last.values()) == {6} and set(saved.values()) == {4}, "it was killed elsewhere than the test says"
 
 
+PATIENT = 500.0  # seconds: a training takes 20 on two idle cores, and 100 on busy ones
 SIGNALLED = ["in the hook", "before the last backward", "after the optimizer", "after a checkpoint"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("phase", SIGNALLED)
 def test_a_run_whose_ranks_are_killed_by_a_signal_goes_on_to_the_bit(phase: str, beton: Path, tmp_path: Path) -> None:
     ranks = 2
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
-        run_ranks(ranks, signalled, tmp_path / "killed", beton, CHUNKED, points(CHUNKED, ranks)[phase])
+        run_ranks(ranks, signalled, tmp_path / "killed", beton, CHUNKED, points(CHUNKED, ranks)[phase], timeout=PATIENT)
     for run in ("killed", "whole"):
-        run_ranks(ranks, train, tmp_path / run, beton, CHUNKED)
+        run_ranks(ranks, train, tmp_path / run, beton, CHUNKED, timeout=PATIENT)
     assert differing(contents(tmp_path / "killed"), contents(tmp_path / "whole")) == []
 
 
@@ -112,12 +114,13 @@ LAYOUTS = {  # the norm's statistics are those of the same samples in each row's
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_ranks_chunks_and_zero_stages_end_at_the_same_weights(name: str, beton: Path, tmp_path: Path) -> None:
     (_, first), *_ = LAYOUTS[name]
     ends = []
     for number, (ranks, case) in enumerate(LAYOUTS[name]):
-        run_ranks(ranks, train, tmp_path / str(number), beton, case)
+        run_ranks(ranks, train, tmp_path / str(number), beton, case, timeout=PATIENT)
         ends.append(contents(tmp_path / str(number)))
     expected = ends[0]
     floats = [n for n, x in expected.items() if n.startswith("method.") and " of " not in n and x.is_floating_point()]
