@@ -1,6 +1,5 @@
 """BYOL's formula; and constructions that lose a part of it."""
 
-import torch
 from torch import Tensor
 
 from kilobatch.data.batch import Batch
@@ -45,12 +44,6 @@ STANDARD = Standard(
         Construction(
             "the mean over views, not the sum",
             lambda method, z, t, batch: symmetric(z["p"], t["z"]) / 2,
-            formula,
-            False,
-        ),
-        Construction(
-            "each view's own target",
-            lambda method, z, t, batch: symmetric(z["p"], torch.flip(t["z"], [1])),
             formula,
             False,
         ),

@@ -12,7 +12,7 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.nnclr import NNCLR
-from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, no_gradient
+from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, no_gradient, own_slice
 
 KEYS = 120
 
@@ -22,7 +22,7 @@ def build(mode: Mode) -> Method:
     method = NNCLR(ConvNet(4, mode), temperature=TEMPERATURE, queue=queue, dim=8, width=32, hidden=32)
     # With fixed norms it would exceed all that an untrained network gives, so that predictions all but agree, and the
     # gradient is a small difference of large parts.
-    nn.init.zeros_(method.predictor[-1].bias)
+    nn.init.zeros_(method.get_parameter("predictor.3.bias"))
     return method
 
 
@@ -91,6 +91,12 @@ STANDARD = Standard(
         Construction(
             "neighbours in the own rank's part of the queue",
             lambda method, z, t, batch: symmetric(z["z"], collectives.gather(z["p"]), held(method), _first(z)),
+            formula,
+            False,
+        ),
+        Construction(
+            "whole loss on every rank, own slice",
+            lambda method, z, t, batch: symmetric(collectives.gather(z["z"]), own_slice(z["p"]), _whole(method)),
             formula,
             False,
         ),
