@@ -43,10 +43,19 @@ class MLP(nn.Sequential):
     """MoCo v3's MLP (N, widths[0]) -> (N, widths[-1]): facebookresearch/moco-v3, moco/builder.py, _build_mlp.
 
     Linear layers without bias, norm and ReLU between them; at the end a norm without parameters, unless last_norm is
-    False.
+    False. last_bias: whether the last linear layer has a bias, as SimSiam's predictor; last_affine: whether the norm at
+    the end has parameters, as NNCLR's.
     """
 
-    def __init__(self, widths: Sequence[int], norm: Mode, last_norm: bool = True) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        norm: Mode,
+        last_norm: bool = True,
+        *,
+        last_bias: bool = False,
+        last_affine: bool = False,
+    ) -> None:
         layers: list[nn.Module] = []
         for in_features, out_features in zip(widths[:-2], widths[1:-1], strict=True):
             layers += [
@@ -54,9 +63,9 @@ class MLP(nn.Sequential):
                 BatchNorm(out_features, norm),
                 nn.ReLU(inplace=True),
             ]
-        layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
+        layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
         if last_norm:
-            layers.append(BatchNorm(widths[-1], norm, affine=False))
+            layers.append(BatchNorm(widths[-1], norm, affine=last_affine))
         super().__init__(*layers)
 
 

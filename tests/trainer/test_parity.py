@@ -17,6 +17,9 @@ METHODS = {
     "finetune": (False, 1),
     "distill": (False, 2),
     "seed": (True, 2),
+    "byol": (False, 2),
+    "simsiam": (False, 2),
+    "nnclr": (True, 4),
 }
 TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 
