@@ -1,10 +1,11 @@
-"""Options of a learnt temperature, as CLIP has it. Loads no torch."""
+"""Options of losses: a learnt temperature, as CLIP has it, and the entropy of assignments. Loads no torch."""
 
 from typing import Annotated
 
 from kilobatch.data.errors import UserError
 from kilobatch.methods.options import OptionContext
 
+SINKHORN_EPSILON = 0.024  # the least; e^(-2 / epsilon) is then 6e-37, which fp32 still has
 LARGEST_SCALE = 100  # the most that 1 / temperature is learnt to be: Radford et al. 2021, section 2.5
 
 

@@ -20,7 +20,10 @@ METHODS = {
     "byol": (False, 2),
     "simsiam": (False, 2),
     "nnclr": (True, 4),
+    "swav": (False, 2),
+    "swav_queue": (True, 1),
 }
+PARAMETERS_IN_LOSS = ("swav", "swav_queue")
 TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 
 
@@ -61,8 +64,9 @@ def test_methods_have_the_formulas_gradients_and_memories(tables: dict[str, list
     memories = [row for row in rows if row.name == f"{name}, what it remembers"]
     assert len(memories) == (2 * len(LAYOUTS) if has_memory else 0)
     wrong = {row.name: row for row in rows if not row.right}
-    assert len(wrong) == wrongs and all(row.error > 0.04 for row in wrong.values())
-    assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
+    assert len(wrong) == wrongs and all(row.error > 0.004 for row in wrong.values())  # the limit is 1e-12
+    if name not in PARAMETERS_IN_LOSS:  # those get the whole gradient on every rank
+        assert wrong["whole loss on every rank, own slice"].norm_ratio == pytest.approx(0.25)
 
 
 def test_every_place_of_the_protocol_is_exact(tables: dict[str, list[ParityRow]]) -> None:

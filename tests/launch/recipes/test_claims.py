@@ -18,6 +18,7 @@ CLAIMS = CLAIM.findall((ROOT / "docs/fidelity.md").read_text("utf-8"))
 OTHER = {
     "simsiam_imagenet": {"68.3"},
     "nnclr_imagenet": {"75.6"},
+    "swav_imagenet": {"72.1", "73.9", "74.6"},
     "demo": {"92", "94.7", "64"},
     "instance_discrimination_imagenet": {"52.7", "58.5"},
     "mochi_imagenet": {"67.5"},
