@@ -99,7 +99,7 @@ def choose(seen: Survey, place: Place, base_name: str, base: Recipe, batch: int 
         "data.train": Choice(seen.train, f"{seen.images:,} images"),
         "data.test": test,
         "data.batch": Choice(batch, why_batch),
-        "data.views.size": Choice(size, why_size),
+        **_views(base, size, why_size),
         **encoder,
         **_kernels(base, encoder["encoder.name"].value),
         **_method(seen, place, base, batch),
@@ -137,6 +137,17 @@ def _view_size(seen: Survey, place: Place) -> tuple[int, str]:
     if place.cpu and size > 96:
         return 96, f"{pixels}, and a CPU takes {(size / 96) ** 2:.0f} times as long for {size}"
     return size, pixels if size < 224 else f"{pixels}; 224 is the papers'"
+
+
+def _views(base: Recipe, size: int, why: str) -> Choices:
+    """The size of the first group's views, and in proportion those of all others."""
+    first, *others = base.data.groups
+    if not others:
+        return {"data.views.size": Choice(size, why)}
+    sides = [max(16, 8 * round(group.size * size / first.size / 8)) for group in others]
+    groups = [group.model_copy(update={"size": side}) for group, side in zip(others, sides, strict=True)]
+    dumped = [group.model_dump(mode="json") for group in (first.model_copy(update={"size": size}), *groups)]
+    return {"data.views": Choice(dumped, f"{why}; the further views in proportion")}
 
 
 def _encoder(seen: Survey, place: Place, size: int) -> Choices:
