@@ -146,7 +146,10 @@ def _views(base: Recipe, size: int, why: str) -> Choices:
         return {"data.views.size": Choice(size, why)}
     sides = [max(16, 8 * round(group.size * size / first.size / 8)) for group in others]
     groups = [group.model_copy(update={"size": side}) for group, side in zip(others, sides, strict=True)]
-    dumped = [group.model_dump(mode="json") for group in (first.model_copy(update={"size": size}), *groups)]
+    dumped = [
+        group.model_dump(mode="json", exclude_defaults=True)
+        for group in (first.model_copy(update={"size": size}), *groups)
+    ]
     return {"data.views": Choice(dumped, f"{why}; the further views in proportion")}
 
 

@@ -163,6 +163,9 @@ def _lines(name: str, value: "dict[str, Any] | Choice", indent: str) -> list[str
             f"{indent}{name}:",
             *(line for key, inner in value.items() for line in _lines(key, inner, f"{indent}  ")),
         ]
+    if isinstance(value.value, list) and any(isinstance(item, dict) for item in value.value):
+        items = [f"{indent}  - {json.dumps(item)}" for item in value.value]
+        return [*([f"{indent}# {printable(value.reason)}"] if value.reason else []), f"{indent}{name}:", *items]
     text = f"{indent}{name}: {_scalar(value.value)}"
     if not value.reason:
         return [text]

@@ -70,6 +70,15 @@ def test_a_folder_of_photographs(kilobatch: Callable[..., CommandResult], tmp_pa
     assert recipe.data.batch == 8 and recipe.evaluate.knn.k == 5
 
 
+def test_views_of_several_sizes_are_written_whole(kilobatch: Callable[..., CommandResult], tmp_path: Path) -> None:
+    photographs(tmp_path / "photos")
+    assert kilobatch("init", "folder:photos", "--method", "swav", "--gpu", "cpu", "--out", "s.yaml").code == 0
+    shipped, recipe = resolve_recipe("swav_imagenet", []).data.groups, checked(tmp_path / "s.yaml")
+    assert [(group.count, group.size) for group in recipe.data.groups] == [(2, 64), (6, 24)]
+    sizes = [group.model_copy(update={"size": size}) for group, size in zip(shipped, (64, 24), strict=True)]
+    assert list(recipe.data.groups) == sizes  # nothing but the sizes has changed
+
+
 def test_where_test_images_are_found(tmp_path: Path) -> None:
     photographs(tmp_path / "one" / "deep", splits=("train",))
     photographs(tmp_path / "two", splits=("training", "test", "validation"))
