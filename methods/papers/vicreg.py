@@ -24,10 +24,13 @@ class VICReg(Method):
     """Draws the two views of an image together (invariance), keeps the standard deviation of each dimension at 1
     (variance) and dimensions uncorrelated (covariance): section 4.1.
 
-    invariance: lambda; variance: mu, of the mean over the two views; covariance: nu, of their sum. Variance and
-    covariance are those of the samples of all ranks. dim: numbers of a projection; hidden: the width of the projector's
-    hidden layers; layers: of the projector. The authors' hidden layers have biases, which the norms after them take
-    away again; here they have none.
+    invariance: lambda, the weight of the views' squared difference; variance: mu, the weight of what standard
+    deviations lack, in the mean over the two views; covariance: nu, the weight of the covariances, in their sum over
+    the two views. dim: numbers of a projection; hidden: the width of the projector's hidden layers; layers: of the
+    projector.
+
+    Variance and covariance are those of the samples of all ranks. The authors' hidden layers have biases, which the
+    norms after them take away again; here they have none.
     """
 
     views: ClassVar[int | None] = 2

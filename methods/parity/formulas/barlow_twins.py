@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,9 +72,7 @@ STANDARD = Standard(
             formula,
             True,
         ),
-        Construction(
-            "cross-correlation by an in-place all-reduce", over_ranks(in_place, by_all_ranks), formula, False
-        ),
+        Construction("cross-correlation by an in-place all-reduce", over_ranks(in_place, by_all_ranks), formula, False),
         Construction(
             "standardised by the own rank's samples",
             over_ranks(collectives.all_reduce_sum, standardised),

@@ -47,8 +47,8 @@ def over_ranks(gather: Gather) -> Loss:
     return loss
 
 
-formula = over_ranks(lambda z: z)  # Bardes et al., eq. 6, with the means of the authors' code; all samples in one process
-
+# Bardes et al., eq. 6, with the means of the authors' code; all samples in one process.
+formula = over_ranks(lambda z: z)
 
 STANDARD = Standard(
     build,
@@ -57,9 +57,7 @@ STANDARD = Standard(
     constructions=(
         Construction("rows of all ranks, gather whose backward sums", over_ranks(collectives.gather), formula, True),
         Construction("variance and covariance of the own rank's samples", formula, formula, False),
-        Construction(
-            "rows of all ranks, gather whose backward keeps its slice", over_ranks(own_slice), formula, False
-        ),
+        Construction("rows of all ranks, gather whose backward keeps its slice", over_ranks(own_slice), formula, False),
         Construction(
             "whole loss on every rank, own slice",
             lambda method, z, t, batch: formula(method, {"z": own_slice(z["z"])}, t, batch),
