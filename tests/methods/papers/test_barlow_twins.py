@@ -108,11 +108,12 @@ def test_the_recipe_steps_as_the_authors_whose_gradient_is_a_share_of_the_loss()
     start = {name: p.detach().clone() for name, p in method.named_parameters()}
     base = scaled_lr(recipe.optimizer, recipe.data.batch)
     optimizer = build_optimizer(recipe.optimizer, method, recipe.data.batch)
-    for group in optimizer.param_groups:
-        group["lr"] = base * group["rule"].lr  # as GroupRates sets it
     expected = {name: p.clone() for name, p in start.items()}
     momentum = {name: torch.zeros_like(p) for name, p in start.items()}
     for step in range(3):
+        share = (step + 1) / 3  # of a warm-up, which tells where the rate stands
+        for group in optimizer.param_groups:
+            group["lr"] = share * base * group["rule"].lr  # as GroupRates sets it
         generator = torch.Generator().manual_seed(step)
         for name, p in method.named_parameters():
             p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64) * 1e-3
@@ -122,7 +123,7 @@ def test_the_recipe_steps_as_the_authors_whose_gradient_is_a_share_of_the_loss()
                 update = update * (0.001 * w.norm() / update.norm())
             momentum[name] = 0.9 * momentum[name] + update
             rate = 0.2 if p.ndim > 1 else 0.0048
-            expected[name] = w - rate * recipe.data.batch / 256 * momentum[name]
+            expected[name] = w - share * rate * recipe.data.batch / 256 * momentum[name]
         optimizer.step()
     for name, p in method.named_parameters():
         moved = expected[name] - start[name]
