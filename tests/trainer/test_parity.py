@@ -14,6 +14,8 @@ METHODS = {
     "pirl": (True, 2),
     "simclr_v2": (True, 3),
     "simclr_clip": (False, 2),
+    "barlow_twins": (False, 4),
+    "vicreg": (False, 3),
     "finetune": (False, 1),
     "distill": (False, 2),
     "seed": (True, 2),

@@ -12,9 +12,10 @@ from kilobatch.trainer.monitor.embedding_metrics import collapse
 from kilobatch.trainer.monitor.metrics_file import read_metrics
 from kilobatch.trainer.monitor.progress_file import Note, NoteKind
 
-WINDOW = 5  # logged losses of which the mean is compared, since single ones vary
+WINDOW = 5  # logged values of which the mean is compared, since single ones vary
 FAR, LEAST = 0.5, 0.5  # the rise that is far above the first loss: a share of it, and at the least so much
-PATIENCE = 0.1  # share of the steps before which k-NN need not be above the untrained encoder's
+PATIENCE = 0.1  # share of the steps before which neither k-NN nor the views' distance need be better than untrained
+NEARER = 0.02  # share of two images' distance by which the views of one are nearer, at the least
 # by the logged name of an accuracy: that of the untrained encoder by the same k-NN
 UNTRAINED = {"knn_sample/top1": "knn_sample/untrained", "knn/top1": "knn/untrained"}
 
@@ -40,6 +41,7 @@ class LearningChecks:
     ) -> None:
         self._metrics, self._total, self._facts = metrics, total_steps, facts
         self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._nearer: deque[float] = deque(maxlen=WINDOW)
         self._first: dict[int, tuple[int, float]] = {}
         self._standing = {note.kind: note for note in earlier if note.step <= start_step}
         self._said = {*self._standing}
@@ -56,6 +58,8 @@ class LearningChecks:
             self._look_at_loss(step)
         if "embedding/std" in values:
             self._note("collapse", step, collapse(dict(values)))
+        if {"similarity/positive", "similarity/negative"} <= values.keys() and step >= PATIENCE * self._total:
+            self._look_at_views(step, values["similarity/positive"], values["similarity/negative"])
         self._look_at_accuracy(step, values)
         new = [note for note in self.standing if note.kind not in self._said]
         self._said |= {note.kind for note in new}
@@ -75,6 +79,15 @@ class LearningChecks:
         start = f"{first[1]:.3g} at step {first[0]}" if self._facts.queue_steps else f"{first[1]:.3g} at its start"
         text = f"the loss is about {now:.3g}, far above {start}: the training diverges; use a lower optimizer.lr"
         self._note("loss", step, text if far else None)
+
+    def _look_at_views(self, step: int, positive: float, negative: float) -> None:
+        """Of mean cosines. An embedding may shrink to zero while its directions stay spread, as VICReg's does without
+        its variance term. Then no other sign but k-NN's shows that it tells nothing."""
+        apart = max(1 - negative, 1e-12)  # 0: all in one point, which is noted as a collapse
+        self._nearer.append((positive - negative) / apart)  # 1 - d^2(two views) / d^2(two images), on the unit sphere
+        now = sum(self._nearer) / len(self._nearer)
+        text = f"two views of an image are about as far apart as two images: nearer by {now:.1%}, which should be more"
+        self._note("views", step, text if len(self._nearer) == WINDOW and now < NEARER else None)
 
     def _look_at_accuracy(self, step: int, values: Mapping[str, float]) -> None:
         values = {name.removeprefix("final/"): value for name, value in values.items()}

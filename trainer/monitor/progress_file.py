@@ -25,7 +25,7 @@ NAMES = {
 }
 
 
-NoteKind = Literal["loss", "knn", "collapse", "queue"]
+NoteKind = Literal["loss", "knn", "collapse", "views", "queue"]
 
 
 class Note(BaseModel):

@@ -19,6 +19,8 @@ OTHER = {
     "simsiam_imagenet": {"68.3"},
     "nnclr_imagenet": {"75.6"},
     "swav_imagenet": {"72.1", "73.9", "74.6"},
+    "barlow_twins_digits": {"94", "94.2", "33.6", "64.2"},
+    "barlow_twins_imagenet": {"71.4"},
     "demo": {"92", "94.7", "64"},
     "instance_discrimination_imagenet": {"52.7", "58.5"},
     "mochi_imagenet": {"67.5"},
@@ -32,6 +34,7 @@ OTHER = {
     "simclr_v2_digits_finetune": {"95", "95.3", "84", "84.4"},
     "simclr_v2_imagenet": {"64.5", "72.1", "78.7", "1", "10", "100"},
     "simclr_v2_imagenet_distill": {"73.9", "77.5", "1", "10"},
+    "vicreg_digits": {"94", "94.7", "33.6", "64.2"},
 }
 
 

@@ -99,6 +99,25 @@ def test_a_collapse(tmp_path: Path) -> None:
     assert training.printed() == [COLLAPSED] and training.noted() == ["collapse"]
 
 
+def test_an_embedding_whose_views_are_as_far_apart_as_images(tmp_path: Path) -> None:
+    """Its spread is even. The cosines are those of VICReg on digits with variance=0 covariance=0, from its step 36."""
+    apart = [(0.115, 0.098), (0.087, 0.078), (0.090, 0.074), (0.026, 0.033), (0.081, 0.054), (0.025, 0.018)]
+    training = Training(tmp_path)
+    for positive, negative in apart[:3]:
+        training.loss(0.1, embedding=EVEN | {"similarity/positive": positive, "similarity/negative": negative})
+    assert training.printed() == []  # the first three steps are too early to say
+    for positive, negative in apart:
+        training.loss(0.1, embedding=EVEN | {"similarity/positive": positive, "similarity/negative": negative})
+    said = "warning (from step 8 on): two views of an image are about as far apart as two images: nearer by {:.1%}, "
+    shares = [(positive - negative) / (1 - negative) for positive, negative in apart]
+    assert training.printed() == [said.format(sum(shares[:5]) / 5) + "which should be more"]
+    assert training.noted() == ["views"]
+    # A large mean of all embeddings, as without a norm before the loss, hides nothing.
+    for _ in range(5):
+        training.loss(0.1, embedding=EVEN | {"similarity/positive": 0.983, "similarity/negative": 0.966})
+    assert training.noted() == []
+
+
 def test_a_queue_that_fills_raises_the_loss(tmp_path: Path) -> None:
     """The loss counts from there on only."""
     training = Training(tmp_path, facts=LearningFacts(queue_steps=6))
