@@ -1,6 +1,8 @@
 """DeepSpeed changes nothing that it is not asked to change, and a checkpoint restores every bit."""
 
+import gc
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,31 @@ def test_traps_are_shut(case: str, says: str, ranks: list[dict[str, Any]]) -> No
 
 def compiled() -> list[Tensor]:
     return train(make(toy(), compile=True), range(2), 0.05) + train(make(toy()), range(2), 0.05)
+
+
+def imported_by_a_collection() -> list[str]:
+    """The modules that are imported while ZeRO engines are collected, after a step."""
+    gc.collect()
+    gc.disable()
+    for stage in (1, 2):
+        engine = engine_of(stage)
+        outcome = forward_backward(engine, own_batch(0))
+        check_finite(engine, outcome, 0)
+        engine.step(0.1)
+        del engine, outcome
+    before = {*sys.modules}
+    gc.collect()
+    return sorted({*sys.modules} - before)
+
+
+def engine_of(stage: Any) -> Engine:
+    method = toy()
+    optimizer = build_optimizer(OptimizerOptions(name="lars", lr=0.1), method, GLOBAL_BATCH)
+    return Engine(method, optimizer, EngineOptions(zero=stage), torch.device("cpu"), GLOBAL_BATCH)
+
+
+def test_an_engine_that_is_collected_imports_nothing() -> None:
+    assert run_ranks(1, imported_by_a_collection) == [[]]
 
 
 @pytest.mark.slow

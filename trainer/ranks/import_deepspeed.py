@@ -22,6 +22,10 @@ def import_deepspeed(device: torch.device) -> Any:
     try:
         import deepspeed
         import deepspeed.ops
+
+        # A ZeRO engine imports it when it is collected. Where that happens while another import takes its lock, CPython
+        # 3.11 raises KeyError from the lock (python/cpython issue 106176).
+        import deepspeed.utils.pin_memory
     finally:
         if hidden:
             del sys.modules["triton"]
