@@ -71,7 +71,7 @@ def train_ours(setting: Setting, precision: str, out: Path) -> Trained:
     for before, row in zip(rows[:-1], rows[1:], strict=True):
         if before["train/epoch"] >= 1:
             steps += row["step"] - before["step"]
-            seconds += (row["step"] - before["step"]) * row["train/seconds"]
+            seconds += row["train/seconds"]  # since the row before
     encoder, preprocess = load_encoder(out / name)
     return Trained(steps * setting.batch / seconds, encoder, preprocess)
 
