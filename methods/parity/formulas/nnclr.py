@@ -14,7 +14,7 @@ from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.nnclr import NNCLR
 from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, no_gradient, own_slice
 
-KEYS = 120
+KEYS = 96
 
 
 def build(mode: Mode) -> Method:
@@ -69,7 +69,7 @@ def _first(z: Tensors) -> int:
 STANDARD = Standard(
     build,
     formula,
-    samples=60,  # norms see one view at a time: with fewer, fp32 errors exceed the limit in some layouts
+    samples=48,  # norms see one view at a time: with fewer, fp32 errors exceed the limit in some layouts
     constructions=(
         Construction(
             "predictions gathered with gradient, the queue of all ranks",

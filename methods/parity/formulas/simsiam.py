@@ -12,7 +12,7 @@ from kilobatch.methods.parity.standard import Construction, Standard, own_slice
 
 
 def build(mode: Mode) -> Method:
-    method = SimSiam(ConvNet(4, mode), dim=8, layers=2, hidden=32)
+    method = SimSiam(ConvNet(4, mode), dim=8, layers=2, hidden=24)
     # With fixed norms it would exceed all that an untrained network gives, so that predictions all but agree, and the
     # gradient is a small difference of large parts.
     nn.init.zeros_(method.get_parameter("predictor.3.bias"))

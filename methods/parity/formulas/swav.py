@@ -17,7 +17,7 @@ TAU, EPSILON, ROUNDS, PROTOTYPES = 0.1, 0.05, 3, 12
 
 
 def build(mode: Mode) -> Method:
-    return spread(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=8, hidden=16))
+    return spread(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=8, hidden=32))
 
 
 def spread(method: SwAV) -> SwAV:
@@ -79,7 +79,7 @@ def _gathered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
 STANDARD = Standard(
     build,
     formula,
-    samples=48,
+    samples=60,
     groups=(GroupShape(2, 12), GroupShape(3, 8)),
     constructions=(
         Construction("scores of all ranks, balanced on every rank", _gathered, formula, True),

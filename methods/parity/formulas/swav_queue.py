@@ -21,7 +21,7 @@ KEYS, DIM = 96, 8
 
 def build(mode: Mode) -> Method:
     options = QueueOptions(length=KEYS, placement="sharded")
-    method = spread(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=DIM, hidden=16, queue=options, queue_epoch=0))
+    method = spread(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=DIM, hidden=32, queue=options, queue_epoch=0))
     method.queues = nn.ModuleList([Queue(options, DIM), Queue(options, DIM)])  # full from the start
     cast(Queue, method.queues[1]).keys.neg_()
     return method
