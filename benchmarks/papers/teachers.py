@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40, help="of the timm network")
     options = parser.parse_args()
-    torch.set_num_threads(WORKERS)
+    torch.set_num_threads(1)  # more would wait for each other on a busy machine
     table = Table("teacher", "its top-1, %", "student", "top-1, %", "mean gap", "largest gap")
     with tempfile.TemporaryDirectory() as name:
         folder, seeds = Path(name), range(options.seeds)
