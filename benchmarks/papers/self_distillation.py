@@ -12,7 +12,7 @@ The accuracies are those of the 360 test digits, each moved once. A loss that is
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import mean
 
 import torch
@@ -30,7 +30,7 @@ from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.papers.distill import Distill
 from kilobatch.methods.papers.finetune import FineTune
 from kilobatch.trainer.evaluate import classify
-from kilobatch.trainer.evaluate.features import classifying
+from kilobatch.trainer.evaluate.features import Represent, classifying
 from kilobatch.trainer.evaluate.moved import Moved
 from kilobatch.trainer.optim.optimizers import build_optimizer, scaled_lr
 from kilobatch.trainer.optim.options import OptimizerOptions
@@ -49,9 +49,14 @@ def digits(seed: int) -> Loader:
 
 def accuracy(method: FineTune) -> float:
     """The share of moved test digits that the method's classifier finds right."""
-    images = PlainLoader(prepare("digits", "test"), VIEWS.size, VIEWS.mean, VIEWS.std, WORKER, batch=256)
     with classifying(method) as logits:
-        return dict(classify.evaluate(logits, Moved(images, VIEWS.mean, VIEWS.std), "moved"))["moved/top1"]
+        return moved_accuracy(logits)
+
+
+def moved_accuracy(logits: Represent) -> float:
+    """The share of moved test digits whose largest logit is that of their class."""
+    images = PlainLoader(prepare("digits", "test"), VIEWS.size, VIEWS.mean, VIEWS.std, WORKER, batch=256)
+    return dict(classify.evaluate(logits, Moved(images, VIEWS.mean, VIEWS.std), "moved"))["moved/top1"]
 
 
 def losses(
@@ -149,7 +154,7 @@ def main() -> None:
     Console(emoji=False, width=160).print(table)
 
 
-def percent(shares: list[float]) -> str:
+def percent(shares: Sequence[float]) -> str:
     return " ".join(f"{100 * share:.1f}" for share in shares)
 
 

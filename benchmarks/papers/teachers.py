@@ -24,21 +24,13 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from torch import nn
 
 import kilobatch
-from kilobatch.data.loading.loader import Loader, LoaderWorker, PlainLoader
-from kilobatch.data.sources.convert import prepare
-from kilobatch.launch.recipes.recipe import resolve_recipe
+from benchmarks.papers.self_distillation import digits, moved_accuracy, percent
 from kilobatch.launch.runs.final_evaluation import read_final_evaluation
-from kilobatch.trainer.evaluate import classify
-from kilobatch.trainer.evaluate.moved import Moved
 from kilobatch.trainer.optim.schedules import ScheduleOptions, lr_at
 
 NAME = "resnet18"
-BATCH = 238
-WORKER = LoaderWorker(rank=0, world=1, threads=1, device=torch.device("cpu"))
-VIEWS = resolve_recipe("simclr_v2_digits_finetune", []).data.groups[0]
 WORKERS = 2
 
 
@@ -48,7 +40,7 @@ def timm_teacher(file: Path, seed: int, epochs: int) -> float:
     network = timm.create_model(NAME, num_classes=10).train()
     schedule, lr = ScheduleOptions(epochs=epochs, warmup_epochs=epochs / 20), 0.001
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.05)
-    with Loader(prepare("digits", "train"), VIEWS, WORKER, batch=BATCH, seed=seed) as loader:
+    with digits(seed) as loader:
         for step, batch in enumerate(batch for epoch in range(epochs) for batch in loader.epoch(epoch)):
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(schedule, lr, step, loader.steps_per_epoch)
@@ -56,15 +48,8 @@ def timm_teacher(file: Path, seed: int, epochs: int) -> float:
             optimizer.step()
             optimizer.zero_grad()
     save_file({name: x.contiguous() for name, x in network.state_dict().items()}, file)
-    return accuracy(network.eval())
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module) -> float:
-    """The share of moved test digits that the network finds right, as runs evaluate it."""
-    images = PlainLoader(prepare("digits", "test"), VIEWS.size, VIEWS.mean, VIEWS.std, WORKER, batch=256)
-    logits = torch.no_grad()(lambda batch: network(batch.views[0][:, 0]))
-    return dict(classify.evaluate(logits, Moved(images, VIEWS.mean, VIEWS.std), "moved"))["moved/top1"]
+    network.eval()
+    return moved_accuracy(torch.no_grad()(lambda batch: network(batch.views[0][:, 0])))
 
 
 def train(recipe: str, folder: Path, name: str, seed: int, part: str, value: str, **changes: Any) -> float:
@@ -113,10 +98,6 @@ def rows(teacher: str, students: Sequence[str], found: list[list[float]]) -> lis
         ]
         for student, values in zip(students, others, strict=True)
     ]
-
-
-def percent(shares: Sequence[float]) -> str:
-    return " ".join(f"{100 * share:.1f}" for share in shares)
 
 
 def main() -> None:

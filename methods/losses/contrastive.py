@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
@@ -47,6 +48,18 @@ def nt_xent(
             return NTXent.apply(u, bounded, operands)
         extra_lse = QueueLogSumExp.apply(u / root, queue.filled(), queue.sharded, bounded, operands)
         return NTXent.apply(u, bounded, operands, extra_lse)
+
+
+def batch_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """The mean over this rank's queries of -log softmax(q k / temperature) of the own key among those of the global
+    batch: MoCo v3's eq. 1, NNCLR's eq. 3.
+
+    q, k: (n, D) unit rows, a query and its key for each of this rank's n images, the same n on every rank. Keys with a
+    gradient get that of all ranks' queries. Memory is O(n * n * ranks). Raises UserError for unequal n.
+    """
+    collectives.refuse_unequal(len(q), "queries", q.device)
+    logits = q @ collectives.gather(k).T / temperature  # (n, W * n)
+    return F.cross_entropy(logits, collectives.local_rows(len(q), q.device))
 
 
 def clip_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor, operands: Operands = "fp32") -> Tensor:

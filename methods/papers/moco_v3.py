@@ -7,12 +7,11 @@ L_q = -log( exp(q k+ / tau) / (exp(q k+ / tau) + sum over k- of exp(q k- / tau))
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives
+from kilobatch.methods.losses.contrastive import batch_info_nce
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
@@ -72,6 +71,4 @@ class MoCoV3(Method):
 
 def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """The mean over queries of eq. 1 times 2 * temperature. q, k (n, D): this rank's unit queries and their keys."""
-    collectives.refuse_unequal(len(q), "queries", q.device)
-    logits = q @ collectives.gather(k).T / temperature  # (n, W * n); keys carry no gradient
-    return 2 * temperature * F.cross_entropy(logits, collectives.local_rows(len(q), q.device))
+    return 2 * temperature * batch_info_nce(q, k, temperature)

@@ -8,12 +8,11 @@ both views as z, halves the sum, and pushes z of the first one.
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
-from kilobatch.methods import collectives
+from kilobatch.methods.losses.contrastive import batch_info_nce
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
 from kilobatch.methods.method import Method, Tensors
@@ -61,9 +60,7 @@ class NNCLR(Method):
     def neighbours_loss(self, z: Tensor, p: Tensor) -> Tensor:
         """The mean of eq. 3 over this rank's rows. z, p (n, D): unit projections, which get no gradient, and the unit
         predictions of the other view, which get that of all ranks' rows."""
-        nearest = self.queue.hardest(z, 1)[:, 0]
-        logits = nearest @ collectives.gather(p).T / self.temperature  # (n, W * n)
-        return F.cross_entropy(logits, collectives.local_rows(len(z), z.device))
+        return batch_info_nce(self.queue.hardest(z, 1)[:, 0], p, self.temperature)
 
     def update(self, z: Tensors, t: Tensors, batch: Batch) -> None:
         self.queue.push(unit(z["z"][:, 0]))

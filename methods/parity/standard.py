@@ -7,9 +7,10 @@ gradients in closed form, nothing of methods.losses.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
@@ -19,6 +20,7 @@ from kilobatch.methods.networks.options import Mode
 Loss = Callable[[Method, Tensors, Tensors, Batch], Tensor]  # method, z, t, batch -> 0-dim
 Arrange = Callable[[Method, Batch], Batch]
 TEMPERATURE = 0.2
+MethodT = TypeVar("MethodT", bound=Method)
 
 
 def no_labels(samples: int) -> Tensor:
@@ -88,6 +90,13 @@ def own_slice(z: Tensor) -> Tensor:
 def no_gradient(z: Tensor) -> Tensor:
     """A gather without gradient."""
     return collectives.gather(z.detach())
+
+
+def without_bias(method: MethodT, name: str) -> MethodT:
+    """The method with a last linear layer's bias at 0. With fixed norms it would exceed all that an untrained network
+    gives, so that outputs all but agree, and a gradient would be a small difference of large parts."""
+    nn.init.zeros_(method.get_parameter(name))
+    return method
 
 
 def queue_constructions(

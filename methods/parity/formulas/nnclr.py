@@ -3,7 +3,8 @@
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
@@ -12,7 +13,7 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.nnclr import NNCLR
-from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, no_gradient, own_slice
+from kilobatch.methods.parity.standard import TEMPERATURE, Construction, Standard, own_slice, without_bias
 
 KEYS = 96
 
@@ -20,14 +21,7 @@ KEYS = 96
 def build(mode: Mode) -> Method:
     queue = QueueOptions(length=KEYS, placement="sharded")
     method = NNCLR(ConvNet(4, mode), temperature=TEMPERATURE, queue=queue, dim=8, width=32, hidden=32)
-    # With fixed norms it would exceed all that an untrained network gives, so that predictions all but agree, and the
-    # gradient is a small difference of large parts.
-    nn.init.zeros_(method.get_parameter("predictor.3.bias"))
-    return method
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    return x / x.square().sum(-1, keepdim=True).sqrt()
+    return without_bias(method, "predictor.3.bias")
 
 
 def held(method: Method) -> Tensor:
@@ -45,7 +39,7 @@ def one_way(z: Tensor, p: Tensor, keys: Tensor, first: int) -> Tensor:
 
 
 def symmetric(z: Tensor, p: Tensor, keys: Tensor, first: int = 0) -> Tensor:
-    z, p = unit_rows(z.detach()), unit_rows(p)
+    z, p = F.normalize(z.detach(), dim=-1), F.normalize(p, dim=-1)
     return (one_way(z[:, 0], p[:, 1], keys, first) + one_way(z[:, 1], p[:, 0], keys, first)) / 2
 
 
@@ -55,7 +49,7 @@ def formula(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
 
 def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The step's first projections replace the oldest."""
-    return torch.cat([held(method), unit_rows(z["z"][:, 0].detach())])[-KEYS:]
+    return torch.cat([held(method), F.normalize(z["z"][:, 0].detach(), dim=-1)])[-KEYS:]
 
 
 def _whole(method: Method) -> Tensor:
@@ -79,12 +73,7 @@ STANDARD = Standard(
         ),
         Construction(
             "predictions gathered without gradient",
-            lambda method, z, t, batch: symmetric(
-                z["z"],
-                no_gradient(z["p"]).index_copy(0, collectives.local_rows(len(z["p"]), z["p"].device), z["p"]),
-                _whole(method),
-                _first(z),
-            ),
+            lambda method, z, t, batch: symmetric(z["z"], own_slice(z["p"]), _whole(method), _first(z)),
             formula,
             False,
         ),

@@ -1,6 +1,6 @@
 """SimSiam's formula; and constructions that lose a part of it."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
@@ -8,15 +8,11 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.simsiam import SimSiam
-from kilobatch.methods.parity.standard import Construction, Standard, own_slice
+from kilobatch.methods.parity.standard import Construction, Standard, own_slice, without_bias
 
 
 def build(mode: Mode) -> Method:
-    method = SimSiam(ConvNet(4, mode), dim=8, layers=2, hidden=24)
-    # With fixed norms it would exceed all that an untrained network gives, so that predictions all but agree, and the
-    # gradient is a small difference of large parts.
-    nn.init.zeros_(method.get_parameter("predictor.3.bias"))
-    return method
+    return without_bias(SimSiam(ConvNet(4, mode), dim=8, layers=2, hidden=24), "predictor.3.bias")
 
 
 def cosine(p: Tensor, z: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from kilobatch.data.batch import Batch
 from kilobatch.methods import collectives
@@ -11,23 +12,13 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.swav import SwAV
-from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, own_slice
+from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, own_slice, without_bias
 
 TAU, EPSILON, ROUNDS, PROTOTYPES = 0.1, 0.05, 3, 12
 
 
 def build(mode: Mode) -> Method:
-    return spread(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=8, hidden=32))
-
-
-def spread(method: SwAV) -> SwAV:
-    """Takes the head's last bias out, without which projections of an untrained network differ more."""
-    nn.init.zeros_(method.get_parameter("head.3.bias"))
-    return method
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    return x / x.square().sum(-1, keepdim=True).sqrt()
+    return without_bias(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=8, hidden=32), "head.3.bias")
 
 
 def balanced(scores: Tensor) -> Tensor:
@@ -50,8 +41,8 @@ def swapped(
 ) -> Tensor:
     """Eq. 2 for every pair of a large view and another one. z (n, V, D); whole (N, 2, D): the large views of all
     samples, of which z's are rows `first` and following; None: z's. queues: (m, D) further rows for either."""
-    z, c = unit_rows(z), unit_rows(prototypes)
-    large = z[:, :2] if whole is None else unit_rows(whole)
+    z, c = F.normalize(z, dim=-1), F.normalize(prototypes, dim=-1)
+    large = z[:, :2] if whole is None else F.normalize(whole, dim=-1)
     total, views = z.new_zeros(()), z.shape[1]
     for i in range(2):
         rows = torch.cat([large[:, i], *queues[i : i + 1]])

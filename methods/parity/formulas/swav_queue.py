@@ -3,6 +3,7 @@
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
@@ -13,15 +14,16 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.convnet import ConvNet
 from kilobatch.methods.networks.options import Mode
 from kilobatch.methods.papers.swav import SwAV
-from kilobatch.methods.parity.formulas.swav import PROTOTYPES, spread, swapped, unit_rows
-from kilobatch.methods.parity.standard import Construction, GroupShape, Standard
+from kilobatch.methods.parity.formulas.swav import PROTOTYPES, swapped
+from kilobatch.methods.parity.standard import Construction, GroupShape, Standard, without_bias
 
 KEYS, DIM = 96, 8
 
 
 def build(mode: Mode) -> Method:
     options = QueueOptions(length=KEYS, placement="sharded")
-    method = spread(SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=DIM, hidden=32, queue=options, queue_epoch=0))
+    method = SwAV(ConvNet(4, mode), prototypes=PROTOTYPES, dim=DIM, hidden=32, queue=options, queue_epoch=0)
+    without_bias(method, "head.3.bias")
     method.queues = nn.ModuleList([Queue(options, DIM), Queue(options, DIM)])  # full from the start
     cast(Queue, method.queues[1]).keys.neg_()
     return method
@@ -48,7 +50,7 @@ def held(method: Method) -> Tensor:
 
 def remembered(method: Method, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
     """The step's first views replace the oldest rows."""
-    return torch.cat([held(method), unit_rows(z["z"][:, 0].detach())])[-KEYS:]
+    return torch.cat([held(method), F.normalize(z["z"][:, 0].detach(), dim=-1)])[-KEYS:]
 
 
 STANDARD = Standard(
