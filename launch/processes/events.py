@@ -137,6 +137,13 @@ def from_line(line: bytes) -> Event:
     return _reader.validate_json(line)
 
 
+def stop_may_follow(events: Sequence[Event]) -> bool:
+    """Whether workers have ended as by a request to stop that has not come: a scheduler signals all processes of a job,
+    and the agent may be the last to run."""
+    ended = any(isinstance(event, WorkerFailed) and event.code in STOPS for event in events)
+    return ended and not any(isinstance(event, StopRequested) for event in events)
+
+
 def run_outcome(events: Sequence[Event], clocks: Mapping[str, float] | None = None) -> RunOutcome:
     """The verdict on a run, once every node is done or lost. The first that applies:
 

@@ -23,6 +23,7 @@ from kilobatch.launch.processes.events import (
     StopRequested,
     WorkerFailed,
     run_outcome,
+    stop_may_follow,
 )
 from kilobatch.launch.processes.exit_status import INTERRUPTED, REFUSED, RunOutcome, this_host
 from kilobatch.launch.processes.failure_files import read_error
@@ -35,6 +36,7 @@ from kilobatch.launch.processes.worker_processes import Worker, Workers
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL for the remaining workers after one has failed
 DUMP = 2.0  # seconds for the workers that hang to write their stacks
 STACK_HEAD = re.compile(r"(Current thread|Thread|Stack).*\(most recent call first\):$")  # of faulthandler
+STOP_LAG = 3.0  # seconds in which a request to stop may follow the end of workers that the same signal has ended
 OUTPUT_GRACE = 2.0  # seconds after which a log that could not be written ends the run
 TICK = 0.2  # seconds between two looks at the events
 STEP_DONE = 3  # heartbeats of a worker's pace: two of its first step, and one of the second
@@ -134,6 +136,9 @@ class Supervisor:
             self._poll(workers)
         until = time.monotonic() + self.gather
         while workers.alive and time.monotonic() < until:
+            self._poll(workers)
+        until = time.monotonic() + STOP_LAG
+        while stop_may_follow(self.events) and time.monotonic() < until:
             self._poll(workers)
         hung: list[HungWorker] = []
         if isinstance(self._first_failure(), Stalled):
