@@ -41,12 +41,20 @@ BANK = [
     "engine.zero=2",
 ]
 
+BYOL = ["method.name=byol", "method.momentum=0.9", "method.dim=16", "method.hidden=32"]
+SWAV = ["method.name=swav", "method.prototypes=20", "method.queue={length: 390, placement: sharded}"]
+SWAV += ["method.queue_epoch=1", "method.freeze_epochs=1"]
+
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("method", "kills"),
-    [(MEMORY, range(4)), pytest.param(QUEUE, range(1, 3), marks=pytest.mark.slow), (BANK, range(1, 3))],
-    ids=["simclr_v2", "moco", "instance_discrimination"],
+    [
+        (MEMORY, range(4)),
+        (BANK, range(1, 3)),
+        *(pytest.param(method, range(1, 3), marks=pytest.mark.slow) for method in (QUEUE, BYOL, SWAV)),
+    ],
+    ids=["simclr_v2", "instance_discrimination", "moco", "byol", "swav"],
 )
 def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
     drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than are made between the kills
