@@ -28,11 +28,11 @@ class DINO(Method):
     """A student learns from small and large views what its own moving average, the teacher, makes of the large ones:
     algorithm 1. The teacher is what is kept.
 
-    temperature: tau, the student's. teacher_temperature: tau_t, which rises from warmup_temperature over the first
-    warmup_epochs epochs, a step an epoch. momentum: of the teacher, which rises to 1 by a cosine; center_momentum: m.
-    prototypes: K; dim: numbers of a bottleneck; hidden: the width of the head's hidden layers. freeze_epochs: before
-    which the prototypes stay as they began. unit_prototypes: whether they have length 1; else a length is learnt, too.
-    head_norm: whether the head's hidden layers have BatchNorm.
+    temperature: tau, the student's. teacher_temperature: tau_t, once it has risen; warmup_temperature: what it begins
+    at; warmup_epochs: in which it rises, a step an epoch. momentum: of the teacher, which rises to 1 by a cosine;
+    center_momentum: m, of the centre. prototypes: K; dim: numbers of a bottleneck; hidden: the width of the head's
+    hidden layers. freeze_epochs: before which the prototypes stay as they began. unit_prototypes: whether they have
+    length 1; else a length is learnt, too. head_norm: whether the head's hidden layers have BatchNorm.
     """
 
     views: ClassVar[int | None] = 2
