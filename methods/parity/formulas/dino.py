@@ -30,7 +30,6 @@ def build(mode: Mode) -> Method:
         dim=8,
         hidden=32,
         unit_prototypes=False,
-        head_norm=True,
     )
     with torch.no_grad():
         for p in method.head.parameters():  # the authors' weights are so small that biases of this size would be all
