@@ -110,6 +110,6 @@ class DINO(Method):
 
 
 def temperature_at(clock: Clock, first: float, last: float, epochs: int) -> float:
-    """The teacher's temperature in an epoch: `epochs` of them go from `first` to `last`, both included, then it stays."""
+    """The teacher's temperature in an epoch: in `epochs` from `first` to `last`, both included, then it stays."""
     share = min(1.0, clock.step // clock.per_epoch / max(1, epochs - 1)) if epochs else 1.0
     return first + share * (last - first)
