@@ -69,6 +69,52 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
 
 
+class Prototypes(nn.Module):
+    """`count` directions (count, dim): unit rows, of weights that are normalised where they are used, as torch's
+    weight_norm has them. scaled: each has a length besides, which is learnt and starts at 1."""
+
+    def __init__(self, dim: int, count: int, scaled: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Linear(dim, count, bias=False).weight
+        self.length = nn.Parameter(torch.ones(count, 1)) if scaled else None
+
+    def forward(self) -> Tensor:
+        rows = unit(self.weight)
+        return rows if self.length is None else rows * self.length
+
+
+class BottleneckHead(nn.Module):
+    """DINO's head (N, features) -> (N, dim), unit rows, and the prototypes that they are compared with.
+
+    Three linear layers with biases and GELU between them; truncated normal weights of standard deviation 0.02
+    (facebookresearch/dino, vision_transformer.py, DINOHead, whose last layer are the prototypes). norm: of its hidden
+    layers; None: they have none.
+    """
+
+    def __init__(self, features: int, hidden: int, dim: int, prototypes: Prototypes, norm: Mode | None = None) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for in_features in (features, hidden):
+            layers += [nn.Linear(in_features, hidden), *([BatchNorm(hidden, norm)] if norm else []), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, dim))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = prototypes
+
+    def forward(self, features: Tensor) -> Tensor:
+        return unit(self.layers(features))
+
+
+def embed_views(encoder: nn.Module, head: nn.Module, groups: Sequence[Tensor]) -> Tensor:
+    """groups, of (n, V_g, 3, H, W) each -> (n, V, D), the views of the first group first. Norms see all views of one
+    size together in the encoder, and all views together in the head, as in the authors' code of SwAV and DINO."""
+    h = [encoder(views.flatten(0, 1)) for views in groups]
+    parts = head(torch.cat(h)).split([len(x) for x in h])
+    return torch.cat([x.unflatten(0, views.shape[:2]) for x, views in zip(parts, groups, strict=True)], 1)
+
+
 def unit(x: Tensor) -> Tensor:
     """x (..., D), scaled to rows of length 1, in fp32 at least, whatever the autocast type."""
     with torch.autocast(x.device.type, enabled=False):

@@ -20,7 +20,7 @@ from kilobatch.methods.memories.queue import Queue
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.encoder import Encoder
-from kilobatch.methods.networks.heads import unit
+from kilobatch.methods.networks.heads import embed_views, unit
 from kilobatch.methods.parameter_groups import ParameterGroup
 
 
@@ -69,11 +69,7 @@ class SwAV(Method):
         return [ParameterGroup("prototypes", from_epoch=self.freeze_epochs, adapt=True), ParameterGroup("", adapt=True)]
 
     def embed(self, batch: Batch) -> Tensors:
-        # Norms see all views of one size in the encoder, and all views together in the head.
-        h = [self.encoder(views.flatten(0, 1)) for views in batch.views]
-        parts = self.head(torch.cat(h)).split([len(x) for x in h])
-        each = [x.unflatten(0, views.shape[:2]) for x, views in zip(parts, batch.views, strict=True)]
-        return {"z": torch.cat(each, 1)}  # (N, V, D), the large views first
+        return {"z": embed_views(self.encoder, self.head, batch.views)}  # (N, V, D), the large views first
 
     def loss(self, z: Tensors, t: Tensors, batch: Batch) -> Tensor:
         rows, prototypes = unit(z["z"]), unit(self.prototypes.weight)

@@ -30,7 +30,7 @@ RECIPES = {
     "solo-learn": "simclr_cifar10_solo",
     "VISSL": "simclr_imagenet",
     "MoCo": "moco_v2_imagenet",
-    "DINO": "moco_v3_vit_small_imagenet",
+    "DINO": "dino_vit_small_imagenet",
     "timm": "simclr_cifar10_lightly",
 }
 OF_METHOD = {
@@ -137,7 +137,7 @@ def test_what_it_says_is_missing_is_missing() -> None:
 
 def test_its_views_of_several_sizes(tmp_path: Path) -> None:
     (block,) = page.blocks("yaml")
-    (tmp_path / "own.yaml").write_text(f"extends: moco_v3_vit_small_imagenet\n{block}")
+    (tmp_path / "own.yaml").write_text(f"extends: dino_vit_small_imagenet\n{block}")
     first, second = resolve_recipe(str(tmp_path / "own.yaml"), []).data.groups
     assert (first.count, first.size, second.count, second.size) == (2, 224, 8, 96)
     assert first.second and first.second.blur and first.second.blur.probability == 0.1

@@ -24,8 +24,9 @@ METHODS = {
     "nnclr": (True, 4),
     "swav": (False, 2),
     "swav_queue": (True, 1),
+    "dino": (True, 5),
 }
-PARAMETERS_IN_LOSS = ("swav", "swav_queue")
+PARAMETERS_IN_LOSS = ("swav", "swav_queue", "dino")
 TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 
 

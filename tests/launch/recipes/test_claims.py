@@ -21,6 +21,8 @@ OTHER = {
     "swav_imagenet": {"72.1", "73.9", "74.6"},
     "barlow_twins_digits": {"94", "94.2", "33.6", "64.2"},
     "barlow_twins_imagenet": {"71.4"},
+    "dino_digits": {"83", "83.9", "33.6", "64.2"},
+    "dino_vit_small_imagenet": {"69.3", "76.0"},
     "demo": {"92", "94.7", "64"},
     "instance_discrimination_imagenet": {"52.7", "58.5"},
     "mochi_imagenet": {"67.5"},
