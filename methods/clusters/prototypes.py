@@ -24,15 +24,21 @@ class Prototypes(nn.Module):
         self.register_buffer("phi", torch.ones(count))
 
     @torch.no_grad()
-    def fill(self, index: Tensor, found: Clusters, temperature: float) -> None:
-        """Takes over what k-means has found. index (n,): the images of this rank's rows; temperature: the mean of phi.
-        Each rank sends an int32 for each image of all."""
-        cluster = torch.zeros_like(self.assignment)
-        cluster[index] = found.assignment.int()
-        self.assignment.copy_(collectives.all_reduce_sum(cluster))
+    def fill(self, assignment: Tensor, found: Clusters, temperature: float) -> None:
+        """Takes over what k-means has found. assignment (images,): each image's cluster; temperature: the mean of
+        phi."""
+        self.assignment.copy_(assignment)
         self.centroids.copy_(F.normalize(found.centroids, dim=1))
         self.phi.copy_(concentration(found, temperature))
 
     def of(self, index: Tensor) -> Tensor:
         """index, of images -> their clusters, int64."""
         return self.assignment[index].long()
+
+
+def gather_assignment(index: Tensor, found: Clusters, count: int) -> Tensor:
+    """(count,) int32: the cluster of each of `count` rows, of which this rank has those of index (n,). Each rank sends
+    an int32 for each of all rows."""
+    cluster = torch.zeros(count, dtype=torch.int32, device=index.device)
+    cluster[index] = found.assignment.int()
+    return collectives.all_reduce_sum(cluster)

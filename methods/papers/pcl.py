@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kilobatch.data.batch import Batch
 from kilobatch.data.errors import UserError
 from kilobatch.methods.clusters.kmeans import kmeans
-from kilobatch.methods.clusters.prototypes import Prototypes
+from kilobatch.methods.clusters.prototypes import Prototypes, gather_assignment
 from kilobatch.methods.losses.prototypes import prototype_nce
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder
 from kilobatch.methods.memories.options import QueueOptions
@@ -31,11 +31,12 @@ QUEUE = QueueOptions(length=16_384)
 class PCL(MoCo):
     """MoCo whose queries also find the prototype of their image's cluster: algorithm 1.
 
-    clusters: how many each clustering has. Before each epoch from warmup_epochs on, the momentum encoder's features of
-    all images are clustered by k-means, in at most `rounds` rounds, `redos` times from other rows, of which the best
-    counts; until then the loss is MoCo's. negatives: prototypes of no image of the batch that a query is compared with,
-    beside those of the batch; null: all of them. temperature: tau of InfoNCE, and the mean of phi. The other options
-    are MoCo's.
+    clusters: how many each clustering has. warmup_epochs: until which the loss is MoCo's; before each epoch from then
+    on, the momentum encoder's features of all images are clustered by k-means. rounds: of k-means, at most; redos: of
+    k-means, from other rows, of which the best counts. negatives: prototypes of no image of the batch that a query is
+    compared with, beside those of the batch; null: all of them. temperature: tau of InfoNCE, and the mean of phi.
+
+    The other options are MoCo's.
     """
 
     levels: nn.ModuleList
@@ -95,7 +96,8 @@ class PCL(MoCo):
             for level, count in enumerate(self.clusters)
         ]
         for prototypes, clusters in zip(self.prototypes(), found, strict=True):
-            prototypes.fill(index, clusters, self.temperature)
+            assignment = gather_assignment(index, clusters, len(prototypes.assignment))
+            prototypes.fill(assignment, clusters, self.temperature)
 
     def prototypes(self) -> list[Prototypes]:
         return [level for level in self.levels if isinstance(level, Prototypes)]

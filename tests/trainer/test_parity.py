@@ -23,6 +23,7 @@ METHODS = {
     "simsiam": (False, 2),
     "nnclr": (True, 4),
     "pcl": (True, 3),
+    "hcsc": (True, 3),
     "swav": (False, 2),
     "swav_queue": (True, 1),
 }

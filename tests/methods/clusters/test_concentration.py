@@ -1,4 +1,4 @@
-"""A cluster's concentration: against numpy's form of the authors' code, the same for any ranks, finite at a collapse."""
+"""A cluster's concentration: against numpy's form of the authors' code, on several ranks, finite at a collapse."""
 
 from dataclasses import replace
 
