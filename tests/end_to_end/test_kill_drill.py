@@ -33,15 +33,9 @@ def net(width):
     )
 """
 QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
-CLUSTERS = [
-    "method.name=pcl",
-    "method.clusters=[10,20]",
-    "method.warmup_epochs=2",
-    "method.negatives=5",
-    "method.queue.length=301",
-    "method.queue.placement=sharded",
-    "method.momentum=0.9",
-]
+WARMUP = "method.warmup_epochs=2"
+CLUSTERS = ["method.name=pcl", "method.clusters=[10,20]", "method.negatives=5", WARMUP, *QUEUE[1:]]
+HIERARCHY = ["method.name=hcsc", "method.clusters=[20,10,4]", WARMUP, *QUEUE[1:]]
 BANK = [
     "method.name=instance_discrimination",
     "method.form=nce",
@@ -80,8 +74,9 @@ def test_kills_amid_k_means_change_no_bit(tmp_path: Path) -> None:
         pytest.param(QUEUE, range(1, 3), marks=pytest.mark.slow),
         (BANK, range(1, 3)),
         pytest.param(CLUSTERS, range(1, 5), marks=pytest.mark.slow),
+        pytest.param(HIERARCHY, range(1, 3), marks=pytest.mark.slow),
     ],
-    ids=["simclr_v2", "moco", "instance_discrimination", "pcl"],
+    ids=["simclr_v2", "moco", "instance_discrimination", "pcl", "hcsc"],
 )
 def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
     drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than are made between the kills

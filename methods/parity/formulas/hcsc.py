@@ -1,5 +1,6 @@
 """HCSC's formula, query by query and key by key; and constructions that lose a part of it."""
 
+from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -36,12 +37,12 @@ def build(mode: Mode) -> Method:
     return without_bias(method, "head.2.bias")
 
 
-def chance(sample: int, place: int, level: int, number: int) -> float:
-    """The number of [0, 1) that a sample's key gives at a place and level."""
+def chances(sample: int, place: int, level: int, numbers: Iterable[int]) -> Tensor:
+    """The numbers of [0, 1) that a sample's key gives at a place and level."""
     key = sample % 2**64
     for part in (place, level):
         key = int(mix(np.uint64(key ^ int(mix(np.uint64(part))))))
-    return float(uniform(np.uint64(key), number))
+    return torch.tensor([float(uniform(np.uint64(key), i)) for i in numbers], dtype=torch.float64)
 
 
 def memberships(x: Tensor, prototypes: Tensor, phi: Tensor) -> Tensor:
@@ -61,14 +62,14 @@ def selected(method: Method, q: Tensor, k: Tensor, batch: Batch, keys: Tensor, n
         rows = zip(q[:, 0], k[:, 0], batch.index.tolist(), batch.keys.tolist(), strict=True)
         for query, key, image, sample in rows:
             own = int(prototypes.assignment[image])
-            draws = torch.tensor([chance(sample, SELECTED_KEYS, level, i) for i in numbers.tolist()], dtype=torch.float64)
+            draws = chances(sample, SELECTED_KEYS, level, numbers.tolist())
             kept = draws < (1 - of_keys[:, own]).clamp(0, 0.999)
             positive, similar = (query @ key / TEMPERATURE).exp(), (keys @ query / TEMPERATURE).exp()
             losses.append(-(positive / (positive + similar[kept].sum() + (~kept).sum())).log())
             similar = (c @ query / phi).exp()
             kept = torch.ones(len(c), dtype=torch.bool)
             if of_prototypes is not None:
-                draws = torch.tensor([chance(sample, SELECTED_PROTOTYPES, level, i) for i in range(len(c))], dtype=torch.float64)
+                draws = chances(sample, SELECTED_PROTOTYPES, level, range(len(c)))
                 kept = draws < (1 - of_prototypes[:, int(hierarchy.parents(level)[own])]).clamp(1e-4, 0.999)
                 kept[own] = True
             losses.append(-(similar[own] / (similar[kept].sum() + (~kept).sum())).log() / len(levels))
