@@ -73,6 +73,7 @@ class Method(nn.Module):
     classes: int = 0  # of its classifier; 0: it has none
     encoder: nn.Module  # trained
     kept: ClassVar[str] = "encoder"  # the module that export, evaluation and a run that starts from this one take
+    loss_changes: int = 0  # the epoch from which on its loss has further terms, so that it may rise there
     whole_batch: str = ""  # the reason why its batch cannot be computed in chunks, as a clause; "": it can
 
     @property

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kilobatch.data.batch import Batch, blank
+from kilobatch.data.batch import Batch, Clock, blank
 from kilobatch.data.beton_layout import ArrayForm
 from kilobatch.launch.planning.fake_parts import FakeParts, Parts
 from kilobatch.launch.planning.fake_tensors import FlopCounter, Traffic, fake_ranks
@@ -88,7 +88,10 @@ def run_fake_step(
             return teachers[-1]
 
         method.load_pretrained(load, fresh=False)
-        batch = blank(layout.samples, recipe.data.groups, fields)
+        # Half of the training is done, so that the loss has all its terms.
+        per_epoch = max(1, images // recipe.data.batch)
+        clock = Clock(recipe.schedule.epochs * per_epoch // 2, recipe.schedule.epochs * per_epoch, per_epoch)
+        batch = blank(layout.samples, recipe.data.groups, fields).replaced(clock=clock)
         return _run(recipe, layout, batch, method, teachers, sent)
 
 

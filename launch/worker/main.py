@@ -247,7 +247,9 @@ def _train(
     step = loop.restore(saved) if saved else 0
     if world.rank == 0:
         knn = suite.baselines.conditions() if suite and suite.baselines else ""
-        facts = LearningFacts(steps_to_fill(loop.engine.method, recipe.data.batch), knn)
+        method = loop.engine.method
+        changes = method.loss_changes * loop.loader.steps_per_epoch
+        facts = LearningFacts(steps_to_fill(method, recipe.data.batch), knn, changes)
         loop.monitor = Monitor(run, loop.steps, step, loop.epochs, facts=facts)
         phase.show_with(loop.monitor.say)
         if saved:

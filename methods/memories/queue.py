@@ -61,12 +61,14 @@ class Queue(Memory):
     def push(self, keys: Tensor) -> None:
         """Replaces the oldest keys by keys (n, D), the unit keys that this rank made, the same n on every rank."""
         keys = keys.to(self.keys.dtype)
-        if not self.sharded:
-            keys = collectives.gather(keys)
-        positions = self.pushed + torch.arange(len(keys), device=keys.device)
-        newest = slice(max(0, len(keys) - len(self.keys)), None)
-        self.keys.index_copy_(0, positions[newest] % len(self.keys), keys[newest])
-        self.pushed += len(keys)
+        self._write(keys if self.sharded else collectives.gather(keys), self.keys)
+        self.pushed += len(keys) if self.sharded else len(keys) * collectives.world_size()
+
+    def _write(self, rows: Tensor, ring: Tensor) -> None:
+        """Puts rows, one for each pushed key, at the keys' positions in a ring of as many rows as keys."""
+        positions = self.pushed + torch.arange(len(rows), device=rows.device)
+        newest = slice(max(0, len(rows) - len(ring)), None)
+        ring.index_copy_(0, positions[newest] % len(ring), rows[newest])
 
     @torch.no_grad()
     def hardest(self, q: Tensor, count: int) -> Tensor:
@@ -117,7 +119,11 @@ class Queue(Memory):
             newer = torch.minimum(age[:, None], counts).sum(1) + (counts[:r] > age[:, None]).sum(1)  # keys of all ranks
             own = newer % world == rank
             slot = (pushed[r] - 1 - age[own]) % shares[r]
-            self.keys[count - 1 - newer[own] // world] = keys[slot].to(self.keys)
+            self._place(count - 1 - newer[own] // world, slot, lambda name, r=r: held(name, r))
+
+    def _place(self, positions: Tensor, slots: Tensor, held: Callable[[str], Tensor]) -> None:
+        """Reads keys from the slots of a rank of a checkpoint, whose buffers `held` reads by name."""
+        self.keys[positions] = held("keys")[slots].to(self.keys)
 
 
 def steps_to_fill(method: nn.Module, batch: int) -> int:

@@ -33,6 +33,9 @@ def net(width):
     )
 """
 QUEUE = ["method.name=moco", "method.queue.length=301", "method.queue.placement=sharded", "method.momentum=0.9"]
+WARMUP = "method.warmup_epochs=2"
+CLUSTERS = ["method.name=pcl", "method.clusters=[10,20]", "method.negatives=5", WARMUP, *QUEUE[1:]]
+HIERARCHY = ["method.name=hcsc", "method.clusters=[20,10,4]", WARMUP, *QUEUE[1:]]
 BANK = [
     "method.name=instance_discrimination",
     "method.form=nce",
@@ -46,15 +49,37 @@ SWAV = ["method.name=swav", "method.prototypes=20", "method.queue={length: 390, 
 SWAV += ["method.queue_epoch=1", "method.freeze_epochs=1"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kills_amid_k_means_change_no_bit(tmp_path: Path) -> None:
+    """Redos make it take seconds. The first kill is before the first clusters, the second amid an epoch's new ones."""
+    changes = [*CLUSTERS, "method.redos=60", "schedule.epochs=4", "checkpoint.every_steps=5"]
+    whole, killed = tmp_path / "whole" / "drill", tmp_path / "killed" / "drill"
+    recipe = [*RECIPE, *changes]
+    run_to_the_end(command("train", *recipe, f"run.folder={whole.parent}", "--workers", "2"))
+    start = ["train", *recipe, f"run.folder={killed.parent}", "--workers", "2"]
+    for steps in (22, 33):  # 11 an epoch
+        launcher = command(*start)
+        start = ["resume", str(killed)]
+        wait_for(lambda: logged(killed) == steps and "k-means of" in launcher.output(), launcher)  # noqa: B023
+        for worker in workers_of(launcher):
+            os.kill(worker.pid, signal.SIGKILL)
+        launcher.ends(1, within=60)
+        assert logged(killed) == steps, "it was killed before the epoch's first step"
+    run_to_the_end(command(*start))
+    same_end(whole, killed)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("method", "kills"),
     [
         (MEMORY, range(4)),
         (BANK, range(1, 3)),
-        *(pytest.param(method, range(1, 3), marks=pytest.mark.slow) for method in (QUEUE, BYOL, SWAV)),
+        *(pytest.param(method, range(1, 3), marks=pytest.mark.slow) for method in (QUEUE, BYOL, SWAV, HIERARCHY)),
+        pytest.param(CLUSTERS, range(1, 5), marks=pytest.mark.slow),
     ],
-    ids=["simclr_v2", "instance_discrimination", "moco", "byol", "swav"],
+    ids=["simclr_v2", "instance_discrimination", "moco", "byol", "swav", "hcsc", "pcl"],
 )
 def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
     drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than are made between the kills
@@ -142,7 +167,11 @@ def drill(recipe: list[str], kills: range, folder: Path) -> None:
         assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     assert during_saves == len(kills) // 2
     run_to_the_end(command(*start))
+    same_end(whole, killed)
 
+
+def same_end(whole: Path, killed: Path) -> None:
+    """Asserts that two runs have the same weights, memories and logged values to the bit."""
     expected, found = weights(whole), weights(killed)
     assert expected.keys() == found.keys()
     different = [name for name in expected if not torch.equal(expected[name], found[name])]

@@ -22,6 +22,8 @@ METHODS = {
     "byol": (False, 2),
     "simsiam": (False, 2),
     "nnclr": (True, 4),
+    "pcl": (True, 3),
+    "hcsc": (True, 3),
     "swav": (False, 2),
     "swav_queue": (True, 1),
     "dino": (True, 5),

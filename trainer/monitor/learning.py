@@ -27,10 +27,12 @@ UNTRAINED = {"knn_sample/top1": "knn_sample/untrained", "knn/top1": "knn/untrain
 @dataclass(frozen=True)
 class LearningFacts:
     """What the checks know of a training. queue_steps: after how many steps its queue holds keys of this training
-    alone, 0: there is none; knn: the settings and images of its k-NN, in words."""
+    alone, 0: there is none; knn: the settings and images of its k-NN, in words; changes: after how many steps its loss
+    gets further terms, so that it is another one."""
 
     queue_steps: int = 0
     knn: str = ""
+    changes: int = 0
 
 
 class LearningChecks:
@@ -49,6 +51,7 @@ class LearningChecks:
         self._firsts: dict[tuple[str, int], tuple[int, float]] = {}
         self._standing = {note.kind: note for note in earlier if note.step <= start_step}
         self._said = {*self._standing}
+        self._last = start_step  # of those whose loss was looked at
 
     @property
     def standing(self) -> list[Note]:
@@ -58,6 +61,9 @@ class LearningChecks:
     def look(self, step: int, values: Mapping[str, float]) -> list[Note]:
         """Takes values that were written to metrics.jsonl. Returns the notes to print: each kind once."""
         if LOSS in values:
+            if self._last <= self._facts.changes < step:
+                self._losses.clear()
+            self._last = step
             self._losses.append(values[LOSS])
             self._look_at_loss(step)
         if "embedding/std" in values:
@@ -76,11 +82,12 @@ class LearningChecks:
                 until = f"until about step {self._facts.queue_steps}"
                 self._note("queue", step, f"the loss rises {until}, while the queue fills with keys: that is normal")
             return
-        first = self._first(LOSS, self._facts.queue_steps)
+        after = max(self._facts.queue_steps, self._facts.changes if step > self._facts.changes else 0)
+        first = self._first(LOSS, after)
         if first is None or len(self._losses) < WINDOW:
             return
         far = now > first[1] + max(LEAST, FAR * abs(first[1]))
-        start = f"{first[1]:.3g} at step {first[0]}" if self._facts.queue_steps else f"{first[1]:.3g} at its start"
+        start = f"{first[1]:.3g} at step {first[0]}" if after else f"{first[1]:.3g} at its start"
         text = f"the loss is about {now:.3g}, far above {start}: the training diverges; use a lower optimizer.lr"
         self._note("loss", step, text if far else None)
 

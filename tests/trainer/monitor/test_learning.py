@@ -138,6 +138,15 @@ def test_an_embedding_whose_views_are_as_far_apart_as_images(tmp_path: Path) -> 
     assert training.noted() == []
 
 
+def test_a_loss_that_gets_further_terms_counts_from_there_on(tmp_path: Path) -> None:
+    training = Training(tmp_path, facts=LearningFacts(changes=6))
+    training.loss(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    training.loss(3.0, 3.1, 3.1, 3.1, 3.1, 3.1, 3.1)
+    assert training.printed() == [] and training.noted() == []
+    training.loss(9.0, 9.0, 9.0)
+    assert training.printed() == [FAR.format("5.46").replace("2 at its start", "3 at step 7").replace("6 on", "15 on")]
+
+
 def test_a_queue_that_fills_raises_the_loss(tmp_path: Path) -> None:
     """The loss counts from there on only."""
     training = Training(tmp_path, facts=LearningFacts(queue_steps=6))
