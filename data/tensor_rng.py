@@ -15,6 +15,7 @@ STEP_SALT = 0x5851F42D4C957F2D  # keeps the keys of steps apart from those of ep
 # Places, the first below the keys of samples. Each is used once in the project.
 NETWORK = 0x6E6574  # layers of networks, methods/networks/keyed_layers.py
 PARTNERS = 0x706169  # methods/partners.py
+KMEANS = 0x6B6D65  # the first rows of k-means, below their indices, methods/clusters/kmeans.py
 
 
 def keys(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:

@@ -23,7 +23,7 @@ ORDER = {
         "evaluate > optim",
         "*.py > costs, tf_import",
     ],
-    "methods": ["parity > papers > losses > memories > networks, tiles > *.py"],
+    "methods": ["parity > papers > losses > memories, clusters > networks, tiles > *.py"],
     "data": ["loading > augment > views, sources > *.py"],
 }
 TORCH_IN_LAUNCH = ["launch/worker/*", "launch/planning/fake_*"]
