@@ -69,6 +69,23 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
 
 
+class SwAVHead(nn.Sequential):
+    """SwAV's and DeepCluster-v2's head (N, features) -> (N, dim): linear, norm, ReLU, linear, both with a bias, which
+    torch starts as it does any linear layer: facebookresearch/swav, src/resnet50.py."""
+
+    def __init__(self, features: int, hidden: int, dim: int, norm: Mode) -> None:
+        layers = nn.Linear(features, hidden), BatchNorm(hidden, norm), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+        super().__init__(*layers)
+
+
+def project_sizes(encoder: nn.Module, head: nn.Module, groups: Sequence[Tensor]) -> Tensor:
+    """Groups of views (n, V_g, 3, H_g, W_g) -> (n, V, D), the groups in order. Norms see all views of one size together
+    in the encoder, and all views of all sizes in the head."""
+    h = [encoder(views.flatten(0, 1)) for views in groups]
+    parts = head(torch.cat(h)).split([len(x) for x in h])
+    return torch.cat([x.unflatten(0, views.shape[:2]) for x, views in zip(parts, groups, strict=True)], 1)
+
+
 def unit(x: Tensor) -> Tensor:
     """x (..., D), scaled to rows of length 1, in fp32 at least, whatever the autocast type."""
     with torch.autocast(x.device.type, enabled=False):
