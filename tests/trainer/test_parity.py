@@ -24,8 +24,10 @@ METHODS = {
     "nnclr": (True, 4),
     "swav": (False, 2),
     "swav_queue": (True, 1),
+    "deepcluster_v2": (True, 2),
+    "mice": (True, 2),
 }
-PARAMETERS_IN_LOSS = ("swav", "swav_queue")
+PARAMETERS_IN_LOSS = ("swav", "swav_queue", "mice")
 TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 
 
