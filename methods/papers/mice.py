@@ -80,7 +80,8 @@ class MiCE(Method):
         return rows.unflatten(1, self.shape)  # (n, K, D)
 
     def groups(self) -> Sequence[ParameterGroup]:
-        return [ParameterGroup("learnt", decay=0.0)]  # it is a part of mu, of which the direction alone counts
+        # What is learnt is a part of mu, and without decay: its length is not mu's.
+        return [] if self.learnt is None else [ParameterGroup("learnt", decay=0.0)]
 
     def mu(self) -> Tensor:
         return unit(self.centres if self.learnt is None else self.centres + self.learnt)
