@@ -53,6 +53,7 @@ def kmeans(
     redos: int = 1,
     spherical: bool = False,
     start: Tensor | None = None,
+    keep_empty: bool = False,
     go_on: Callable[[int, int], None] | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Clusters:
@@ -69,7 +70,7 @@ def kmeans(
 
     A cluster that loses all rows gets half of the largest, of equal ones the first: both centroids become the donor's,
     times 1 + SPLIT and 1 - SPLIT in turn, over dimensions and between the two. Several are filled one after the other,
-    and a halved donor counts half.
+    and a halved donor counts half. keep_empty: it keeps its centroid instead.
 
     A rank holds its rows twice in fp32, and 8 K D bytes each for centroids and for sums. It sends K (D + 1) numbers of
     8 bytes a round. Raises UserError, on all ranks, for fewer rows than centroids, and for rows that are longer than
@@ -83,7 +84,7 @@ def kmeans(
     for redo in range(redos):
         first = _drawn_rows(index, x, count, total, key, redo) if start is None else start.to(x.device).double()
         search.passes = redo * (rounds + 1)
-        found = _lloyd(search, _on_grid(F.normalize(first, dim=1) if spherical else first), rounds)
+        found = _lloyd(search, _on_grid(F.normalize(first, dim=1) if spherical else first), rounds, keep_empty)
         if best is None or found.objective < best.objective:
             best = found
     assert best is not None, "redos are one or more"
@@ -143,7 +144,7 @@ class _Search:
         return best, which
 
 
-def _lloyd(search: _Search, centroids: Tensor, rounds: int) -> Clusters:
+def _lloyd(search: _Search, centroids: Tensor, rounds: int, keep_empty: bool) -> Clusters:
     count, dim = centroids.shape
     before = None
     for done in range(rounds + 1):
@@ -160,7 +161,10 @@ def _lloyd(search: _Search, centroids: Tensor, rounds: int) -> Clusters:
             return Clusters(centroids.float(), sizes, int(sums[count, dim]), chosen, distances)
         before = chosen
         means = sums[:count, :dim].double() / (sizes.clamp_min(1)[:, None] * float(GRID))
-        _fill_empty(means, sizes)
+        if keep_empty:
+            means = torch.where(sizes[:, None] > 0, means, centroids)
+        else:
+            _fill_empty(means, sizes)
         centroids = _on_grid(F.normalize(means, dim=1) if search.spherical else means)
     raise AssertionError("the last round returns")
 

@@ -107,9 +107,18 @@ class BottleneckHead(nn.Module):
         return unit(self.layers(features))
 
 
+class SwAVHead(nn.Sequential):
+    """SwAV's and DeepCluster-v2's head (N, features) -> (N, dim): linear, norm, ReLU, linear, both with a bias, which
+    torch starts as it does any linear layer: facebookresearch/swav, src/resnet50.py."""
+
+    def __init__(self, features: int, hidden: int, dim: int, norm: Mode) -> None:
+        layers = nn.Linear(features, hidden), BatchNorm(hidden, norm), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+        super().__init__(*layers)
+
+
 def embed_views(encoder: nn.Module, head: nn.Module, groups: Sequence[Tensor]) -> Tensor:
-    """groups, of (n, V_g, 3, H, W) each -> (n, V, D), the views of the first group first. Norms see all views of one
-    size together in the encoder, and all views together in the head, as in the authors' code of SwAV and DINO."""
+    """Groups of views (n, V_g, 3, H_g, W_g) -> (n, V, D), the groups in order. Norms see all views of one size together
+    in the encoder, and all views of all sizes in the head, as in the authors' code of SwAV and DINO."""
     h = [encoder(views.flatten(0, 1)) for views in groups]
     parts = head(torch.cat(h)).split([len(x) for x in h])
     return torch.cat([x.unflatten(0, views.shape[:2]) for x, views in zip(parts, groups, strict=True)], 1)

@@ -18,9 +18,8 @@ from kilobatch.methods.losses.sinkhorn import sinkhorn
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
 from kilobatch.methods.method import Method, Tensors
-from kilobatch.methods.networks.batch_norm import BatchNorm
 from kilobatch.methods.networks.encoder import Encoder
-from kilobatch.methods.networks.heads import embed_views, unit
+from kilobatch.methods.networks.heads import SwAVHead, embed_views, unit
 from kilobatch.methods.parameter_groups import ParameterGroup
 
 
@@ -57,9 +56,7 @@ class SwAV(Method):
         super().__init__()
         self.encoder, self.temperature, self.epsilon, self.rounds = encoder, temperature, epsilon, rounds
         self.freeze_epochs, self.queue_epoch = freeze_epochs, queue_epoch
-        width = encoder.features
-        norm = BatchNorm(hidden, encoder.norm)
-        self.head = nn.Sequential(nn.Linear(width, hidden), norm, nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+        self.head = SwAVHead(encoder.features, hidden, dim, encoder.norm)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         empty = queue.model_copy(update={"start": "empty"}) if queue else None
         self.queues = nn.ModuleList([Queue(empty, dim) for _ in range(2)] if empty else [])

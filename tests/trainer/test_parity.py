@@ -27,8 +27,10 @@ METHODS = {
     "swav": (False, 2),
     "swav_queue": (True, 1),
     "dino": (True, 5),
+    "deepcluster_v2": (True, 2),
+    "mice": (True, 2),
 }
-PARAMETERS_IN_LOSS = ("swav", "swav_queue", "dino")
+PARAMETERS_IN_LOSS = ("swav", "swav_queue", "dino", "mice")
 TOY = "tests.helpers.protocol_toy"  # uses every place of the protocol
 
 

@@ -66,6 +66,15 @@ def test_empty_clusters_get_halves_of_the_largest() -> None:
     assert later.sizes.min() > 0 and later.objective < found.objective
 
 
+def test_empty_clusters_keep_their_centroids_where_asked() -> None:
+    x = samples().abs()
+    start = torch.cat([x[:3], -x[3:5]])  # the last two are on the other side of all rows
+    found = kmeans(torch.arange(ROWS), x, 5, key=0, rounds=3, start=start, spherical=True, keep_empty=True)
+    assert found.sizes.tolist()[3:] == [0, 0] and found.sizes[:3].min() > 0
+    assert_close(found.centroids[3:], start[3:], rtol=0, atol=1 / GRID)
+    assert (found.centroids[:3] - start[:3]).norm(dim=1).min() > 0.1
+
+
 def test_of_equal_centroids_the_first_has_the_row() -> None:
     x = samples()
     start = torch.cat([x[3:4], x[3:4], x[5:6], x[3:4]])
