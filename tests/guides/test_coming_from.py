@@ -34,6 +34,7 @@ RECIPES = {
     "timm": "simclr_cifar10_lightly",
 }
 OF_METHOD = {
+    "dino": "dino_imagenet",
     "simclr": "simclr_imagenet",
     "moco": "moco_v2_imagenet",
     "moco_v3": "moco_v3_imagenet",

@@ -138,12 +138,12 @@ def test_gradients_reach_all_that_is_trained(head_norm: bool) -> None:
 def test_prototypes_are_those_of_torchs_weight_norm() -> None:
     ours = Prototypes(DIM, PROTOTYPES, scaled=True).double()
     theirs = nn.utils.parametrizations.weight_norm(nn.Linear(DIM, PROTOTYPES, bias=False).double())
-    g, v = theirs.parametrizations["weight"].parameters()
+    g, v = (theirs.get_parameter(f"parametrizations.weight.original{i}") for i in (0, 1))
     with torch.no_grad():
         v.copy_(ours.weight)
         g.fill_(1)
     x = rows(1, 1)[:, 0]
-    got = torch.autograd.grad((x @ ours().T).square().sum(), ours.parameters())
+    got = torch.autograd.grad((x @ ours().T).square().sum(), [*ours.parameters()])
     want = torch.autograd.grad(theirs(x).square().sum(), (v, g))
     assert_close(got, want, rtol=1e-9, atol=1e-9)
     assert Prototypes(DIM, PROTOTYPES).length is None
