@@ -44,6 +44,10 @@ BANK = [
     "engine.zero=2",
 ]
 
+BYOL = ["method.name=byol", "method.momentum=0.9", "method.dim=16", "method.hidden=32"]
+SWAV = ["method.name=swav", "method.prototypes=20", "method.queue={length: 390, placement: sharded}"]
+SWAV += ["method.queue_epoch=1", "method.freeze_epochs=1"]
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -71,12 +75,11 @@ def test_kills_amid_k_means_change_no_bit(tmp_path: Path) -> None:
     ("method", "kills"),
     [
         (MEMORY, range(4)),
-        pytest.param(QUEUE, range(1, 3), marks=pytest.mark.slow),
         (BANK, range(1, 3)),
+        *(pytest.param(method, range(1, 3), marks=pytest.mark.slow) for method in (QUEUE, BYOL, SWAV, HIERARCHY)),
         pytest.param(CLUSTERS, range(1, 5), marks=pytest.mark.slow),
-        pytest.param(HIERARCHY, range(1, 3), marks=pytest.mark.slow),
     ],
-    ids=["simclr_v2", "moco", "instance_discrimination", "pcl", "hcsc"],
+    ids=["simclr_v2", "instance_discrimination", "moco", "byol", "swav", "hcsc", "pcl"],
 )
 def test_a_few_kills_change_no_bit(method: list[str], kills: range, tmp_path: Path) -> None:
     drill([*RECIPE, *method, "schedule.epochs=8"], kills, tmp_path)  # 88 steps: more than are made between the kills

@@ -12,9 +12,13 @@ from kilobatch.trainer.monitor.embedding_metrics import collapse
 from kilobatch.trainer.monitor.metrics_file import read_metrics
 from kilobatch.trainer.monitor.progress_file import Note, NoteKind
 
+LOSS, RANK = "train/loss", "embedding/effective_rank"
 WINDOW = 5  # logged values of which the mean is compared, since single ones vary
 FAR, LEAST = 0.5, 0.5  # the rise that is far above the first loss: a share of it, and at the least so much
 PATIENCE = 0.1  # share of the steps before which neither k-NN nor the views' distance need be better than untrained
+# An embedding that has less than so many directions left, and less than that share of those at its start, is noted. One
+# without a stop-gradient behind a norm ends at two to four, and keeps its spread.
+DIRECTIONS, KEPT = 5.0, 0.25
 NEARER = 0.02  # share of two images' distance by which the views of one are nearer, at the least
 # by the logged name of an accuracy: that of the untrained encoder by the same k-NN
 UNTRAINED = {"knn_sample/top1": "knn_sample/untrained", "knn/top1": "knn/untrained"}
@@ -44,7 +48,7 @@ class LearningChecks:
         self._metrics, self._total, self._facts = metrics, total_steps, facts
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._nearer: deque[float] = deque(maxlen=WINDOW)
-        self._first: dict[int, tuple[int, float]] = {}
+        self._firsts: dict[tuple[str, int], tuple[int, float]] = {}
         self._standing = {note.kind: note for note in earlier if note.step <= start_step}
         self._said = {*self._standing}
         self._last = start_step  # of those whose loss was looked at
@@ -56,14 +60,14 @@ class LearningChecks:
 
     def look(self, step: int, values: Mapping[str, float]) -> list[Note]:
         """Takes values that were written to metrics.jsonl. Returns the notes to print: each kind once."""
-        if "train/loss" in values:
+        if LOSS in values:
             if self._last <= self._facts.changes < step:
                 self._losses.clear()
             self._last = step
-            self._losses.append(values["train/loss"])
+            self._losses.append(values[LOSS])
             self._look_at_loss(step)
         if "embedding/std" in values:
-            self._note("collapse", step, collapse(dict(values)))
+            self._note("collapse", step, collapse(dict(values)) or self._few_directions(step, values[RANK]))
         if {"similarity/positive", "similarity/negative"} <= values.keys() and step >= PATIENCE * self._total:
             self._look_at_views(step, values["similarity/positive"], values["similarity/negative"])
         self._look_at_accuracy(step, values)
@@ -74,18 +78,27 @@ class LearningChecks:
     def _look_at_loss(self, step: int) -> None:
         now = sum(self._losses) / len(self._losses)
         if step <= self._facts.queue_steps:
-            if (first := self._first_loss(0)) and now > first[1] + 0.1 * max(1.0, abs(first[1])):
+            if (first := self._first(LOSS, 0)) and now > first[1] + 0.1 * max(1.0, abs(first[1])):
                 until = f"until about step {self._facts.queue_steps}"
                 self._note("queue", step, f"the loss rises {until}, while the queue fills with keys: that is normal")
             return
         after = max(self._facts.queue_steps, self._facts.changes if step > self._facts.changes else 0)
-        first = self._first_loss(after)
+        first = self._first(LOSS, after)
         if first is None or len(self._losses) < WINDOW:
             return
         far = now > first[1] + max(LEAST, FAR * abs(first[1]))
         start = f"{first[1]:.3g} at step {first[0]}" if after else f"{first[1]:.3g} at its start"
         text = f"the loss is about {now:.3g}, far above {start}: the training diverges; use a lower optimizer.lr"
         self._note("loss", step, text if far else None)
+
+    def _few_directions(self, step: int, rank: float) -> str | None:
+        """What is to be said where few directions of an embedding are left. At the start a healthy one may pass through
+        such a state."""
+        first = self._first(RANK, 0)
+        if first is None or step < PATIENCE * self._total or rank >= DIRECTIONS or rank > KEPT * first[1]:
+            return None
+        fall = f"its effective rank is {rank:.1f}, at its start it was {first[1]:.0f}"
+        return f"the embedding has nearly collapsed: {fall} (all images along a few directions)"
 
     def _look_at_views(self, step: int, positive: float, negative: float) -> None:
         """Of mean cosines. An embedding may shrink to zero while its directions stay spread, as VICReg's does without
@@ -117,12 +130,12 @@ class LearningChecks:
         else:
             self._standing[kind] = Note(kind=kind, step=step, text=text)
 
-    def _first_loss(self, after: int) -> tuple[int, float] | None:
-        """The step and the value of the first logged loss after so many steps; None before there is one."""
-        if after not in self._first:
-            lines = ((line["step"], line.get("train/loss")) for line in read_metrics(self._metrics))
-            found = next(((step, loss) for step, loss in lines if step > after and isinstance(loss, float)), None)
+    def _first(self, name: str, after: int) -> tuple[int, float] | None:
+        """The step and the first logged value of that name after so many steps; None before there is one."""
+        if (name, after) not in self._firsts:
+            lines = ((line["step"], line.get(name)) for line in read_metrics(self._metrics))
+            found = next(((step, value) for step, value in lines if step > after and isinstance(value, float)), None)
             if found is None:
                 return None
-            self._first[after] = found
-        return self._first[after]
+            self._firsts[name, after] = found
+        return self._firsts[name, after]

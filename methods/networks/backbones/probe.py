@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from kilobatch.data.errors import UserError
 from kilobatch.methods.networks import batch_norm, keyed_layers
@@ -44,6 +43,8 @@ def find_facts(network: nn.Module, name: str, sizes: Sequence[int], way_out: str
     Raises UserError for a size that it does not take, for an output that is neither (N, D) nor (N, D, h, w), and for
     what draws from torch's generator.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, which no other worker on a CPU needs
+
     modes = [(module, module.training) for module in network.modules()]
     counter = FlopCounterMode(display=False)
     features: set[int] = set()

@@ -61,3 +61,10 @@ def test_torch_is_not_asked_without_a_driver(dev: Path):
 def test_a_launcher_on_a_cpu_loads_no_torch(device: str):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, device], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_the_modules_of_a_worker_leave_triton_to_those_with_a_gpu():
+    """It is a tenth of their time, and of the time to a run's first step on a CPU."""
+    heavy = "import sys\nimport kilobatch.launch.worker.main\nprint('torch' in sys.modules, 'triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"

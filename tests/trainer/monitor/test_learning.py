@@ -99,6 +99,26 @@ def test_a_collapse(tmp_path: Path) -> None:
     assert training.printed() == [COLLAPSED] and training.noted() == ["collapse"]
 
 
+def test_few_directions_of_an_embedding_that_had_many(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.loss(2.0, embedding=SPREAD | {"embedding/effective_rank": 80.0})
+    training.loss(2.0, 2.0, embedding=SPREAD | {"embedding/effective_rank": 3.0})  # too early to say
+    training.loss(2.0, 2.0, 2.0, embedding=SPREAD | {"embedding/effective_rank": 6.0})
+    assert training.printed() == [] and training.noted() == []
+    training.loss(2.0, embedding=SPREAD | {"embedding/effective_rank": 3.5})
+    fall = "its effective rank is 3.5, at its start it was 80 (all images along a few directions)"
+    assert training.printed() == [f"warning (from step 7 on): the embedding has nearly collapsed: {fall}"]
+    training.loss(2.0, embedding=SPREAD | {"embedding/effective_rank": 6.0})
+    assert training.noted() == []
+
+
+def test_few_directions_of_an_embedding_that_never_had_many(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    for rank in (7.0, *(3.0,) * 9):  # such as that of a projection to eight numbers
+        training.loss(2.0, embedding=SPREAD | {"embedding/effective_rank": rank})
+    assert training.printed() == [] and training.noted() == []
+
+
 def test_an_embedding_whose_views_are_as_far_apart_as_images(tmp_path: Path) -> None:
     """Its spread is even. The cosines are those of VICReg on digits with variance=0 covariance=0, from its step 36."""
     apart = [(0.115, 0.098), (0.087, 0.078), (0.090, 0.074), (0.026, 0.033), (0.081, 0.054), (0.025, 0.018)]
