@@ -22,6 +22,7 @@ OTHER = {
     "barlow_twins_digits": {"94", "94.2", "33.6", "64.2"},
     "barlow_twins_imagenet": {"71.4"},
     "demo": {"92", "94.7", "64"},
+    "hcsc_digits": {"95", "96.4", "33.6", "64.2"},
     "instance_discrimination_imagenet": {"52.7", "58.5"},
     "mochi_imagenet": {"67.5"},
     "moco_v2_imagenet": {"71.1"},
