@@ -24,6 +24,7 @@ OTHER = {
     "dino_digits": {"83", "83.9", "33.6", "64.2"},
     "dino_vit_small_imagenet": {"69.3", "76.0"},
     "demo": {"92", "94.7", "64"},
+    "hcsc_digits": {"95", "96.4", "33.6", "64.2"},
     "instance_discrimination_imagenet": {"52.7", "58.5"},
     "mochi_imagenet": {"67.5"},
     "moco_v2_imagenet": {"71.1"},
