@@ -109,7 +109,7 @@ class BottleneckHead(nn.Module):
 
 class SwAVHead(nn.Sequential):
     """SwAV's and DeepCluster-v2's head (N, features) -> (N, dim): linear, norm, ReLU, linear, both with a bias, which
-    torch starts as it does any linear layer: facebookresearch/swav, src/resnet50.py."""
+    torch starts as it does any linear layer: facebookresearch/swav, class ResNet."""
 
     def __init__(self, features: int, hidden: int, dim: int, norm: Mode) -> None:
         layers = nn.Linear(features, hidden), BatchNorm(hidden, norm), nn.ReLU(inplace=True), nn.Linear(hidden, dim)

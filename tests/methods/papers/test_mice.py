@@ -1,5 +1,5 @@
-"""MiCE trains as its authors' code does (ELBO.py, train_MiCE.py), line by line in fp64 and one process; its centres over
-ranks, with gradients, and resumed on other ranks."""
+"""MiCE trains as its authors' code does (ELBO.py, train_MiCE.py), line by line in fp64 and one process; its centres on
+any ranks, with gradients, and resumed on other ranks."""
 
 import copy
 from typing import Any
