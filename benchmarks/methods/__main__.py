@@ -1,7 +1,7 @@
 """Every method on 10,000 images of CIFAR-10: k-NN after one budget of epochs, by one rule for the rates of all.
 
-    python -m benchmarks.methods --source npz:cifar10.npz --out methods.jsonl
-    python -m benchmarks.methods --source npz:cifar10.npz --quick
+    python -m benchmarks.methods --source cifar10:FOLDER --out FILE
+    python -m benchmarks.methods --source cifar10:FOLDER --quick
 
 An encoder of six convolutions in bf16, AdamW with a cosine, the same views; a method has of its own what its paper
 fixes (its recipe's heads, temperatures, momenta, queues; a jigsaw as PIRL's second view). Nothing is tuned by method.
@@ -85,10 +85,13 @@ class Bench:
 
     def _peer(self, name: str, seed: int) -> float:
         """Trains lightly's implementation in a plain loop."""
-        from benchmarks.methods.peers import PEERS
+        from benchmarks.methods.lightly_methods import LIGHTLY_METHODS
 
         torch.manual_seed(seed)
-        setting, peer = self.setting, PEERS[name](plain_encoder(self.setting.width), 8 * self.setting.width).train()
+        setting, peer = (
+            self.setting,
+            LIGHTLY_METHODS[name](plain_encoder(self.setting.width), 8 * self.setting.width).train(),
+        )
         trained = [p for p in peer.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": setting.weight_decay},
@@ -104,8 +107,9 @@ class Bench:
                     for group in optimizer.param_groups:
                         group["lr"] = lr_at(setting.schedule, setting.lr, step, steps)
                     peer.before_step(step, steps * setting.epochs)
+                    first, second = batch.views[0].unbind(1)
                     with torch.autocast("cpu", torch.bfloat16):
-                        loss = peer.loss(*batch.views[0].unbind(1), epoch)
+                        loss = peer.loss(first, second, epoch)
                     loss.backward()
                     peer.before_optimizer(epoch)
                     optimizer.step()
@@ -128,9 +132,9 @@ def rows(methods: list[str], seeds: int, with_peer: bool) -> Iterator[Row]:
         for name in methods:
             yield "", name, seed
             if with_peer and seed == 0:
-                from benchmarks.methods.peers import PEERS
+                from benchmarks.methods.lightly_methods import LIGHTLY_METHODS
 
-                if name in PEERS:
+                if name in LIGHTLY_METHODS:
                     yield PEER, name, seed
 
 

@@ -69,7 +69,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
 
 
-class Prototypes(nn.Module):
+class Directions(nn.Module):
     """`count` directions (count, dim): unit rows, of weights that are normalised where they are used, as torch's
     weight_norm has them. scaled: each has a length besides, which is learnt and starts at 1."""
 
@@ -91,7 +91,7 @@ class BottleneckHead(nn.Module):
     layers; None: they have none.
     """
 
-    def __init__(self, features: int, hidden: int, dim: int, prototypes: Prototypes, norm: Mode | None = None) -> None:
+    def __init__(self, features: int, hidden: int, dim: int, prototypes: Directions, norm: Mode | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for in_features in (features, hidden):

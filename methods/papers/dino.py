@@ -18,7 +18,7 @@ from kilobatch.methods.losses.prototype_distillation import prototype_distillati
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
-from kilobatch.methods.networks.heads import BottleneckHead, Prototypes, embed_views
+from kilobatch.methods.networks.heads import BottleneckHead, Directions, embed_views
 from kilobatch.methods.parameter_groups import ParameterGroup
 
 SHOWN = 256  # samples that scalars() reads
@@ -61,7 +61,7 @@ class DINO(Method):
         self.encoder, self.temperature, self.freeze_epochs = encoder, temperature, freeze_epochs
         self.momentum, self.center_momentum = momentum, center_momentum
         self.warmup = warmup_temperature, teacher_temperature, warmup_epochs
-        directions = Prototypes(dim, prototypes, scaled=not unit_prototypes)
+        directions = Directions(dim, prototypes, scaled=not unit_prototypes)
         self.head = BottleneckHead(encoder.features, hidden, dim, directions, encoder.norm if head_norm else None)
         self.teacher = MomentumEncoder(torch.nn.Sequential(self.encoder, self.head), own_statistics=True)
         self.register_buffer("center", torch.zeros(prototypes))

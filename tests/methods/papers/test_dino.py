@@ -14,7 +14,7 @@ from kilobatch.methods.losses import prototype_distillation as blocks
 from kilobatch.methods.losses.prototype_distillation import prototype_distillation
 from kilobatch.methods.networks import batch_norm
 from kilobatch.methods.networks.convnet import ConvNet
-from kilobatch.methods.networks.heads import Prototypes
+from kilobatch.methods.networks.heads import Directions
 from kilobatch.methods.papers.dino import DINO, temperature_at
 from tests.helpers.process_groups import run_ranks
 
@@ -136,7 +136,7 @@ def test_gradients_reach_all_that_is_trained(head_norm: bool) -> None:
 
 
 def test_prototypes_are_those_of_torchs_weight_norm() -> None:
-    ours = Prototypes(DIM, PROTOTYPES, scaled=True).double()
+    ours = Directions(DIM, PROTOTYPES, scaled=True).double()
     theirs = nn.utils.parametrizations.weight_norm(nn.Linear(DIM, PROTOTYPES, bias=False).double())
     g, v = (theirs.get_parameter(f"parametrizations.weight.original{i}") for i in (0, 1))
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_prototypes_are_those_of_torchs_weight_norm() -> None:
     got = torch.autograd.grad((x @ ours().T).square().sum(), [*ours.parameters()])
     want = torch.autograd.grad(theirs(x).square().sum(), (v, g))
     assert_close(got, want, rtol=1e-9, atol=1e-9)
-    assert Prototypes(DIM, PROTOTYPES).length is None
+    assert Directions(DIM, PROTOTYPES).length is None
 
 
 def test_the_teacher_follows_with_statistics_of_its_own_and_is_what_is_kept() -> None:

@@ -1,4 +1,4 @@
-"""When SwAV's queues take part: they fill from an epoch on, and are used once they are full."""
+"""SwAV: when its queues take part. They fill from an epoch on, and are used once they are full."""
 
 import torch
 

@@ -16,7 +16,7 @@ from lightly.utils.scheduler import cosine_schedule  # pyright: ignore[reportMis
 from torch import Tensor, nn
 
 
-class Peer(nn.Module):
+class LightlyMethod(nn.Module):
     """A method of lightly's; before_step gets the number of the step and of all, the others the epoch."""
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -33,7 +33,7 @@ class Peer(nn.Module):
         """What they do to gradients."""
 
 
-class Siamese(Peer):
+class Siamese(LightlyMethod):
     """One network for both views, and a loss of the pair."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, criterion: nn.Module) -> None:
@@ -45,7 +45,7 @@ class Siamese(Peer):
         return self.criterion(z1, z2)
 
 
-class Followed(Peer):
+class Followed(LightlyMethod):
     """A network, and a target that follows it with a momentum from `start` to `end`."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, start: float, end: float) -> None:
@@ -88,7 +88,7 @@ class BYOL(Followed):
         return 0.5 * (self.criterion(p1, self.target(second)) + self.criterion(p2, self.target(first)))
 
 
-class SimSiam(Peer):
+class SimSiam(LightlyMethod):
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__(encoder)
         self.head = heads.SimSiamProjectionHead(width, 2048, 2048)
@@ -101,7 +101,7 @@ class SimSiam(Peer):
         return 0.5 * (self.criterion(p1, z2) + self.criterion(p2, z1))
 
 
-class NNCLR(Peer):
+class NNCLR(LightlyMethod):
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__(encoder)
         self.head = heads.NNCLRProjectionHead(width, 2048, 256)
@@ -116,7 +116,7 @@ class NNCLR(Peer):
         return 0.5 * (self.criterion(z1, p2) + self.criterion(z2, p1))
 
 
-class SwAV(Peer):
+class SwAV(LightlyMethod):
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__(encoder)
         self.head, self.prototypes = heads.SwaVProjectionHead(width, 2048, 128), SwaVPrototypes(128, 3000, 2)
@@ -142,23 +142,23 @@ class DINO(Followed):
         return self.criterion([self.target(first), self.target(second)], student, epoch=epoch)
 
     def before_optimizer(self, epoch: int) -> None:
-        self.head.cancel_last_layer_gradients(current_epoch=epoch)
+        self.head.cancel_last_layer_gradients(current_epoch=epoch)  # pyright: ignore[reportCallIssue]
 
 
-def _simclr(encoder: nn.Module, width: int) -> Peer:
+def _simclr(encoder: nn.Module, width: int) -> LightlyMethod:
     head = heads.SimCLRProjectionHead(width, width, 128, num_layers=3)
     return Siamese(encoder, head, losses.NTXentLoss(temperature=0.5))
 
 
-def _barlow_twins(encoder: nn.Module, width: int) -> Peer:
+def _barlow_twins(encoder: nn.Module, width: int) -> LightlyMethod:
     return Siamese(encoder, heads.BarlowTwinsProjectionHead(width, 2048, 2048), losses.BarlowTwinsLoss(5.1e-3))
 
 
-def _vicreg(encoder: nn.Module, width: int) -> Peer:
+def _vicreg(encoder: nn.Module, width: int) -> LightlyMethod:
     return Siamese(encoder, heads.VICRegProjectionHead(width, 2048, 2048, num_layers=3), losses.VICRegLoss())
 
 
-PEERS: dict[str, Callable[[Any, int], Peer]] = {
+LIGHTLY_METHODS: dict[str, Callable[[Any, int], LightlyMethod]] = {
     "simclr": _simclr,
     "moco_v2": MoCo,
     "byol": BYOL,
