@@ -34,6 +34,13 @@ def teacher_probabilities(t: Tensor, prototypes: Tensor, center: Tensor, tempera
     return (torch.addmm(-center, t.flatten(0, 1), prototypes.T) / temperature).softmax(1).unflatten(0, t.shape[:2])
 
 
+def information(p: Tensor) -> Tensor:
+    """What the assignments p (..., K) say of which image it is, in nats: the entropy of their mean less their mean
+    entropy. 0 where all images have one and the same, be it even or a single prototype; at most ln K."""
+    rows = p.flatten(0, -2)
+    return torch.special.entr(rows.mean(0)).sum() - torch.special.entr(rows).sum(1).mean()
+
+
 class _Distillation(Function):
     @staticmethod
     def forward(

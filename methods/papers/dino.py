@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kilobatch.data.batch import Batch, Clock
 from kilobatch.methods import collectives
-from kilobatch.methods.losses.prototype_distillation import prototype_distillation, teacher_probabilities
+from kilobatch.methods.losses.prototype_distillation import information, prototype_distillation, teacher_probabilities
 from kilobatch.methods.memories.momentum_encoder import MomentumEncoder, rising
 from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
@@ -96,8 +96,7 @@ class DINO(Method):
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
         """Of rank 0's images, with prototypes and centre as they are after the step. entropy: of q, 0 to ln K.
-        divergence: of p from q, the loss less that. information: the entropy of the mean q less the mean entropy, which
-        is 0 where all images have one q, be it even or a single prototype."""
+        divergence: of p from q, the loss less that. information: of q."""
         if not self.last:
             return {}
         z, t, temperature = self.last
@@ -105,8 +104,7 @@ class DINO(Method):
         q = teacher_probabilities(*teacher, temperature)
         entropy = torch.special.entr(q).sum(2).mean()
         loss = prototype_distillation(z, self.head.prototypes(), teacher, self.temperature, temperature)
-        information = torch.special.entr(q.mean((0, 1))).sum() - entropy
-        return {"entropy": float(entropy), "divergence": float(loss - entropy), "information": float(information)}
+        return {"entropy": float(entropy), "divergence": float(loss - entropy), "information": float(information(q))}
 
 
 def temperature_at(clock: Clock, first: float, last: float, epochs: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kilobatch.data.batch import Batch
 from kilobatch.methods.losses.options import SINKHORN_EPSILON
+from kilobatch.methods.losses.prototype_distillation import information
 from kilobatch.methods.losses.sinkhorn import sinkhorn
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.memories.queue import Queue
@@ -21,6 +22,8 @@ from kilobatch.methods.method import Method, Tensors
 from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import SwAVHead, embed_views, unit
 from kilobatch.methods.parameter_groups import ParameterGroup
+
+SHOWN = 256  # images of rank 0 that scalars() are of
 
 
 class SwAV(Method):
@@ -59,6 +62,7 @@ class SwAV(Method):
         self.head = SwAVHead(encoder.features, hidden, dim, encoder.norm)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         empty = queue.model_copy(update={"start": "empty"}) if queue else None
+        self.last: Tensor | None = None  # rows of the last step, for scalars()
         self.queues = nn.ModuleList([Queue(empty, dim) for _ in range(2)] if empty else [])
 
     def groups(self) -> Sequence[ParameterGroup]:
@@ -92,3 +96,12 @@ class SwAV(Method):
         if batch.clock.epoch >= self.queue_epoch:
             for view, queue in enumerate(self.memories()):
                 queue.push(unit(z["z"][:, view]))
+        self.last = z["z"][:SHOWN, 0]
+
+    @torch.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """information: of the predictions for rank 0's first views, with the prototypes as they are after the step."""
+        if self.last is None:
+            return {}
+        p = (unit(self.last) @ unit(self.prototypes.weight).T / self.temperature).softmax(1)
+        return {"information": float(information(p))}

@@ -12,13 +12,14 @@ from kilobatch.trainer.monitor.embedding_metrics import collapse
 from kilobatch.trainer.monitor.metrics_file import read_metrics
 from kilobatch.trainer.monitor.progress_file import Note, NoteKind
 
-LOSS, RANK = "train/loss", "embedding/effective_rank"
+LOSS, RANK, INFORMATION = "train/loss", "embedding/effective_rank", "train/information"
 WINDOW = 5  # logged values of which the mean is compared, since single ones vary
 FAR, LEAST = 0.5, 0.5  # the rise that is far above the first loss: a share of it, and at the least so much
 PATIENCE = 0.1  # share of the steps before which neither k-NN nor the views' distance need be better than untrained
 # An embedding that has less than so many directions left, and less than that share of those at its start, is noted. One
 # without a stop-gradient behind a norm ends at two to four, and keeps its spread.
 DIRECTIONS, KEPT = 5.0, 0.25
+TOLD = 0.02  # nats; DINO without centring is below it after an eighth of its recipe for digits, and else above 0.8
 NEARER = 0.02  # share of two images' distance by which the views of one are nearer, at the least
 # by the logged name of an accuracy: that of the untrained encoder by the same k-NN
 UNTRAINED = {"knn_sample/top1": "knn_sample/untrained", "knn/top1": "knn/untrained"}
@@ -68,6 +69,10 @@ class LearningChecks:
             self._look_at_loss(step)
         if "embedding/std" in values:
             self._note("collapse", step, collapse(dict(values)) or self._few_directions(step, values[RANK]))
+        if INFORMATION in values and step >= PATIENCE * self._total:
+            told = values[INFORMATION]
+            text = f"the assignments to prototypes have collapsed: they tell {told:.4f} nats of which image it is"
+            self._note("assignments", step, text if told < TOLD else None)
         if {"similarity/positive", "similarity/negative"} <= values.keys() and step >= PATIENCE * self._total:
             self._look_at_views(step, values["similarity/positive"], values["similarity/negative"])
         self._look_at_accuracy(step, values)

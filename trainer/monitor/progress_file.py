@@ -25,7 +25,7 @@ NAMES = {
 }
 
 
-NoteKind = Literal["loss", "knn", "collapse", "views", "queue"]
+NoteKind = Literal["loss", "knn", "collapse", "views", "assignments", "queue"]
 
 
 class Note(BaseModel):

@@ -1,10 +1,12 @@
 """SwAV: when its queues take part. They fill from an epoch on, and are used once they are full."""
 
+import pytest
 import torch
 
 from kilobatch.data.batch import Batch, Clock, make_batch
 from kilobatch.methods.memories.options import QueueOptions
 from kilobatch.methods.networks.convnet import ConvNet
+from kilobatch.methods.networks.heads import unit
 from kilobatch.methods.papers.swav import SwAV
 
 SAMPLES = 8
@@ -39,3 +41,15 @@ def test_queues_fill_from_their_epoch_on_and_are_used_once_they_are_full() -> No
     # Steps 0 and 1 are before the epoch; steps 2 to 4 fill the queues, which step 5 is the first to use.
     assert held == [[rows, rows] for rows in (0, 0, 0, 8, 16, 24, 24)]
     assert different == [False] * 5 + [True] * 2
+
+
+def test_scalars_tell_whether_predictions_differ_by_image() -> None:
+    method, batch = swav(None), batch_of(0)
+    assert method.scalars() == {}
+    z = method.embed(batch)
+    method.update(z, {}, batch)
+    p = torch.softmax(unit(z["z"][:, 0]) @ unit(method.prototypes.weight).T / 0.1, 1)
+    divergences = (p * (p / p.mean(0)).log()).sum(1)  # of each image's from their mean: the same by another formula
+    assert method.scalars()["information"] == pytest.approx(divergences.mean().item(), rel=1e-5)
+    method.update({"z": torch.ones(SAMPLES, 2, 6)}, {}, batch)
+    assert method.scalars()["information"] == pytest.approx(0, abs=1e-6)

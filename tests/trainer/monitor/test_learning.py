@@ -119,6 +119,20 @@ def test_few_directions_of_an_embedding_that_never_had_many(tmp_path: Path) -> N
     assert training.printed() == [] and training.noted() == []
 
 
+def test_assignments_that_are_the_same_for_all_images(tmp_path: Path) -> None:
+    """Those of DINO on digits without its centring, whose rows are not in one point."""
+    training = Training(tmp_path)
+    for told in (1.43, 0.0001, 0.0001):  # the first three steps are too early to say
+        training.loss(1.0, embedding=EVEN | {"train/information": told})
+    training.loss(1.0, embedding=EVEN | {"train/information": 0.05})
+    assert training.printed() == []
+    training.loss(1.0, embedding=EVEN | {"train/information": 0.004})
+    said = (
+        "warning (from step 5 on): the assignments to prototypes have collapsed: they tell 0.0040 nats of which image"
+    )
+    assert training.printed() == [f"{said} it is"] and training.noted() == ["assignments"]
+
+
 def test_an_embedding_whose_views_are_as_far_apart_as_images(tmp_path: Path) -> None:
     """Its spread is even. The cosines are those of VICReg on digits with variance=0 covariance=0, from its step 36."""
     apart = [(0.115, 0.098), (0.087, 0.078), (0.090, 0.074), (0.026, 0.033), (0.081, 0.054), (0.025, 0.018)]
