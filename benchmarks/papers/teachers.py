@@ -1,7 +1,9 @@
 """Students of a timm network with classes, and of an encoder without classes, on digits that move; several seeds.
 
     python -m benchmarks.papers.teachers
-    python -m benchmarks.papers.teachers --seeds 1
+    python -m benchmarks.papers.teachers --seeds 1 --out FILE
+
+What the file `--out` has is not trained again, so that a stopped benchmark goes on.
 
 With classes: timm's resnet18 learns the digits from all labels in a plain loop of torch, and its state dict is all that
 is kept of it. `simclr_v2_digits_distill` takes that file as its teacher; its student, an encoder of 37 thousand
@@ -12,8 +14,9 @@ width, by similarities to a queue, and by its features. The accuracies are those
 """
 
 import argparse
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -100,18 +103,35 @@ def rows(teacher: str, students: Sequence[str], found: list[list[float]]) -> lis
     ]
 
 
+def found_in(out: Path, settings: dict[str, int]) -> dict[tuple[str, int], list[float]]:
+    """The accuracies that the file has of these settings, by teacher and seed."""
+    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    return {(line["teacher"], line["seed"]): line["found"] for line in lines if settings.items() <= line.items()}
+
+
 def main() -> None:
-    """Prints a table."""
+    """Trains what is missing, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40, help="of the timm network")
+    parser.add_argument("--out", type=Path, default=Path("teachers.jsonl"), help="a line for each teacher and seed")
     options = parser.parse_args()
     torch.set_num_threads(1)  # more would wait for each other on a busy machine
+    teachers: dict[str, Callable[[Path, int], list[float]]] = {
+        NAME: lambda folder, seed: of_timm(folder, seed, options.epochs),
+        "demo": of_encoder,
+    }
+    settings = {"epochs": options.epochs}
+    for seed in range(options.seeds):
+        for teacher, accuracies in teachers.items():
+            if (teacher, seed) not in found_in(options.out, settings):
+                with tempfile.TemporaryDirectory() as folder:
+                    line = {"teacher": teacher, "seed": seed, "found": accuracies(Path(folder), seed), **settings}
+                with options.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    found = found_in(options.out, settings)
+    timms, encoders = ([found[teacher, seed] for seed in range(options.seeds)] for teacher in teachers)
     table = Table("teacher", "its top-1, %", "student", "top-1, %", "mean gap", "largest gap")
-    with tempfile.TemporaryDirectory() as name:
-        folder, seeds = Path(name), range(options.seeds)
-        timms = [of_timm(folder, seed, options.epochs) for seed in seeds]
-        encoders = [of_encoder(folder, seed) for seed in seeds]
     for row in [
         *rows(f"timm/{NAME}, with classes", ["distill"], timms),
         *rows("demo, without classes", ["seed, by similarity", "seed, by features"], encoders),

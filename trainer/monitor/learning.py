@@ -18,7 +18,7 @@ FAR, LEAST = 0.5, 0.5  # the rise that is far above the first loss: a share of i
 PATIENCE = 0.1  # share of the steps before which neither k-NN nor the views' distance need be better than untrained
 # An embedding that has less than so many directions left, and less than that share of those at its start, is noted. One
 # without a stop-gradient behind a norm ends at two to four, and keeps its spread.
-DIRECTIONS, KEPT = 5.0, 0.25
+DIRECTIONS, KEPT = 4.0, 0.25
 TOLD = 0.02  # nats; DINO without centring is below it after an eighth of its recipe for digits, and else above 0.8
 NEARER = 0.02  # share of two images' distance by which the views of one are nearer, at the least
 # by the logged name of an accuracy: that of the untrained encoder by the same k-NN

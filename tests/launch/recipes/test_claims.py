@@ -23,6 +23,7 @@ OTHER = {
     "barlow_twins_imagenet": {"71.4"},
     "dino_digits": {"83", "83.9", "33.6", "64.2"},
     "dino_vit_small_imagenet": {"69.3", "76.0"},
+    "deepcluster_v2_digits": {"88", "89.4", "33.6", "64.2"},
     "demo": {"92", "94.7", "64"},
     "hcsc_digits": {"95", "96.4", "33.6", "64.2"},
     "instance_discrimination_imagenet": {"52.7", "58.5"},
