@@ -115,7 +115,7 @@ class Bench:
                     optimizer.step()
                     optimizer.zero_grad()
                     step += 1
-        return self._knn(peer.encoder)
+        return self._knn(peer.evaluated())
 
     @torch.no_grad()
     def _knn(self, encoder: nn.Module) -> float:

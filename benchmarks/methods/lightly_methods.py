@@ -32,6 +32,10 @@ class LightlyMethod(nn.Module):
     def before_optimizer(self, epoch: int) -> None:
         """What they do to gradients."""
 
+    def evaluated(self) -> nn.Module:
+        """The encoder whose features are evaluated."""
+        return self.encoder
+
 
 class Siamese(LightlyMethod):
     """One network for both views, and a loss of the pair."""
@@ -140,6 +144,9 @@ class DINO(Followed):
     def loss(self, first: Tensor, second: Tensor, epoch: int) -> Tensor:
         student = [self.head(self.encoder(view)).float() for view in (first, second)]
         return self.criterion([self.target(first), self.target(second)], student, epoch=epoch)
+
+    def evaluated(self) -> nn.Module:
+        return self.target_encoder  # the teacher, as of ours and of the authors
 
     def before_optimizer(self, epoch: int) -> None:
         self.head.cancel_last_layer_gradients(current_epoch=epoch)  # pyright: ignore[reportCallIssue]

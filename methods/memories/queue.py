@@ -57,6 +57,12 @@ class Queue(Memory):
             return self.keys
         return self.keys[: int(self.pushed)]
 
+    def is_full(self) -> bool:
+        """Whether the keys of all ranks together are as many as the queue holds: the same on every rank, of which each
+        sends one number where it is sharded, as their shares may differ by one key."""
+        held = torch.tensor(len(self.filled()), device=self.keys.device)
+        return int(collectives.all_reduce_sum(held) if self.sharded else held) == self.options.length
+
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
         """Replaces the oldest keys by keys (n, D), the unit keys that this rank made, the same n on every rank."""

@@ -43,6 +43,7 @@ class DeepClusterV2(Method):
     prototypes: Tensor  # (sum of the heads' clusters, D) unit rows, head after head
     clusters: Tensor  # (H, images) int32: of each image under each head, or NONE
     seen: Tensor  # (images,) bool: whether this epoch has put the image's projections into the banks
+    clustered: Tensor  # 0-dim int64: the epoch that the clusters were made for, which a resume does not make again
 
     def __init__(
         self,
@@ -64,17 +65,20 @@ class DeepClusterV2(Method):
         return [ParameterGroup("", adapt=True)]
 
     def prepare(self, data: DataFacts) -> None:
-        if max(self.counts) > data.images:
+        if 1 < data.images < max(self.counts):  # 0 or 1: it is only loaded
             raise UserError(f"method.prototypes has {max(self.counts)} clusters for {data.images} images; use fewer")
         self.banks = nn.ModuleList([MemoryBank(data.images, self.dim) for _ in range(2)])
         self.register_buffer("prototypes", torch.zeros(sum(self.counts), self.dim))
         self.register_buffer("clusters", torch.full((len(self.counts), data.images), NONE, dtype=torch.int32))
         self.register_buffer("seen", torch.zeros(data.images, dtype=torch.bool))
+        self.register_buffer("clustered", torch.tensor(-1))
 
     def before_epoch(self, epoch: int, features: EpochFeatures) -> None:
+        if epoch == int(self.clustered):
+            return
         images, banks = self.last_projections(features)
-        clustered = self.seen if self.seen.any() else torch.ones_like(self.seen)
-        place = clustered.cumsum(0)[images] - 1  # among the images that are clustered
+        seen = self.seen if self.seen.any() else torch.ones_like(self.seen)
+        place = seen.cumsum(0)[images] - 1  # among the images that are clustered
         found, centroids = torch.zeros_like(self.clusters), []
         for head, count in enumerate(self.counts):
             of = kmeans(
@@ -92,6 +96,7 @@ class DeepClusterV2(Method):
         self.clusters.copy_(collectives.all_reduce_sum(found) + NONE)
         self.prototypes.copy_(torch.cat(centroids))
         self.seen.zero_()
+        self.clustered.fill_(epoch)
 
     def last_projections(self, features: EpochFeatures) -> tuple[Tensor, list[Tensor]]:
         """This rank's images (n,), and their projections (n, D) of first and of second views."""

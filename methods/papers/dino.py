@@ -21,7 +21,7 @@ from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import BottleneckHead, Directions, embed_views
 from kilobatch.methods.parameter_groups import ParameterGroup
 
-SHOWN = 256  # samples that scalars() reads
+LEAST_SHOWN, SHOWN = 8, 256  # samples that scalars() reads: of few they say nothing
 
 
 class DINO(Method):
@@ -97,7 +97,7 @@ class DINO(Method):
     def scalars(self) -> dict[str, float]:
         """Of rank 0's images, with prototypes and centre as they are after the step. entropy: of q, 0 to ln K.
         divergence: of p from q, the loss less that. information: of q."""
-        if not self.last:
+        if not self.last or len(self.last[0]) < LEAST_SHOWN:
             return {}
         z, t, temperature = self.last
         teacher = t, self.teacher_prototypes, self.center

@@ -74,7 +74,7 @@ class HCSC(MoCo):
         self.queue = NumberedQueue(queue, dim)
 
     def prepare(self, data: DataFacts) -> None:
-        if data.counts and self.clusters[0] > data.images:  # else it is only loaded
+        if 1 < data.images < self.clusters[0]:  # 0 or 1: it is only loaded
             raise UserError(
                 f"method.clusters has {self.clusters[0]}, more than the {data.images} images of data.train; use fewer"
             )

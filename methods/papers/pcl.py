@@ -73,7 +73,7 @@ class PCL(MoCo):
         self.momentum_encoder = MomentumEncoder(self.online(), own_statistics=True)
 
     def prepare(self, data: DataFacts) -> None:
-        if data.counts and max(self.clusters) > data.images:  # else it is only loaded
+        if 1 < data.images < max(self.clusters):  # 0 or 1: it is only loaded
             raise UserError(
                 f"method.clusters has {max(self.clusters)}, more than the {data.images} images of data.train; use fewer"
             )

@@ -23,7 +23,7 @@ from kilobatch.methods.networks.encoder import Encoder
 from kilobatch.methods.networks.heads import SwAVHead, embed_views, unit
 from kilobatch.methods.parameter_groups import ParameterGroup
 
-SHOWN = 256  # images of rank 0 that scalars() are of
+LEAST_SHOWN, SHOWN = 8, 256  # images of rank 0 that scalars() are of: of few it says nothing
 
 
 class SwAV(Method):
@@ -83,9 +83,8 @@ class SwAV(Method):
 
     def assignments(self, scores: Tensor, prototypes: Tensor) -> Tensor:
         """q (2, n, K) of scores (2, n, K); a full queue takes part."""
-        rows = [queue.filled().to(scores.dtype) for queue in self.memories()]
-        full = rows and all(len(x) == len(queue.keys) for x, queue in zip(rows, self.memories(), strict=True))
-        more = torch.stack([x @ prototypes.T for x in rows]) if full else None
+        full = [queue.filled().to(scores.dtype) for queue in self.memories() if queue.is_full()]
+        more = torch.stack([rows @ prototypes.T for rows in full]) if full else None
         return sinkhorn(scores, self.epsilon, self.rounds, more)
 
     def memories(self) -> list[Queue]:
@@ -101,7 +100,7 @@ class SwAV(Method):
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
         """information: of the predictions for rank 0's first views, with the prototypes as they are after the step."""
-        if self.last is None:
+        if self.last is None or len(self.last) < LEAST_SHOWN:
             return {}
         p = (unit(self.last) @ unit(self.prototypes.weight).T / self.temperature).softmax(1)
         return {"information": float(information(p))}
