@@ -57,11 +57,16 @@ class Queue(Memory):
             return self.keys
         return self.keys[: int(self.pushed)]
 
+    def held(self) -> int:
+        """How many keys all ranks hold together: the same on every rank. While a sharded queue that started empty may
+        fill, each sends one number, as their shares may differ by one key."""
+        if self.options.start == "random":
+            return self.options.length
+        own = torch.tensor(len(self.filled()), device=self.keys.device)
+        return int(collectives.all_reduce_sum(own) if self.sharded else own)
+
     def is_full(self) -> bool:
-        """Whether the keys of all ranks together are as many as the queue holds: the same on every rank, of which each
-        sends one number where it is sharded, as their shares may differ by one key."""
-        held = torch.tensor(len(self.filled()), device=self.keys.device)
-        return int(collectives.all_reduce_sum(held) if self.sharded else held) == self.options.length
+        return self.held() == self.options.length
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
@@ -99,10 +104,7 @@ class Queue(Memory):
             torch.cat([local, scores[..., None]], 2).unflatten(0, (collectives.world_size(), len(q)))
         )
         candidates = candidates.transpose(0, 1).flatten(1, 2)  # (n, W * count, D + 1)
-        total = self.options.length
-        if self.options.start == "empty":
-            total = int(collectives.all_reduce_sum(torch.tensor(len(keys), device=q.device)))
-        top = candidates[..., -1].topk(min(count, total), 1).indices
+        top = candidates[..., -1].topk(min(count, self.held()), 1).indices
         return candidates[..., :-1].gather(1, top[..., None].expand(-1, -1, q.shape[1]))
 
     def reshard(self, ranks: int, held: Callable[[str, int], Tensor]) -> None:
